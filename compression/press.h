@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A press decides which cached (key, value) pairs of an attention layer stay.
+ *
+ * One press = one file with one `const pd_press pd_press_<name>` + one word in
+ * compression/meson.build.  Names and parameters are kvpress's in snake_case.
+ * A press looks at a borrowed view of one layer and returns a plan; it never
+ * frees, moves or writes KV memory: the engine applies the plan.
+ *
+ * Words: L slots in the view, H KV heads, Hq query heads (Hq % H == 0,
+ * G = Hq / H, query head h reads KV head h / G), D head_dim, d model width.
+ * "slot" = index in the view; "position" = where the token stands in the text
+ * (they differ once something was evicted: always read pos[]).  Slots are in
+ * time order.  RoPE is the half-split form (pairs i, i + D/2) for every model.
+ * ratio = fraction of pairs REMOVED.  Scores are f32, larger = keep, NaN is a
+ * bug; of equal scores the lower slot wins.  Arrays are row-major, last axis
+ * dense.  Thread of every hook: engine. */
+#ifndef PD_COMPRESSION_PRESS_H
+#define PD_COMPRESSION_PRESS_H
+
+#include "engine/base/arena.h"
+#include "engine/base/err.h"
+#include "engine/base/workers.h"
+#include "engine/kernels/kernels.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- what prefill has to collect for a press ---- */
+
+enum {
+    PD_NEEDS_Q_TAIL = 1u << 0, /* the last q_tail rotated queries */
+    PD_NEEDS_Q_MEAN = 1u << 1, /* mean of pre-RoPE queries, rows >= n_sink */
+    PD_NEEDS_Q_COV = 1u << 2,  /* and their covariance (implies Q_MEAN) */
+    PD_NEEDS_Q_ALL = 1u << 3,  /* every rotated query (q_tail = all rows) */
+    PD_NEEDS_X = 1u << 4,      /* every row of the attention input */
+};
+
+enum { PD_MOMENTS_MAX = 4 };
+
+typedef struct pd_press_needs {
+    unsigned bits;
+    size_t q_tail;                /* rows, largest of all children */
+    size_t n_sink[PD_MOMENTS_MAX]; /* one set of moments per distinct n_sink */
+    size_t n_moments;
+} pd_press_needs;
+
+/* Moments of pre-RoPE queries (after q-norm) over rows row >= n_sink, divided
+ * by their count (population). */
+typedef struct pd_moments {
+    size_t n_sink, count; /* count of rows used; mean and cov are NULL if 0 */
+    const float *mean;    /* [Hq][D] */
+    const float *cov;     /* [Hq][D][D], NULL unless Q_COV */
+} pd_moments;
+
+typedef enum { PD_PHASE_PREFILL, PD_PHASE_STEP } pd_phase;
+
+/* One layer at one moment.  Everything is borrowed for the call. */
+typedef struct pd_view {
+    pd_phase phase;
+    int layer, n_layer;
+    size_t n_head, n_head_kv, head_dim, n_embd;
+
+    size_t n;                  /* L; the longest head when heads differ */
+    const size_t *n_h;         /* [H] slots of each head */
+    const int32_t *const *pos; /* [H][n_h] position of each slot */
+    const float *const *k;     /* [H] -> [n_h][D], rotated */
+    const float *const *v;     /* [H] -> [n_h][D] */
+    const uint8_t *const *protect; /* [H][n_h] 1 = must stay, or NULL */
+
+    size_t n_seen;             /* tokens of the sequence so far = next position */
+    size_t q_rows;             /* rows in q, the last ones seen (PREFILL: of the scope) */
+    const float *q;            /* [q_rows][Hq][D] rotated at their own positions, unscaled; NULL unless needed */
+    const int32_t *q_pos;      /* [q_rows] */
+    const pd_moments *moments; /* [n_moments] */
+    size_t n_moments;
+    size_t stat_rows;          /* rows the moments were taken over, sinks included (PREFILL: L) */
+    size_t x_rows;
+    const float *x;            /* [x_rows][d] attention input after its norm */
+
+    const float *inv_freq; /* [D/2] this layer's RoPE frequencies */
+    float rope_scale;      /* attention scaling of the RoPE (1 but for YaRN) */
+
+    const pd_kernels *kern;
+    pd_workers *workers;   /* may be NULL */
+    pd_arena *tmp;         /* scratch of the call; plans live in it */
+    uint64_t seed;         /* of the request; the same for every layer */
+} pd_view;
+
+/* ---- what a press answers ---- */
+
+/* n_keep[h] slots keep[h][] of each head stay, ascending, distinct, >= 1 each.
+ * Memory comes from view->tmp. */
+typedef struct pd_plan {
+    bool keep_all;      /* nothing goes; the rest is unset */
+    size_t *n_keep;     /* [H] */
+    uint32_t **keep;    /* [H][n_keep] */
+    bool rerotate;      /* move kept keys to positions 0..n_keep-1; later tokens follow on.
+                           Needs n_keep equal for all heads. */
+    float *const *v_new; /* [H][n_keep][D] replaces the kept values; NULL = unchanged */
+} pd_plan;
+
+/* ---- parameters ---- */
+
+typedef enum { PD_PARAM_INT, PD_PARAM_FLOAT, PD_PARAM_BOOL, PD_PARAM_CHOICE } pd_param_type;
+
+enum { PD_PARAM_NULLABLE = 1u << 0, PD_PARAM_OPEN_MIN = 1u << 1, PD_PARAM_OPEN_MAX = 1u << 2 };
+
+typedef struct pd_param {
+    const char *name; /* as in kvpress, snake_case */
+    pd_param_type type;
+    double def;       /* booleans 0/1, choices their index, NaN = null */
+    double min, max;  /* inclusive unless OPEN_ */
+    unsigned flags;
+    const char *const *choices; /* NULL-terminated, for CHOICE */
+    const char *doc;
+} pd_param;
+
+enum { PD_PRESS_PARAMS_MAX = 12, PD_PRESS_CHILDREN_MAX = 8, PD_PRESS_DEPTH_MAX = 6 };
+
+/* A press with its parameters, as one request asked for it.  `state` is what
+ * the press keeps between calls of one request (NULL for most). */
+typedef struct pd_press pd_press;
+typedef struct pd_press_inst pd_press_inst;
+struct pd_press_inst {
+    const pd_press *press;
+    double p[PD_PRESS_PARAMS_MAX]; /* in the order of press->params */
+    pd_press_inst *child[PD_PRESS_CHILDREN_MAX];
+    size_t n_child;
+    void *state;
+};
+
+/* What to keep of a view: `ratio`, or a count when by_count. */
+typedef struct pd_budget {
+    double ratio;   /* [0, 1] */
+    bool by_count;
+    size_t count;   /* tokens per head */
+} pd_budget;
+
+/* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
+size_t pd_budget_keep(const pd_budget *b, size_t n);
+
+/* ---- the press itself ---- */
+
+/* What it can do; wrappers ask it of their children. */
+enum {
+    PD_CAN_SCORE = 1u << 0,       /* has score() */
+    PD_CAN_SCORE_STEP = 1u << 1,  /* score() is right on PHASE_STEP views */
+    PD_CAN_SCORE_RAGGED = 1u << 2, /* score() accepts heads of different lengths */
+    PD_CAN_PRUNE_STEP = 1u << 3,  /* plan() works while decoding (scorers by the driver, adakv) */
+};
+
+struct pd_press {
+    const char *name;            /* wire name */
+    const char *reference_class; /* kvpress class, "ExpectedAttentionPress" */
+    const char *kind;            /* "scorer", "wrapper" */
+    const char *source;          /* paper */
+    const char *doc;             /* one sentence for people */
+    const char *ratio_doc;       /* whose ratio counts */
+    const pd_param *params;
+    size_t n_params;
+    unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */
+    size_t min_child, max_child; /* 0, 0 for a leaf */
+    unsigned child_must;         /* PD_CAN_* every child must have */
+
+    /* Add what this press (not its children) needs to *n. */
+    void (*needs)(const pd_press_inst *inst, pd_press_needs *n);
+
+    /* Shortest view this press works on; below it the request is served unpressed
+     * and told so (`skipped`).  NULL = 1. */
+    size_t (*min_tokens)(const pd_press_inst *inst);
+
+    /* score[h][slot] for every head; larger = keep.  Protection is applied by
+     * pd_press_score, not here.  Errors: ENOMEM. */
+    pd_status (*score)(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err);
+
+    /* The plan for this layer.  NULL = the shared one: keep the best
+     * pd_budget_keep() slots of each head by score().  Errors: ENOMEM. */
+    pd_status (*plan)(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret, pd_err *err);
+
+    /* Forget state before another sequence; free state.  NULL = stateless. */
+    void (*reset)(pd_press_inst *inst);
+    void (*close)(pd_press_inst *inst);
+};
+
+/* ---- registry: from the list in meson.build ---- */
+
+const pd_press *pd_press_find(const char *name); /* NULL if unknown; borrowed, lives forever */
+size_t pd_press_count(void);
+const pd_press *pd_press_at(size_t index);       /* in list order */
+const char *pd_press_names(void);                /* "random, knorm, ..." for errors */
+const pd_param *pd_press_param(const pd_press *p, const char *name, size_t *index); /* NULL if unknown */
+
+/* ---- driver: the only way wrappers and the engine call a press ---- */
+
+/* Union of inst's and its children's needs. */
+void pd_press_collect_needs(const pd_press_inst *inst, pd_press_needs *ret);
+size_t pd_press_min_tokens(const pd_press_inst *inst); /* largest of inst and children */
+
+/* inst->press->score, then protected slots = +inf; asserts no NaN. */
+pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err);
+
+/* The plan of the layer.  Ratio 0 or a count >= L gives keep_all before any
+ * scoring.  At least one slot per head stays, and every protected one.
+ * `scores` (may be NULL, [H][n_h]) receives what ranked the slots, when the
+ * press ranks by scores. */
+pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
+                        pd_plan *ret, float *const *scores, pd_err *err);
+
+/* Helpers for presses. */
+const pd_moments *pd_view_moments(const pd_view *view, size_t n_sink); /* NULL if not collected */
+float **pd_scores_new(const pd_view *view); /* [H][n_h] from view->tmp; NULL = no memory */
+/* The k best slots of s[0..n), ascending, to keep[k]; ties: lower slot.
+ * O(n); scratch from tmp.  1 <= k <= n. */
+pd_status pd_top_k(const float *s, size_t n, size_t k, uint32_t *keep, pd_arena *tmp, pd_err *err);
+
+#endif

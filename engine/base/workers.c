@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compute threads (see workers.h).
+ *
+ * One run = one "ticket" number.  The caller writes fn/ctx/n_tasks, then
+ * publishes the ticket (release); a worker that sees a new ticket (acquire)
+ * takes tasks until none are left and counts itself out in `done`.  The caller
+ * leaves when all workers are out, so a worker never holds a stale ctx.
+ * A futex on the ticket lets idle workers sleep; `sleepers` tells the caller
+ * whether a wake-up call is needed at all. */
+#include "engine/base/workers.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { THREADS_MAX = 256 };
+
+/* About 50 us of spinning: longer than the gap between two layers' runs, short
+ * enough that an idle server costs nothing. */
+enum { SPIN = 20000 };
+
+struct pd_workers {
+    unsigned n; /* threads, the caller included */
+    bool spin;  /* false if there are more threads than processors */
+    pthread_t *thread;
+    unsigned n_started;
+
+    pd_task_fn fn; /* written by the caller before ticket, read by workers after */
+    void *ctx;
+    size_t n_tasks;
+
+    _Alignas(64) _Atomic uint32_t ticket; /* release: caller; acquire: workers */
+    _Atomic uint32_t sleepers;
+    _Alignas(64) _Atomic size_t next;   /* next task to take */
+    _Alignas(64) _Atomic uint32_t done; /* workers out of the run; release/acquire */
+    _Atomic bool stop;
+};
+
+typedef struct {
+    pd_workers *w;
+    unsigned index;
+} start_arg;
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void futex_wait(_Atomic uint32_t *addr, uint32_t seen) {
+    syscall(SYS_futex, addr, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void futex_wake_all(_Atomic uint32_t *addr) {
+    syscall(SYS_futex, addr, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+static void take_tasks(pd_workers *w, unsigned thread) {
+    const size_t n = w->n_tasks;
+    for (;;) {
+        const size_t i = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed);
+        if (i >= n) return;
+        w->fn(w->ctx, i, thread);
+    }
+}
+
+static uint32_t wait_ticket(pd_workers *w, uint32_t seen) {
+    for (int i = 0; w->spin && i < SPIN; i++) {
+        const uint32_t t = atomic_load_explicit(&w->ticket, memory_order_acquire);
+        if (t != seen) return t;
+        relax();
+    }
+    for (;;) {
+        /* seq_cst: either the caller sees us in `sleepers`, or we see its ticket */
+        atomic_fetch_add(&w->sleepers, 1);
+        if (atomic_load(&w->ticket) == seen) futex_wait(&w->ticket, seen);
+        atomic_fetch_sub(&w->sleepers, 1);
+        const uint32_t t = atomic_load_explicit(&w->ticket, memory_order_acquire);
+        if (t != seen) return t;
+    }
+}
+
+static void *worker_main(void *p) {
+    start_arg *arg = p;
+    pd_workers *w = arg->w;
+    const unsigned index = arg->index;
+    free(arg);
+    uint32_t seen = 0;
+    for (;;) {
+        seen = wait_ticket(w, seen);
+        if (atomic_load_explicit(&w->stop, memory_order_acquire)) return NULL;
+        take_tasks(w, index);
+        atomic_fetch_add_explicit(&w->done, 1, memory_order_release);
+    }
+}
+
+static void publish(pd_workers *w) {
+    atomic_fetch_add(&w->ticket, 1); /* seq_cst: pairs with wait_ticket */
+    if (atomic_load(&w->sleepers)) futex_wake_all(&w->ticket);
+}
+
+pd_status pd_workers_open(pd_workers **ret, unsigned n_threads, pd_err *err) {
+    if (n_threads == 0 || n_threads > THREADS_MAX)
+        return pd_fail(err, PD_EINVAL, "threads", "threads must be 1..%d, not %u", THREADS_MAX, n_threads);
+    pd_workers *w = aligned_alloc(64, (sizeof *w + 63) / 64 * 64);
+    if (!w) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the thread pool");
+    *w = (pd_workers){.n = n_threads, .spin = n_threads <= pd_cpu_count()};
+    w->thread = calloc(n_threads, sizeof *w->thread);
+    if (!w->thread) goto fail;
+    for (unsigned i = 1; i < n_threads; i++) {
+        start_arg *arg = malloc(sizeof *arg);
+        if (!arg) goto fail;
+        *arg = (start_arg){w, i};
+        if (pthread_create(&w->thread[i], NULL, worker_main, arg) != 0) {
+            free(arg);
+            goto fail;
+        }
+        w->n_started++;
+    }
+    *ret = w;
+    return PD_OK;
+fail:
+    pd_workers_close(w);
+    return pd_fail(err, PD_ENOMEM, "threads", "cannot start %u compute threads", n_threads);
+}
+
+void pd_workers_close(pd_workers *w) {
+    if (!w) return;
+    if (w->n_started) {
+        atomic_store_explicit(&w->stop, true, memory_order_release);
+        publish(w);
+        for (unsigned i = 1; i <= w->n_started; i++) pthread_join(w->thread[i], NULL);
+    }
+    free(w->thread);
+    free(w);
+}
+
+unsigned pd_workers_count(const pd_workers *w) {
+    return w ? w->n : 1;
+}
+
+void pd_workers_run(pd_workers *w, pd_task_fn fn, void *ctx, size_t n_tasks) {
+    if (!w || w->n == 1 || n_tasks <= 1) {
+        for (size_t i = 0; i < n_tasks; i++) fn(ctx, i, 0);
+        return;
+    }
+    w->fn = fn;
+    w->ctx = ctx;
+    w->n_tasks = n_tasks;
+    atomic_store_explicit(&w->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->done, 0, memory_order_relaxed);
+    publish(w);
+    take_tasks(w, 0);
+    for (unsigned spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) != w->n - 1;) {
+        if (w->spin && ++spins < SPIN)
+            relax();
+        else
+            sched_yield();
+    }
+}
+
+unsigned pd_cpu_count(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        const int n = CPU_COUNT(&set);
+        if (n > 0) return (unsigned)n;
+    }
+    return 1;
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inner loops that have more than one implementation.
+ *
+ * pd_kernels_init fills a table weakest row first: scalar.c is the definition,
+ * each ISA file overwrites what it does better and leaves the rest.  The table
+ * is read-only after start.  Every entry is compared with scalar code in
+ * tests/kernel, within a derived bound; at start pd_kernels_selftest does a
+ * short version of the same and the caller falls back on a mismatch.
+ *
+ * Rules for all entries: any alignment unless said, no read or write past the
+ * stated sizes, no allocation, results depend on nothing but the inputs (never
+ * on n_tok or on how a range is split), no fast-math.  Thread: any. */
+#ifndef PD_ENGINE_KERNELS_KERNELS_H
+#define PD_ENGINE_KERNELS_KERNELS_H
+
+#include "engine/base/err.h"
+#include "engine/kernels/panel.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CPU features that have a row.  A row needs the ones before it, and the
+ * operating system's consent (xgetbv). */
+enum {
+    PD_CPU_AVX2 = 1u << 0,   /* with FMA and F16C */
+    PD_CPU_AVX512 = 1u << 1, /* F, BW, DQ, VL */
+    PD_CPU_VNNI = 1u << 2,   /* AVX512_VNNI */
+};
+
+enum { PD_PAGE_TOKENS = 16 }; /* slots of a KV page; a lane of the attention kernels */
+
+typedef struct pd_kernels {
+    const char *isa; /* the strongest row in use: "scalar", "avx2", "avx512", "avx512+vnni" */
+
+    /* ---- vectors of f32 ---- */
+    /* sum a[i]*b[i]; the order of additions is free (bound in tests/kernel). */
+    float (*dot_f32)(const float *a, const float *b, size_t n);
+    /* y[i] += a * x[i] */
+    void (*axpy_f32)(float a, const float *x, float *y, size_t n);
+    /* largest of x[0..n), n >= 1; no NaN in x */
+    float (*max_f32)(const float *x, size_t n);
+    /* x[i] = exp(x[i] - max) in place; returns the sum.  x[i] - max <= 0;
+     * -INFINITY gives exactly 0.  Relative error of each exp <= 4e-7. */
+    float (*exp_sum_f32)(float *x, size_t n, float max);
+    /* y = x / sqrt(mean(x^2) + eps) * w;  y may be x.  w NULL = ones. */
+    void (*rmsnorm)(const float *x, const float *w, float eps, size_t n, float *y);
+    /* In place, half-split RoPE (RoFormer; rotate_half of transformers) on
+     * n_head rows of head_dim:  x = x*cos + half(x)*sin,
+     * half(x) = (-x[D/2:], x[:D/2]).  cos, sin: [D/2]. */
+    void (*rope)(float *x, size_t n_head, size_t head_dim, const float *cos, const float *sin);
+    /* y = silu(g) * u;   y = gelu_tanh(g) * u.  y may be g or u. */
+    void (*silu_mul)(const float *g, const float *u, size_t n, float *y);
+    void (*gelu_mul)(const float *g, const float *u, size_t n, float *y);
+    /* IEEE half, round to nearest even. */
+    void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
+    void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
+
+    /* ---- quantised matrices (panel.h) ---- */
+    /* One row of n values (n % 32 == 0) to q, d, s as pd_qact's rows.  Rounding:
+     * to nearest even of x / d; an all-zero block has d = 0 and q = 0.
+     * Bit-identical in every row of the table. */
+    void (*quantize_act)(const float *x, size_t n, int8_t *q, float *d, float *s);
+    /* y[t * ldy + r] = sum over blocks of  d_w * d_a * <q_w, q_a> + m_w * s_a
+     * for tokens t0 <= t < t1 and the rows r of panels p0 <= p < p1 (rows past
+     * n_row are not written).  Each y depends on its token and row alone. */
+    void (*gemm_panel)(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
+                       size_t t1, float *y, size_t ldy);
+    /* Row r as f32: dst[n_col]. */
+    void (*panel_row)(const pd_panels *w, size_t r, float *dst);
+
+    /* ---- attention over KV pages ----
+     * A page holds PD_PAGE_TOKENS slots of one KV head:
+     *     K: [head_dim][16]   then   V: [16][head_dim]       elements f16 or f32
+     * so one vector load of K serves 16 slots of one dimension.
+     *
+     * Partial attention of the G query heads of that KV head over slots
+     * [first, first + n) counted from the start of pages[0]; n >= 1.
+     *   q    [G][head_dim], already scaled
+     *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
+     *   m[g] = max score,  l[g] = sum exp(score - m),
+     *   acc  [G][head_dim] = sum exp(score - m) * v
+     * head_dim % 16 == 0, G <= 16. */
+    void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc);
+    void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc);
+} pd_kernels;
+
+/* Features of this CPU that the operating system allows.  Thread: any. */
+unsigned pd_cpu_detect(void);
+
+/* "avx2,avx512" -> bits; "scalar" = 0; "all" = every bit.  Errors: EINVAL names
+ * the unknown word and lists the known ones. */
+pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err);
+
+/* Fill the table for `flags` (detected AND mask; a bit whose prerequisites are
+ * missing is ignored). */
+void pd_kernels_init(pd_kernels *k, unsigned flags);
+
+/* Compare a table with scalar code on small inputs (about 10 ms).  EINTERNAL
+ * names the entry that differs. */
+pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err);
+
+#endif

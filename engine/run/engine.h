@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine: jobs in, tokens and numbers out.  It knows neither HTTP nor JSON.
+ *
+ * One engine thread owns the model's scratch, the KV pool and all sequences; it
+ * mixes prefill work units with decode steps (scheduler.c).  Callers submit a
+ * job, are told by `notify` that something happened, and take what is there.
+ *
+ *   submit -> QUEUED -> PREFILL -> DECODE -> DONE          cancel: any -> DONE
+ *
+ * A job is shared by its caller and the engine: it lives until both let go
+ * (pd_job_unref). */
+#ifndef PD_ENGINE_RUN_ENGINE_H
+#define PD_ENGINE_RUN_ENGINE_H
+
+#include "compression/compress.h"
+#include "engine/base/buf.h"
+#include "engine/base/err.h"
+#include "engine/tokenizer/chat.h"
+#include "engine/tokenizer/tokenizer.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct pd_engine pd_engine;
+typedef struct pd_job pd_job;
+
+typedef enum { PD_COMPUTE_INT8, PD_COMPUTE_F32 } pd_compute;
+
+typedef struct pd_engine_opts {
+    const char *model_path;
+    const char *chat_template; /* family, NULL = the file's own */
+    pd_compute compute;
+    unsigned n_threads;   /* 0 = choose */
+    unsigned cpu_mask;    /* AND-ed with what the CPU has; ~0u = all */
+    size_t ctx_size;      /* most tokens of one request; 0 = the model's */
+    unsigned parallel;    /* most running sequences; 0 = 16 */
+    uint64_t kv_bytes;    /* bound of the pool; 0 = from the memory we may use */
+    unsigned queue_max;   /* most waiting jobs; 0 = 128 */
+} pd_engine_opts;
+
+/* Load, pack, start the engine thread.  `progress` (may be NULL) is called from
+ * the loading thread with 0..1.  Errors: EFILE (the model), EINVAL (options),
+ * ENOMEM.  Thread: any. */
+pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *opts, void (*progress)(void *arg, double done), void *arg, pd_err *err);
+
+/* Cancels what runs, joins, frees.  All jobs must be unreferenced by callers
+ * soon after (they stay valid until then). */
+void pd_engine_close(pd_engine *e);
+
+/* ---- what is served ---- */
+
+typedef struct pd_engine_info {
+    const char *arch, *name, *file_type; /* "llama", "SmolLM2 135M Instruct", "Q4_1" */
+    uint64_t n_params, weight_bytes;     /* weight_bytes: resident after packing */
+    size_t n_layer, n_head, n_head_kv, head_dim, n_embd, n_vocab;
+    size_t ctx_train, ctx_size;
+    unsigned parallel, queue_max, n_threads;
+    const char *isa;                     /* kernel row in use */
+    pd_compute compute;
+    size_t page_tokens, page_bytes;
+    size_t kv_token_bytes;               /* dense f16 bytes per token, all layers, no window */
+    uint64_t kv_pool_bytes;              /* bound of the pool */
+    const char *chat_template;           /* family name or NULL */
+    pd_chat_origin chat_origin;
+    pd_press_model press_model;
+} pd_engine_info;
+
+const pd_engine_info *pd_engine_get_info(const pd_engine *e);  /* Thread: any */
+const pd_tokenizer *pd_engine_tokenizer(const pd_engine *e);   /* Thread: any */
+const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the model has none */
+
+/* ---- jobs ---- */
+
+enum { PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_LOGPROBS_MAX = 100 };
+
+typedef struct pd_sampling {
+    float temperature; /* 0 = greedy */
+    float top_p, min_p; /* 1 and 0 = off */
+    int32_t top_k;     /* 0 = off */
+    uint64_t seed;     /* always set; the caller draws one when the client gave none */
+} pd_sampling;
+
+typedef struct pd_job_params {
+    const int32_t *tokens; /* the prompt, copied; n_tokens >= 1 */
+    size_t n_tokens;
+    pd_chat_marks marks;   /* scope CONTEXT and protect_system; zeros for completions */
+    bool has_marks;
+    size_t max_tokens;     /* 0 with max_given = prompt only; not given: as many as context and pool allow */
+    bool max_given;
+    pd_sampling sampling;
+    struct { const char *text; size_t len; } stop[PD_STOP_MAX]; /* copied */
+    size_t n_stop;
+    int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
+    bool ignore_eos;
+    bool explain;          /* run the prompt only and keep what was kept */
+    bool explain_scores;
+    bool verbose;          /* per layer and head counts in the result */
+    pd_compression *compression; /* NULL = dense; taken on success only */
+    void (*notify)(void *arg, pd_job *job); /* something to take, or the state changed; engine thread; must not block */
+    void *notify_arg;
+} pd_job_params;
+
+/* Check against context and pool, queue.  *ret has one reference, the caller's.
+ * Errors: ECONTEXT (prompt + max_tokens > ctx_size, both numbers), EBUDGET
+ * (could never fit the pool, with the numbers), EBUSY (queue full), EUNAVAIL
+ * (closing), EINVAL, ENOMEM.  Thread: any. */
+pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err);
+
+/* Stop as soon as possible (one decode step or one prefill unit); pages go back
+ * at once.  Idempotent.  Thread: any. */
+void pd_job_cancel(pd_job *job);
+void pd_job_ref(pd_job *job);
+void pd_job_unref(pd_job *job); /* NULL is fine */
+
+typedef enum { PD_JOB_QUEUED, PD_JOB_PREFILL, PD_JOB_DECODE, PD_JOB_DONE } pd_job_state;
+typedef enum { PD_FINISH_NONE, PD_FINISH_STOP, PD_FINISH_LENGTH, PD_FINISH_CANCELLED, PD_FINISH_ERROR } pd_finish;
+
+pd_job_state pd_job_get_state(const pd_job *job); /* Thread: any */
+
+typedef struct pd_token_prob {
+    int32_t id;
+    float logprob; /* natural log, finite (>= -9999) */
+} pd_token_prob;
+
+/* One generated token.  Its text may be empty (a code point not complete yet, or
+ * held because a stop string may begin) and may be longer than its own bytes
+ * (held text let go). */
+typedef struct pd_token_event {
+    int32_t id;
+    float logprob;
+    uint32_t text_off, text_len; /* in the text buffer of the take */
+    const pd_token_prob *top;    /* [n_top], descending; valid until the job's last unref */
+    uint32_t n_top;
+} pd_token_event;
+
+/* Move up to `cap` events not yet taken to ev[]; their text is appended to
+ * *text (offsets count from its start).  A stopping EOS or stop string gives no
+ * event of its own; text held back at the end comes with the last event or, if
+ * there is none left, as *text without event (tail_len).  Thread: any, one
+ * taker. */
+size_t pd_job_take(pd_job *job, pd_token_event *ev, size_t cap, pd_buf *text, size_t *tail_len);
+
+/* ---- results: valid once DONE, borrowed from the job ---- */
+
+typedef struct pd_kv_report {
+    char press[160];         /* canonical text, "none" */
+    const char *name;        /* press name without parameters, for metrics */
+    double ratio_requested;  /* 0 if not by ratio */
+    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope */
+    const char *skipped;     /* reason, or NULL */
+    uint64_t tokens_seen, tokens_evicted; /* evicted: pairs, summed over layers and heads */
+    double tokens_kept;      /* mean over the layers and heads, at the end */
+    uint64_t bytes;          /* resident pages when the answer ended */
+    uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
+    uint64_t pages;
+    double press_ms;
+    size_t n_layer, n_head_kv;
+    const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
+    const uint32_t *head_pages; /* likewise */
+} pd_kv_report;
+
+typedef struct pd_job_timing {
+    double queue_ms, prompt_ms, predicted_ms, ttft_ms; /* ttft from submit */
+    size_t prompt_n, predicted_n;
+} pd_job_timing;
+
+typedef struct pd_explain_head {
+    size_t n_kept;
+    const int32_t *kept;   /* positions, ascending */
+    const float *scores;   /* [scope_tokens] or NULL */
+} pd_explain_head;
+
+typedef struct pd_job_result {
+    pd_finish finish;
+    pd_err err;           /* finish ERROR */
+    pd_kv_report kv;
+    pd_job_timing timing;
+    size_t scope_tokens;
+    const pd_explain_head *explain; /* [n_layer][n_head_kv], NULL unless explain */
+} pd_job_result;
+
+const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  Thread: any */
+
+/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio
+ * (explain's forecast); page rounding included.  Thread: any. */
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio);
+
+/* ---- counters, for /metrics: plain atomics, never block.  Thread: any ---- */
+
+typedef struct pd_engine_stats {
+    uint64_t pages_total, pages_free, pages_seq, pages_store; /* total = free + seq + store */
+    uint64_t kv_bytes_resident; /* pages in use */
+    uint64_t kv_bytes_dirty;    /* free pages whose memory was not returned yet (hysteresis) */
+    uint64_t kv_bytes_staging;  /* dense layer(s) of running prefills */
+    uint64_t kv_bytes_dense;    /* what dense caches of the running sequences would hold */
+    uint64_t kv_bytes_peak;     /* highest resident + staging since start */
+    uint64_t scratch_bytes;     /* hidden states, tiles, query rings */
+    unsigned running, waiting;
+    uint64_t prompt_tokens, generated_tokens, decode_steps, prefill_units;
+    uint64_t last_step_ns;      /* pd_now_ns of the engine's last sign of life */
+} pd_engine_stats;
+
+void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret);
+
+#endif
