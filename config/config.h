@@ -42,14 +42,21 @@ typedef struct pd_config {
 } pd_config;
 
 /* argv[0] is skipped.  `env` is environ-shaped (NULL-terminated "K=V"), or NULL.
- * *help is set when -h/--help was given (nothing else is checked then).
- * Errors: EINVAL; the message says which option and where from. */
+ * *help is true when -h/--help was given (nothing else is checked then, and *ret
+ * holds the defaults).  Of a flag given twice the last one counts.  On failure
+ * *ret and *help are untouched.  No setting is required here: a command checks
+ * for the ones it needs.  Errors: EINVAL (err->param and the message name the
+ * option as it was written, the message says where it came from and what is
+ * allowed; a key is never shown), ENOMEM.  Thread: any. */
 pd_status pd_config_load(pd_config *ret, int argc, char *const *argv, char *const *env, bool *help, pd_err *err);
-void pd_config_done(pd_config *c);
+void pd_config_done(pd_config *c); /* NULL and a zeroed one are fine */
 
-void pd_config_help(pd_buf *out);     /* option list for --help */
-void pd_config_man(pd_buf *out);      /* man page, roff */
+/* All from the one table; they append, and a failure is in out->failed. */
+void pd_config_help(pd_buf *out);     /* option list for --help: at most 100 columns */
+void pd_config_man(pd_buf *out);      /* OPTIONS, ENVIRONMENT and FILES of the man page, roff */
 void pd_config_markdown(pd_buf *out); /* table for the README */
-void pd_config_json(const pd_config *c, pd_buf *out); /* the effective settings, secrets masked */
+/* The settings that are set, as the JSON file would hold them (it loads again,
+ * but for the keys, which are masked so that they do not). */
+void pd_config_json(const pd_config *c, pd_buf *out);
 
 #endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pressd version: what a bug report needs. */
+#include "server/cmd/list.h"
+
+#include <jansson.h>
+#include <microhttpd.h>
+#include <uv.h>
+
+static int run(int argc, char **argv) {
+    if (argc > 1) return pd_cmd_usage(&pd_cmd_version, "unexpected argument", argv[1]);
+    pd_buf out = {0};
+    pd_buf_puts(&out, "pressd " PD_VERSION "\n");
+#if defined(__clang__)
+    pd_buf_puts(&out, "compiler: clang " __clang_version__ "\n");
+#else
+    pd_buf_puts(&out, "compiler: gcc " __VERSION__ "\n");
+#endif
+    pd_buf_printf(&out, "libuv: %s\nlibmicrohttpd: %s\njansson: %s\n", uv_version_string(), MHD_get_version(),
+                  jansson_version_str());
+    return pd_cmd_print(&out);
+}
+
+const pd_cmd pd_cmd_version = {
+    .name = "version",
+    .usage = "",
+    .summary = "print the versions of pressd and its libraries, and what this processor offers",
+    .run = run,
+};
