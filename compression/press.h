@@ -34,6 +34,7 @@ enum {
     PD_NEEDS_Q_COV = 1u << 2,  /* and their covariance (implies Q_MEAN) */
     PD_NEEDS_Q_ALL = 1u << 3,  /* every rotated query (q_tail = all rows) */
     PD_NEEDS_X = 1u << 4,      /* every row of the attention input */
+    PD_NEEDS_TOO_MANY = 1u << 30, /* more than PD_MOMENTS_MAX sets; pd_spec_resolve refuses such a tree */
 };
 
 enum { PD_MOMENTS_MAX = 4 };
@@ -72,7 +73,8 @@ typedef struct pd_view {
     size_t q_rows;             /* rows in q, the last ones seen (PREFILL: of the scope) */
     const float *q;            /* [q_rows][Hq][D] rotated at their own positions, unscaled; NULL unless needed */
     const int32_t *q_pos;      /* [q_rows] */
-    const pd_moments *moments; /* [n_moments] */
+    const pd_moments *moments; /* [n_moments]: PREFILL one per needs.n_sink; STEP one with n_sink 0, of
+                                  the recent queries (the sinks are long gone from them) */
     size_t n_moments;
     size_t stat_rows;          /* rows the moments were taken over, sinks included (PREFILL: L) */
     size_t x_rows;
@@ -140,6 +142,8 @@ typedef struct pd_budget {
 /* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
 size_t pd_budget_keep(const pd_budget *b, size_t n);
 
+struct pd_press_model; /* spec.h */
+
 /* ---- the press itself ---- */
 
 /* What it can do; wrappers ask it of their children. */
@@ -162,6 +166,11 @@ struct pd_press {
     unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */
     size_t min_child, max_child; /* 0, 0 for a leaf */
     unsigned child_must;         /* PD_CAN_* every child must have */
+
+    /* What no table can say of one parameter (its kinship with others or with the
+     * model).  `path` names the object of the parameters in errors.  NULL = nothing.
+     * Errors: EINVAL. */
+    pd_status (*check)(const pd_press_inst *inst, const struct pd_press_model *model, const char *path, pd_err *err);
 
     /* Add what this press (not its children) needs to *n. */
     void (*needs)(const pd_press_inst *inst, pd_press_needs *n);
@@ -197,13 +206,23 @@ const pd_param *pd_press_param(const pd_press *p, const char *name, size_t *inde
 void pd_press_collect_needs(const pd_press_inst *inst, pd_press_needs *ret);
 size_t pd_press_min_tokens(const pd_press_inst *inst); /* largest of inst and children */
 
-/* inst->press->score, then protected slots = +inf; asserts no NaN. */
+/* What the instance can do, children considered (PD_CAN_*): a press that is to
+ * prune while decoding must have PD_CAN_PRUNE_STEP here, and PD_CAN_SCORE_RAGGED
+ * if heads may differ in length by then. */
+unsigned pd_press_inst_can(const pd_press_inst *inst);
+
+/* The reset hooks of inst and its children; NULL is fine. */
+void pd_press_reset(pd_press_inst *inst);
+
+/* inst->press->score, then protected slots = +inf.  Errors: ENOMEM, EINTERNAL
+ * (a NaN: names press, layer, head and slot). */
 pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err);
 
 /* The plan of the layer.  Ratio 0 or a count >= L gives keep_all before any
- * scoring.  At least one slot per head stays, and every protected one.
+ * scoring.  At least one slot per head stays, and every protected one: a head
+ * with more protected slots than its budget keeps more.
  * `scores` (may be NULL, [H][n_h]) receives what ranked the slots, when the
- * press ranks by scores. */
+ * press ranks by scores and something goes (a wrapper: its child's scores). */
 pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
                         pd_plan *ret, float *const *scores, pd_err *err);
 
@@ -211,7 +230,7 @@ pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd
 const pd_moments *pd_view_moments(const pd_view *view, size_t n_sink); /* NULL if not collected */
 float **pd_scores_new(const pd_view *view); /* [H][n_h] from view->tmp; NULL = no memory */
 /* The k best slots of s[0..n), ascending, to keep[k]; ties: lower slot.
- * O(n); scratch from tmp.  1 <= k <= n. */
+ * O(n); +inf and -inf are fine.  1 <= k <= n.  Needs no scratch today. */
 pd_status pd_top_k(const float *s, size_t n, size_t k, uint32_t *keep, pd_arena *tmp, pd_err *err);
 
 #endif

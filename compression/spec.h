@@ -32,18 +32,26 @@ typedef struct pd_spec pd_spec;
 struct pd_spec {
     const char *name;
     const char *path; /* JSON path of this node for errors: "compression.press" */
+    const char *params_path; /* JSON path of the parameters' object; NULL = path + ".params".  The
+                                same pointer as `path` (text form): err->param names the text. */
     pd_spec_param *param;
     size_t n_param;
     pd_spec **child;
     size_t n_child;
 };
 
+enum { PD_SPEC_TEXT_MAX = 2048 }; /* bytes of the text form */
+
 /* "name", "name:param=value,param=value", "wrapper:param=value(child,...)", and
  * at the very end "@ratio".  E.g. adakv:alpha_safeguard=0.2(expected_attention:epsilon=0.01)@0.5
- * *ratio is NaN when none is given.  Errors: EINVAL names the column. */
+ * Values: JSON numbers, true, false, null, words.  No blanks.  *ratio is in
+ * [0, 1), NaN when none is given.  The tree and its strings live in `arena`
+ * (`path` is borrowed as long as the tree).  Errors: EINVAL names `path` and the
+ * column (byte, from 1), ENOMEM. */
 pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena, pd_spec **ret, double *ratio, pd_err *err);
 
-/* NULL *ret for the name "none".  The instance is the caller's: pd_press_inst_close. */
+/* NULL *ret for the name "none".  The instance is the caller's: pd_press_inst_close;
+ * it borrows nothing from the spec.  Errors: EINVAL, ENOMEM. */
 pd_status pd_spec_resolve(const pd_spec *spec, const pd_press_model *model, pd_press_inst **ret, pd_err *err);
 void pd_press_inst_close(pd_press_inst *inst); /* children too; NULL is fine */
 

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* expected_attention: rank pairs by the attention that future queries will pay.
+ *
+ * Devoto, Jeblick, Jegou 2025 (arXiv 2510.00636); kvpress' ExpectedAttentionPress.
+ * Queries before RoPE are close to normal, N(mu, S) per query head.  With Rbar
+ * the mean rotation over the next N positions, mu' = Rbar mu, S' = Rbar S Rbar^T,
+ * the expected weight of key k is exp(z),
+ *
+ *     z = mu' . k / sqrt(D) + k^T S' k / (2 D)
+ *
+ * p = softmax of z over the slots after the sinks, averaged over the query heads
+ * of a KV head; score = (p + epsilon) |v|; sinks get the largest score + 1.
+ *
+ * Mean rotation: with t = theta_i, over positions a .. a+N-1,
+ *     c_i + j s_i = e^{j (a + (N-1)/2) t} sin(N t / 2) / (N sin(t / 2))
+ * and Rbar mixes only the pair (i, i + D/2) by [[c, -s], [s, c]], so no D x D
+ * rotation is ever built.
+ *
+ * While decoding the moments are those of the recent queries the engine keeps
+ * (n_sink 0).  DIFFERS: the reference then takes the length of its buffer for
+ * the current position, and drops the first n_sink rows of the buffer as if they
+ * were sinks; here future positions start at n_seen, and sinks are the slots
+ * whose position is below n_sink.
+ *
+ * Cost: Hq*L*D^2 multiply-adds (one gemm per KV head and tile), 2 Hq*L*D without
+ * covariance; scratch Hq*L floats. */
+#include "compression/shared.h"
+
+#include "engine/base/num.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+enum { N_FUTURE, N_SINK, USE_COV, USE_VNORM, EPSILON };
+
+typedef struct {
+    size_t n_group;         /* query heads per KV head */
+    int64_t n_sink;
+    bool use_cov, use_vnorm;
+    float epsilon;
+    float *mu;              /* [Hq][D] = mu' / sqrt(D) */
+    float *cov;             /* [Hq][D][D] = S' / (2 D), NULL without covariance */
+    float **z;              /* [Hq][n_h] logits, then exp(z - max) */
+    float *inv_sum;         /* [Hq] 1 / (G * sum exp) */
+    float **gemm;           /* [thread] tile results: [PD__TILE][G*D], or [PD__TILE][G] */
+    float *const *score;
+} job;
+
+/* Mean cos and sin of each frequency over n positions from a, times scale. */
+static void mean_rotation(const pd_view *view, double a, double n, double *c, double *s) {
+    for (size_t i = 0; i < view->head_dim / 2; i++) {
+        const double t = (double)view->inv_freq[i];
+        const double den = n * sin(t / 2.0);
+        const double shrink = fabs(den) < 1e-12 ? 1.0 : sin(n * t / 2.0) / den;
+        const double mid = (a + (n - 1.0) / 2.0) * t;
+        c[i] = cos(mid) * shrink * (double)view->rope_scale;
+        s[i] = sin(mid) * shrink * (double)view->rope_scale;
+    }
+}
+
+/* x <- Rbar x * scale for elements of stride `step`. */
+static void rotate(float *x, size_t step, size_t half, const double *c, const double *s, double scale) {
+    for (size_t i = 0; i < half; i++) {
+        const double a = (double)x[i * step], b = (double)x[(i + half) * step];
+        x[i * step] = (float)((a * c[i] - b * s[i]) * scale);
+        x[(i + half) * step] = (float)((b * c[i] + a * s[i]) * scale);
+    }
+}
+
+/* mu' and S' of every query head, scaled as the logits need them. */
+static void rotate_moments(const pd_view *view, const pd_moments *m, const job *j, const double *c, const double *s) {
+    const size_t d = view->head_dim;
+    memcpy(j->mu, m->mean, view->n_head * d * sizeof *j->mu);
+    if (j->use_cov) memcpy(j->cov, m->cov, view->n_head * d * d * sizeof *j->cov);
+    for (size_t h = 0; h < view->n_head; h++) {
+        rotate(j->mu + h * d, 1, d / 2, c, s, 1.0 / sqrt((double)d));
+        if (!j->use_cov) continue;
+        float *cov = j->cov + h * d * d;
+        for (size_t i = 0; i < d; i++) rotate(cov + i, d, d / 2, c, s, 1.0);
+        for (size_t i = 0; i < d; i++) rotate(cov + i * d, 1, d / 2, c, s, 0.5 / (double)d);
+    }
+}
+
+/* z = k . (S'k/2D + mu'/sqrt(D)): the gemm starts from mu', so that one dot
+ * product per row finishes both terms. */
+static void logits_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+    const job *j = ctx;
+    const size_t d = view->head_dim, g = j->n_group, width = j->use_cov ? g * d : g;
+    const float *k = view->k[h] + first * d, *mu = j->mu + h * g * d;
+    float *y = j->gemm[thread];
+    if (!j->use_cov) {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)g, (int)d, 1.0f, k, (int)d, mu, (int)d, 0.0f,
+                    y, (int)g);
+        for (size_t q = 0; q < g; q++)
+            for (size_t i = 0; i < n; i++) j->z[h * g + q][first + i] = y[i * g + q];
+        return;
+    }
+    for (size_t i = 0; i < n; i++) memcpy(y + i * width, mu, width * sizeof *y);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)width, (int)d, 1.0f, k, (int)d,
+                j->cov + h * g * d * d, (int)d, 1.0f, y, (int)width);
+    for (size_t q = 0; q < g; q++)
+        for (size_t i = 0; i < n; i++)
+            j->z[h * g + q][first + i] = view->kern->dot_f32(k + i * d, y + i * width + q * d, d);
+}
+
+typedef struct {
+    const pd_view *view;
+    job *j;
+} softmax_ctx;
+
+static void softmax_head(void *p, size_t hq, unsigned thread) {
+    const softmax_ctx *c = p;
+    const size_t h = hq / c->j->n_group, first = pd__slots_before(c->view, h, c->j->n_sink);
+    const size_t n = c->view->n_h[h] - first;
+    c->j->inv_sum[hq] = 0.0f;
+    if (n == 0) return; /* nothing but sinks */
+    float *z = c->j->z[hq] + first;
+    const float sum = c->view->kern->exp_sum_f32(z, n, c->view->kern->max_f32(z, n));
+    c->j->inv_sum[hq] = 1.0f / (sum * (float)c->j->n_group);
+}
+
+/* score holds |v| on entry when use_vnorm. */
+static void score_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+    const job *j = ctx;
+    for (size_t i = first; i < first + n; i++) {
+        float p = 0.0f;
+        for (size_t q = h * j->n_group; q < (h + 1) * j->n_group; q++) p += j->z[q][i] * j->inv_sum[q];
+        j->score[h][i] = j->use_vnorm ? (p + j->epsilon) * j->score[h][i] : p;
+    }
+}
+
+static bool job_alloc(const pd_view *view, job *j) {
+    const size_t d = view->head_dim, hq = view->n_head, n_thread = pd_workers_count(view->workers);
+    const size_t width = j->use_cov ? j->n_group * d : j->n_group;
+    j->mu = PD_ARENA_NEW(view->tmp, hq * d, float);
+    if (j->use_cov) j->cov = PD_ARENA_NEW(view->tmp, hq * d * d, float);
+    j->z = PD_ARENA_NEW(view->tmp, hq, float *);
+    j->inv_sum = PD_ARENA_NEW(view->tmp, hq, float);
+    j->gemm = PD_ARENA_NEW(view->tmp, n_thread, float *);
+    if (!j->mu || (j->use_cov && !j->cov) || !j->z || !j->inv_sum || !j->gemm) return false;
+    for (size_t h = 0; h < hq; h++)
+        if (!(j->z[h] = PD_ARENA_NEW(view->tmp, view->n_h[h / j->n_group], float))) return false;
+    for (size_t t = 0; t < n_thread; t++)
+        if (!(j->gemm[t] = PD_ARENA_NEW(view->tmp, PD__TILE * width, float))) return false;
+    return true;
+}
+
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+    const bool step = view->phase == PD_PHASE_STEP;
+    job j = {
+        .n_group = view->n_head / view->n_head_kv,
+        .n_sink = (int64_t)inst->p[N_SINK],
+        .use_cov = inst->p[USE_COV] != 0.0,
+        .use_vnorm = inst->p[USE_VNORM] != 0.0,
+        .epsilon = (float)inst->p[EPSILON],
+        .score = score,
+    };
+    const pd_moments *m = pd_view_moments(view, step ? 0 : (size_t)j.n_sink);
+    if (!m || !m->mean || (j.use_cov && !m->cov))
+        return pd_fail(err, PD_EINTERNAL, NULL, "expected_attention: no query moments for layer %d", view->layer);
+    double *c = PD_ARENA_NEW(view->tmp, view->head_dim, double), *s = c ? c + view->head_dim / 2 : NULL;
+    if (!c || !job_alloc(view, &j))
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
+
+    mean_rotation(view, (double)(step ? view->n_seen : view->stat_rows), inst->p[N_FUTURE], c, s);
+    rotate_moments(view, m, &j, c, s);
+    pd__for_tiles(view, logits_tile, &j);
+    pd_workers_run(view->workers, softmax_head, &(softmax_ctx){view, &j}, view->n_head);
+    if (j.use_vnorm) pd__row_norms(view, view->v, score);
+    pd__for_tiles(view, score_tile, &j);
+    pd__raise_positions(view, score, 0, j.n_sink);
+    return PD_OK;
+}
+
+static void needs(const pd_press_inst *inst, pd_press_needs *n) {
+    pd__need_moments(n, inst->p[USE_COV] != 0.0 ? PD_NEEDS_Q_COV : 0, (size_t)inst->p[N_SINK]);
+}
+
+static size_t min_tokens(const pd_press_inst *inst) {
+    return (size_t)inst->p[N_SINK] + 1;
+}
+
+static const pd_param params[] = {
+    [N_FUTURE] = {.name = "n_future_positions", .type = PD_PARAM_INT, .def = 512, .min = 1, .max = 1 << 20,
+                  .doc = "how many future positions the rotation is averaged over"},
+    [N_SINK] = {.name = "n_sink", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 65536,
+                .doc = "first tokens that stay and are left out of the statistics"},
+    [USE_COV] = {.name = "use_covariance", .type = PD_PARAM_BOOL, .def = 1, .max = 1,
+                 .doc = "use the covariance of the queries, not their mean alone"},
+    [USE_VNORM] = {.name = "use_vnorm", .type = PD_PARAM_BOOL, .def = 1, .max = 1,
+                   .doc = "multiply by the norm of the value"},
+    [EPSILON] = {.name = "epsilon", .type = PD_PARAM_FLOAT, .def = 0, .min = 0, .max = 1000,
+                 .doc = "added to the expected attention before the value norm; attention averages 1/tokens, so 0.02 "
+                        "already drowns it in long prompts"},
+};
+
+const pd_press pd_press_expected_attention = {
+    .name = "expected_attention",
+    .reference_class = "ExpectedAttentionPress",
+    .kind = "scorer",
+    .source = "arXiv 2510.00636",
+    .doc = "Keeps the pairs that future queries are expected to attend to, from the statistics of past queries.",
+    .ratio_doc = "its own",
+    .params = params,
+    .n_params = sizeof params / sizeof *params,
+    .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP,
+    .needs = needs,
+    .min_tokens = min_tokens,
+    .score = score,
+};

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The text form of a press (see spec.h): a recursive descent parser over
+ *
+ *     text  = node [ "@" number ]
+ *     node  = name [ ":" param { "," param } ] [ "(" node { "," node } ")" ]
+ *     param = name "=" value
+ *     value = number | "true" | "false" | "null" | name
+ *
+ * Length, depth and counts are bounded; every error names the column.  What the
+ * names and values mean is pd_spec_resolve's business.  The canonical writer is
+ * here too, so that both directions of the form stand side by side. */
+#include "compression/spec.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    const char *text;
+    size_t at; /* byte */
+    const char *path;
+    pd_arena *arena;
+    pd_err *err;
+} parser;
+
+static char peek(const parser *p) {
+    return p->text[p->at];
+}
+
+static bool is_name(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
+
+static bool is_digit(char c) {
+    return c >= '0' && c <= '9';
+}
+
+/* "column 7: expected ..., found ..." */
+static pd_status expected(const parser *p, const char *what) {
+    char found[16];
+    const unsigned char c = (unsigned char)peek(p);
+    if (c == '\0')
+        snprintf(found, sizeof found, "its end");
+    else if (c < 0x20 || c >= 0x7F)
+        snprintf(found, sizeof found, "byte 0x%02X", c);
+    else
+        snprintf(found, sizeof found, "'%c'", c);
+    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: expected %s, found %s", p->path, p->at + 1, what, found);
+}
+
+static pd_status too_many(const parser *p, const char *what, size_t limit) {
+    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: more than %zu %s", p->path, p->at + 1, limit, what);
+}
+
+static pd_status no_memory(const parser *p) {
+    return pd_fail(p->err, PD_ENOMEM, p->path, "no memory to read %s", p->path);
+}
+
+static pd_status parse_name(parser *p, const char *what, const char **ret) {
+    const size_t start = p->at;
+    while (is_name(peek(p))) p->at++;
+    if (p->at == start) return expected(p, what);
+    *ret = pd_arena_strndup(p->arena, p->text + start, p->at - start);
+    return *ret ? PD_OK : no_memory(p);
+}
+
+/* JSON's number grammar, which keeps strtod from reading hex, "inf" or "nan". */
+static pd_status parse_number(parser *p, double *ret, bool *integral) {
+    const size_t start = p->at;
+    bool whole = true;
+    if (peek(p) == '-') p->at++;
+    if (!is_digit(peek(p))) return expected(p, "a digit");
+    while (is_digit(peek(p))) p->at++;
+    if (peek(p) == '.') {
+        whole = false;
+        p->at++;
+        if (!is_digit(peek(p))) return expected(p, "a digit");
+        while (is_digit(peek(p))) p->at++;
+    }
+    if (peek(p) == 'e' || peek(p) == 'E') {
+        whole = false;
+        p->at++;
+        if (peek(p) == '+' || peek(p) == '-') p->at++;
+        if (!is_digit(peek(p))) return expected(p, "a digit");
+        while (is_digit(peek(p))) p->at++;
+    }
+    const double v = strtod(p->text + start, NULL);
+    if (!isfinite(v))
+        return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: the number is too large", p->path, start + 1);
+    *ret = v;
+    *integral = whole || v == floor(v);
+    return PD_OK;
+}
+
+static pd_status parse_value(parser *p, pd_spec_param *param) {
+    if (is_digit(peek(p)) || peek(p) == '-') {
+        param->kind = PD_SPEC_NUMBER;
+        return parse_number(p, &param->number, &param->integral);
+    }
+    PD_TRY(parse_name(p, "a value", &param->string));
+    if (strcmp(param->string, "true") == 0 || strcmp(param->string, "false") == 0) {
+        param->kind = PD_SPEC_BOOL;
+        param->number = param->string[0] == 't';
+    } else if (strcmp(param->string, "null") == 0) {
+        param->kind = PD_SPEC_NULL;
+    } else {
+        param->kind = PD_SPEC_STRING;
+    }
+    return PD_OK;
+}
+
+static pd_status parse_params(parser *p, pd_spec *node) {
+    pd_spec_param list[PD_PRESS_PARAMS_MAX] = {0};
+    do {
+        p->at++; /* ':' or ',' */
+        if (node->n_param == PD_PRESS_PARAMS_MAX) return too_many(p, "parameters", PD_PRESS_PARAMS_MAX);
+        pd_spec_param *param = &list[node->n_param];
+        PD_TRY(parse_name(p, "a parameter's name", &param->name));
+        if (peek(p) != '=') return expected(p, "'='");
+        p->at++;
+        PD_TRY(parse_value(p, param));
+        node->n_param++;
+    } while (peek(p) == ',');
+    node->param = PD_ARENA_NEW(p->arena, node->n_param, pd_spec_param);
+    if (!node->param) return no_memory(p);
+    memcpy(node->param, list, node->n_param * sizeof *list);
+    return PD_OK;
+}
+
+static pd_status parse_node(parser *p, int depth, pd_spec **ret);
+
+static pd_status parse_children(parser *p, int depth, pd_spec *node) {
+    pd_spec *list[PD_PRESS_CHILDREN_MAX];
+    do {
+        p->at++; /* '(' or ',' */
+        if (node->n_child == PD_PRESS_CHILDREN_MAX) return too_many(p, "presses in one", PD_PRESS_CHILDREN_MAX);
+        PD_TRY(parse_node(p, depth + 1, &list[node->n_child]));
+        node->n_child++;
+    } while (peek(p) == ',');
+    if (peek(p) != ')') return expected(p, "',' or ')'");
+    p->at++;
+    node->child = PD_ARENA_NEW(p->arena, node->n_child, pd_spec *);
+    if (!node->child) return no_memory(p);
+    memcpy(node->child, list, node->n_child * sizeof *list);
+    return PD_OK;
+}
+
+static pd_status parse_node(parser *p, int depth, pd_spec **ret) {
+    if (depth > PD_PRESS_DEPTH_MAX) return too_many(p, "presses inside each other", PD_PRESS_DEPTH_MAX);
+    pd_spec *node = pd_arena_zalloc(p->arena, 1, sizeof *node);
+    if (!node) return no_memory(p);
+    node->path = node->params_path = p->path;
+    PD_TRY(parse_name(p, "the name of a press", &node->name));
+    if (peek(p) == ':') PD_TRY(parse_params(p, node));
+    if (peek(p) == '(') PD_TRY(parse_children(p, depth, node));
+    *ret = node;
+    return PD_OK;
+}
+
+pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena, pd_spec **ret, double *ratio,
+                             pd_err *err) {
+    if (strnlen(text, PD_SPEC_TEXT_MAX + 1) > PD_SPEC_TEXT_MAX)
+        return pd_fail(err, PD_EINVAL, path, "%s is longer than %d bytes", path, PD_SPEC_TEXT_MAX);
+    parser p = {text, 0, path, arena, err};
+    pd_spec *spec;
+    double r = NAN;
+    PD_TRY(parse_node(&p, 1, &spec));
+    if (peek(&p) == '@') {
+        const size_t start = ++p.at;
+        bool integral;
+        PD_TRY(parse_number(&p, &r, &integral));
+        if (!(r >= 0.0 && r < 1.0))
+            return pd_fail(err, PD_EINVAL, path, "%s, column %zu: the ratio must be in [0, 1), not %g", path, start + 1, r);
+    }
+    if (peek(&p) != '\0') return expected(&p, "its end");
+    *ret = spec;
+    *ratio = r;
+    return PD_OK;
+}
+
+/* ---- the canonical text ---- */
+
+/* The shortest decimal form that reads back as the same double. */
+static void put_number(pd_buf *out, double v) {
+    char s[40];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(s, sizeof s, "%.*g", digits, v);
+        if (strtod(s, NULL) == v) break;
+    }
+    pd_buf_puts(out, s);
+}
+
+static void put_value(pd_buf *out, const pd_param *param, double v) {
+    if (isnan(v))
+        pd_buf_puts(out, "null");
+    else if (param->type == PD_PARAM_BOOL)
+        pd_buf_puts(out, v != 0.0 ? "true" : "false");
+    else if (param->type == PD_PARAM_CHOICE)
+        pd_buf_puts(out, param->choices[(size_t)v]);
+    else if (param->type == PD_PARAM_INT)
+        pd_buf_printf(out, "%.0f", v);
+    else
+        put_number(out, v);
+}
+
+void pd_press_inst_text(const pd_press_inst *inst, pd_buf *out) {
+    if (!inst) {
+        pd_buf_puts(out, "none");
+        return;
+    }
+    pd_buf_puts(out, inst->press->name);
+    char before = ':';
+    for (size_t i = 0; i < inst->press->n_params; i++) {
+        const pd_param *param = &inst->press->params[i];
+        const double v = inst->p[i];
+        if (v == param->def || (isnan(v) && isnan(param->def))) continue;
+        pd_buf_printf(out, "%c%s=", before, param->name);
+        put_value(out, param, v);
+        before = ',';
+    }
+    before = '(';
+    for (size_t i = 0; i < inst->n_child; i++) {
+        pd_buf_putc(out, before);
+        pd_press_inst_text(inst->child[i], out);
+        before = ',';
+    }
+    if (inst->n_child > 0) pd_buf_putc(out, ')');
+}

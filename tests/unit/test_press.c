@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* compression: budgets, top-k, the driver, and each press against a plain
+ * double-precision reading of its formula.  (kvpress' own numbers: test_press_golden.) */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "compression/press.h"
+#include "compression/spec.h"
+#include "tests/unit/press_view.h"
+
+#include <cblas.h>
+#include <float.h>
+#include <stdio.h>
+
+static pd_press_inst *inst_of(const char *text) {
+    static const pd_press_model model = {30, 6, 2, 16, 96};
+    pd_arena a = {0};
+    pd_spec *spec;
+    double ratio;
+    pd_err err = {0};
+    pd_press_inst *inst = NULL;
+    if (pd_spec_parse_text(text, "press", &a, &spec, &ratio, &err) != PD_OK ||
+        pd_spec_resolve(spec, &model, &inst, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    pd_arena_done(&a);
+    return inst;
+}
+
+static float **scores_of(const char *text, test_view *t) {
+    pd_press_inst *inst = inst_of(text);
+    float **s = pd_scores_new(&t->view);
+    pd_err err = {0};
+    if (pd_press_score(inst, &t->view, s, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+    pd_press_inst_close(inst);
+    return s;
+}
+
+static pd_plan plan_of(const char *text, test_view *t, pd_budget b, float *const *scores) {
+    pd_press_inst *inst = inst_of(text);
+    pd_plan plan;
+    pd_err err = {0};
+    if (pd_press_plan(inst, &t->view, &b, &plan, scores, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+    pd_press_inst_close(inst);
+    return plan;
+}
+
+static void assert_near(double got, double want, double rel, const char *what, size_t h, size_t i) {
+    if (!(fabs(got - want) <= rel * fabs(want) + 1e-30))
+        fail_msg("%s head %zu slot %zu: got %.9g want %.9g", what, h, i, got, want);
+}
+
+/* ---- budgets and selection ---- */
+
+static void budget_rule(void **state) {
+    (void)state;
+    static const struct {
+        size_t n;
+        double ratio;
+        size_t keep;
+    } t[] = {{100, .9, 9}, {1000, .9, 99}, {10, .9, 1}, {20, .15, 17}, {1024, .9, 102}, {300, .5, 150},
+             {7, 0, 7},    {7, 1, 1},      {1, .99, 1}, {23, .4, 13},  {256, .1, 230},  {0, .5, 0}};
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        const pd_budget b = {.ratio = t[i].ratio};
+        assert_int_equal(pd_budget_keep(&b, t[i].n), t[i].keep);
+    }
+    const pd_budget c = {.by_count = true, .count = 5}, zero = {.by_count = true};
+    assert_int_equal(pd_budget_keep(&c, 4), 4);
+    assert_int_equal(pd_budget_keep(&c, 6), 5);
+    assert_int_equal(pd_budget_keep(&zero, 6), 1);
+}
+
+typedef struct {
+    float s;
+    uint32_t slot;
+} ranked;
+
+static int by_rank(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->s != y->s) return x->s < y->s ? 1 : -1;
+    return x->slot < y->slot ? -1 : 1;
+}
+
+static void top_k_is_the_sorted_prefix(void **state) {
+    (void)state;
+    pd_rng rng = {7};
+    enum { N = 300 };
+    static float s[N];
+    static ranked r[N];
+    static uint32_t keep[N];
+    for (int round = 0; round < 400; round++) {
+        const size_t n = 1 + pd_rng_u64(&rng) % N, k = 1 + pd_rng_u64(&rng) % n;
+        const unsigned kind = round % 4; /* distinct, heavy ties, extremes, near-equal bits */
+        for (size_t i = 0; i < n; i++) {
+            static const float extreme[] = {INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 0.0f, -0.0f, FLT_MIN, 1e-45f};
+            const float u = pd_rng_f32(&rng);
+            s[i] = kind == 0 ? u : kind == 1 ? floorf(u * 3.0f) : kind == 2 ? extreme[pd_rng_u64(&rng) % 8] : 1.0f + 1e-6f * u;
+            r[i] = (ranked){s[i], (uint32_t)i};
+        }
+        qsort(r, n, sizeof *r, by_rank);
+        assert_int_equal(pd_top_k(s, n, k, keep, NULL, NULL), PD_OK);
+        bool want[N] = {false};
+        for (size_t i = 0; i < k; i++) want[r[i].slot] = true;
+        size_t out = 0;
+        for (size_t i = 0; i < n; i++) {
+            if (!want[i]) continue;
+            if (keep[out] != i) fail_msg("round %d n %zu k %zu: place %zu is %u, not %zu", round, n, k, out, keep[out], i);
+            out++;
+        }
+    }
+}
+
+/* ---- the driver ---- */
+
+static const char *const scorers[] = {
+    "random", "random:seed=7", "knorm", "streaming_llm", "expected_attention",
+    "expected_attention:use_covariance=false,epsilon=0.01",
+};
+enum { N_SCORER = sizeof scorers / sizeof *scorers };
+
+/* Kept slots are exactly the best-scored, as many as the rule says, ascending. */
+static void kept_are_the_best(void **state) {
+    (void)state;
+    static const double ratios[] = {0.1, 0.25, 0.5, 0.75, 0.9, 1.0};
+    for (size_t p = 0; p < N_SCORER; p++)
+        for (size_t step = 0; step < 2; step++)
+            for (size_t r = 0; r < 6; r++) {
+                test_view *t = tv_open(11 + p, 128, 6, 2, 16);
+                if (step) tv_make_step(t, 5, 0.6, 32);
+                float **s = pd_scores_new(&t->view);
+                const pd_budget b = {.ratio = ratios[r]};
+                const pd_plan plan = plan_of(scorers[p], t, b, s);
+                assert_false(plan.keep_all || plan.rerotate || plan.v_new);
+                for (size_t h = 0; h < 2; h++) {
+                    const size_t n = t->view.n_h[h], k = pd_budget_keep(&b, n);
+                    assert_int_equal(plan.n_keep[h], k);
+                    bool kept[128] = {false};
+                    float worst = INFINITY;
+                    size_t last_tie = 0;
+                    for (size_t i = 0; i < k; i++) {
+                        const uint32_t slot = plan.keep[h][i];
+                        assert_true(slot < n && (i == 0 || slot > plan.keep[h][i - 1]));
+                        kept[slot] = true;
+                        worst = fminf(worst, s[h][slot]);
+                    }
+                    for (size_t i = 0; i < n; i++)
+                        if (kept[i] && s[h][i] == worst) last_tie = i;
+                    for (size_t i = 0; i < n; i++)
+                        if (!kept[i]) assert_true(s[h][i] < worst || (s[h][i] == worst && i > last_tie));
+                }
+                tv_close(t);
+            }
+}
+
+static void nothing_to_do_is_keep_all(void **state) {
+    (void)state;
+    test_view *t = tv_open(1, 40, 6, 2, 16);
+    /* before any scoring: a view without moments would be refused by the press */
+    t->view.n_moments = 0;
+    assert_true(plan_of("expected_attention", t, (pd_budget){.ratio = 0}, NULL).keep_all);
+    assert_true(plan_of("expected_attention", t, (pd_budget){.by_count = true, .count = 40}, NULL).keep_all);
+    pd_press_inst *inst = inst_of("expected_attention");
+    pd_err err = {0};
+    pd_plan plan;
+    assert_int_equal(pd_press_plan(inst, &t->view, &(pd_budget){.ratio = 0.5}, &plan, NULL, &err), PD_EINTERNAL);
+    assert_non_null(strstr(err.msg, "layer 3"));
+    pd_press_inst_close(inst);
+    tv_close(t);
+}
+
+static void protected_slots_stay(void **state) {
+    (void)state;
+    for (size_t p = 0; p < N_SCORER; p++) {
+        test_view *t = tv_open(3, 60, 6, 2, 16);
+        uint8_t flag[2][60] = {{0}};
+        for (size_t i = 10; i < 30; i++) flag[0][i] = 1;
+        flag[1][59] = 1;
+        t->protect[0] = flag[0];
+        t->protect[1] = flag[1];
+        t->view.protect = t->protect;
+        const pd_plan plan = plan_of(scorers[p], t, (pd_budget){.by_count = true, .count = 6}, NULL);
+        assert_int_equal(plan.n_keep[0], 20); /* more are protected than the budget has */
+        for (size_t i = 0; i < 20; i++) assert_int_equal(plan.keep[0][i], 10 + i);
+        assert_int_equal(plan.n_keep[1], 6);
+        assert_int_equal(plan.keep[1][5], 59);
+        tv_close(t);
+    }
+}
+
+static void a_nan_is_refused(void **state) {
+    (void)state;
+    test_view *t = tv_open(3, 40, 6, 2, 16);
+    ((float *)(uintptr_t)t->view.k[1])[5 * 16 + 2] = NAN;
+    pd_press_inst *inst = inst_of("knorm");
+    pd_err err = {0};
+    float **s = pd_scores_new(&t->view);
+    assert_int_equal(pd_press_score(inst, &t->view, s, &err), PD_EINTERNAL);
+    assert_non_null(strstr(err.msg, "'knorm' gave no number for layer 3, head 1, slot 5"));
+    pd_press_inst_close(inst);
+    tv_close(t);
+}
+
+/* The same bits whatever the number of threads. */
+static void threads_change_nothing(void **state) {
+    (void)state;
+    for (size_t p = 0; p < N_SCORER; p++) {
+        float **s[3];
+        test_view *t[3];
+        for (unsigned w = 0; w < 3; w++) {
+            t[w] = tv_open(21, 700, 6, 2, 16);
+            if (w > 0) assert_int_equal(pd_workers_open(&t[w]->view.workers, w + 1, NULL), PD_OK);
+            s[w] = scores_of(scorers[p], t[w]);
+        }
+        for (unsigned w = 1; w < 3; w++)
+            for (size_t h = 0; h < 2; h++) assert_memory_equal(s[0][h], s[w][h], 700 * sizeof(float));
+        for (unsigned w = 0; w < 3; w++) {
+            pd_workers_close(t[w]->view.workers);
+            tv_close(t[w]);
+        }
+    }
+}
+
+static void needs_and_least_tokens(void **state) {
+    (void)state;
+    pd_press_needs n;
+    pd_press_collect_needs(NULL, &n);
+    assert_int_equal(n.bits, 0);
+    pd_press_inst *inst = inst_of("expected_attention:n_sink=7");
+    pd_press_collect_needs(inst, &n);
+    assert_int_equal(n.bits, PD_NEEDS_Q_COV | PD_NEEDS_Q_MEAN);
+    assert_int_equal(n.n_moments, 1);
+    assert_int_equal(n.n_sink[0], 7);
+    assert_int_equal(pd_press_min_tokens(inst), 8);
+    pd_press_inst_close(inst);
+    inst = inst_of("expected_attention:use_covariance=false");
+    pd_press_collect_needs(inst, &n);
+    assert_int_equal(n.bits, PD_NEEDS_Q_MEAN);
+    pd_press_inst_close(inst);
+    inst = inst_of("streaming_llm:n_sink=9");
+    assert_int_equal(pd_press_min_tokens(inst), 10);
+    pd_press_inst_close(inst);
+    inst = inst_of("knorm");
+    assert_int_equal(pd_press_min_tokens(inst), 1);
+    pd_press_reset(inst);
+    pd_press_inst_close(inst);
+}
+
+/* ---- each press ---- */
+
+static void random_is_seeded(void **state) {
+    (void)state;
+    test_view *t = tv_open(3, 40, 6, 2, 16);
+    /* torch.manual_seed(7); torch.rand(2): 0.5349, 0.1988 */
+    float **a = scores_of("random:seed=7", t);
+    assert_near((double)a[0][0], 0.5349, 1e-3, "random", 0, 0);
+    assert_near((double)a[0][1], 0.1988, 1e-3, "random", 0, 1);
+    float **b = scores_of("random", t);
+    t->view.layer = 4; /* every layer the same */
+    float **c = scores_of("random", t);
+    t->view.seed = 100;
+    float **d = scores_of("random", t);
+    assert_memory_equal(b[1], c[1], 40 * sizeof(float));
+    assert_memory_not_equal(b[1], d[1], 40 * sizeof(float));
+    assert_memory_not_equal(b[0], b[1], 40 * sizeof(float));
+    for (size_t i = 0; i < 40; i++) assert_true(b[0][i] >= 0.0f && b[0][i] < 1.0f);
+    tv_close(t);
+}
+
+static void knorm_is_minus_the_norm(void **state) {
+    (void)state;
+    test_view *t = tv_open(4, 300, 6, 2, 16);
+    tv_make_step(t, 8, 0.5, 4);
+    float **s = scores_of("knorm", t);
+    for (size_t h = 0; h < 2; h++)
+        for (size_t i = 0; i < t->view.n_h[h]; i++) {
+            double n = 0.0;
+            for (size_t e = 0; e < 16; e++) n += pow((double)t->k[h][i * 16 + e], 2.0);
+            assert_near((double)s[h][i], -sqrt(n), 1e-6, "knorm", h, i);
+        }
+    tv_close(t);
+}
+
+static void streaming_keeps_both_ends(void **state) {
+    (void)state;
+    test_view *t = tv_open(4, 100, 6, 2, 16);
+    for (size_t keep = 1; keep < 100; keep += 7) {
+        const pd_plan plan = plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = keep}, NULL);
+        for (size_t i = 0; i < keep; i++)
+            assert_int_equal(plan.keep[1][i], i < 4 ? i : 100 - keep + i); /* fewer than the sinks: the first ones */
+    }
+    tv_make_step(t, 8, 0.5, 4); /* slots are not positions any more */
+    const pd_plan plan = plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = 10}, NULL);
+    for (size_t h = 0; h < 2; h++) {
+        size_t sinks = 0;
+        while (t->pos[h][sinks] < 4) sinks++;
+        for (size_t i = 0; i < 10; i++)
+            assert_int_equal(plan.keep[h][i], i < sinks ? i : t->view.n_h[h] - 10 + i);
+    }
+    tv_close(t);
+}
+
+/* The formula at the head of expected_attention.c, in double, with the rotation
+ * averaged position by position. */
+static void expected_attention_is_the_formula(void **state) {
+    (void)state;
+    enum { D = 16, HALF = D / 2, HQ = 6, H = 2, G = HQ / H };
+    static const struct {
+        const char *text;
+        bool step, cov, vnorm;
+        int n_sink, n_future;
+        double eps;
+    } t[] = {
+        {"expected_attention", false, true, true, 4, 512, 0},
+        {"expected_attention", true, true, true, 4, 512, 0},
+        {"expected_attention:use_covariance=false,n_future_positions=1", false, false, true, 4, 1, 0},
+        {"expected_attention:use_vnorm=false,n_sink=0", false, true, false, 0, 512, 0},
+        {"expected_attention:epsilon=0.02,n_future_positions=37", true, true, true, 4, 37, 0.02},
+    };
+    for (size_t c = 0; c < sizeof t / sizeof *t; c++) {
+        test_view *v = tv_open(40 + c, 290, HQ, H, D);
+        v->view.rope_scale = 1.25f;
+        if (t[c].step) tv_make_step(v, 8, 0.5, 64);
+        float **got = scores_of(t[c].text, v);
+        double cs[HALF] = {0}, sn[HALF] = {0}, want[H][290], max = 0.0;
+        for (int f = 0; f < t[c].n_future; f++)
+            for (size_t i = 0; i < HALF; i++) {
+                cs[i] += 1.25 * cos((290.0 + f) * (double)v->view.inv_freq[i]) / t[c].n_future;
+                sn[i] += 1.25 * sin((290.0 + f) * (double)v->view.inv_freq[i]) / t[c].n_future;
+            }
+        double rot[D][D] = {{0}};
+        for (size_t i = 0; i < HALF; i++) {
+            rot[i][i] = rot[i + HALF][i + HALF] = cs[i];
+            rot[i][i + HALF] = -sn[i];
+            rot[i + HALF][i] = sn[i];
+        }
+        const pd_moments *m = pd_view_moments(&v->view, t[c].step ? 0 : (size_t)t[c].n_sink);
+        for (size_t h = 0; h < H; h++) {
+            const size_t n = v->view.n_h[h];
+            size_t first = 0;
+            while (v->pos[h][first] < t[c].n_sink) first++;
+            for (size_t i = 0; i < n; i++) want[h][i] = 0.0;
+            for (size_t g = h * G; g < (h + 1) * G; g++) {
+                double z[290], top = -1e300, sum = 0.0;
+                for (size_t i = first; i < n; i++) {
+                    const float *k = v->k[h] + i * D;
+                    double rk[D] = {0}, lin = 0.0, quad = 0.0; /* mu' . k = mu . (Rbar^T k) */
+                    for (size_t a = 0; a < D; a++)
+                        for (size_t b = 0; b < D; b++) rk[a] += rot[b][a] * (double)k[b];
+                    for (size_t a = 0; a < D; a++) {
+                        lin += rk[a] * (double)m->mean[g * D + a];
+                        for (size_t b = 0; b < D; b++) quad += rk[a] * rk[b] * (double)m->cov[(g * D + a) * D + b];
+                    }
+                    z[i] = lin / sqrt(D) + (t[c].cov ? quad / (2.0 * D) : 0.0);
+                    top = fmax(top, z[i]);
+                }
+                for (size_t i = first; i < n; i++) sum += exp(z[i] - top);
+                for (size_t i = first; i < n; i++) want[h][i] += exp(z[i] - top) / sum / G;
+            }
+            for (size_t i = first; i < n; i++) {
+                double vn = 0.0;
+                for (size_t e = 0; e < D; e++) vn += pow((double)v->v[h][i * D + e], 2.0);
+                if (t[c].vnorm) want[h][i] = (want[h][i] + t[c].eps) * sqrt(vn);
+                max = fmax(max, want[h][i]);
+            }
+        }
+        for (size_t h = 0; h < H; h++)
+            for (size_t i = 0; i < v->view.n_h[h]; i++)
+                assert_near((double)got[h][i], v->pos[h][i] < t[c].n_sink ? max + 1.0 : want[h][i], 5e-5, t[c].text, h, i);
+        tv_close(v);
+    }
+}
+
+int main(void) {
+    openblas_set_num_threads(1); /* as the engine does */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(budget_rule),
+        cmocka_unit_test(top_k_is_the_sorted_prefix),
+        cmocka_unit_test(kept_are_the_best),
+        cmocka_unit_test(nothing_to_do_is_keep_all),
+        cmocka_unit_test(protected_slots_stay),
+        cmocka_unit_test(a_nan_is_refused),
+        cmocka_unit_test(threads_change_nothing),
+        cmocka_unit_test(needs_and_least_tokens),
+        cmocka_unit_test(random_is_seeded),
+        cmocka_unit_test(knorm_is_minus_the_norm),
+        cmocka_unit_test(streaming_keeps_both_ends),
+        cmocka_unit_test(expected_attention_is_the_formula),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
