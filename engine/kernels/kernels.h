@@ -40,7 +40,8 @@ typedef struct pd_kernels {
     /* largest of x[0..n), n >= 1; no NaN in x */
     float (*max_f32)(const float *x, size_t n);
     /* x[i] = exp(x[i] - max) in place; returns the sum.  x[i] - max <= 0;
-     * -INFINITY gives exactly 0.  Relative error of each exp <= 4e-7. */
+     * -INFINITY gives exactly 0.  Relative error of each exp <= 4e-7; one below
+     * 2^-126 may be off by 2^-126, that is, may be 0. */
     float (*exp_sum_f32)(float *x, size_t n, float max);
     /* y = x / sqrt(mean(x^2) + eps) * w;  y may be x.  w NULL = ones. */
     void (*rmsnorm)(const float *x, const float *w, float eps, size_t n, float *y);
@@ -56,9 +57,11 @@ typedef struct pd_kernels {
     void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
 
     /* ---- quantised matrices (panel.h) ---- */
-    /* One row of n values (n % 32 == 0) to q, d, s as pd_qact's rows.  Rounding:
-     * to nearest even of x / d; an all-zero block has d = 0 and q = 0.
-     * Bit-identical in every row of the table. */
+    /* One row of n finite values (n % 32 == 0) to q, d, s as pd_qact's rows:
+     *     d = max|x| / 127,   q = x * (127 / max|x|) to the nearest, ties to even,
+     *     s = d * (float)(sum of the 16 q),   each operation rounded to f32;
+     * a block with d < FLT_MIN (all zero, or too small to divide) has d = 0, q = 0,
+     * s = +0.  Bit-identical in every row of the table. */
     void (*quantize_act)(const float *x, size_t n, int8_t *q, float *d, float *s);
     /* y[t * ldy + r] = sum over blocks of  d_w * d_a * <q_w, q_a> + m_w * s_a
      * for tokens t0 <= t < t1 and the rows r of panels p0 <= p < p1 (rows past
@@ -79,7 +82,8 @@ typedef struct pd_kernels {
      *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
      *   m[g] = max score,  l[g] = sum exp(score - m),
      *   acc  [G][head_dim] = sum exp(score - m) * v
-     * head_dim % 16 == 0, G <= 16. */
+     * head_dim % 16 == 0, 1 <= G <= 16.  Slots outside [first, first + n) may
+     * hold anything, NaN included; tmp's contents are undefined afterwards. */
     void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, float *tmp,
                            size_t tmp_stride, float *m, float *l, float *acc);

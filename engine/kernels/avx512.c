@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* AVX-512 (F, BW, DQ, VL) row: vectors of 16 f32, tails by mask.
+ *
+ * Attention makes three passes over a head's slots: scores (one load of K
+ * serves 16 slots and up to 4 query heads), softmax in `tmp`, and the weighted
+ * sum of V (one load serves up to 4 heads, whose sums stay in registers over a
+ * page).  Pages are scattered, so each pass prefetches the next page itself.
+ *
+ * Cost: scores and sum need G + 1 loads and G + 1 operations for 16 products a
+ * head: bound by memory for G <= 4. */
+#include "engine/kernels/rows.h"
+
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#define FORCE_INLINE static inline __attribute__((always_inline))
+
+/* The lowest k lanes, k <= 16. */
+FORCE_INLINE __mmask16 lanes(size_t k) {
+    return (__mmask16)((1u << k) - 1);
+}
+
+/* ---- exp ---- */
+
+/* exp(x) for x <= 0:  x = n ln2 + r, |r| <= ln2/2, exp(r) = 1 + r + r^2 P(r); P is
+ * a minimax fit of degree 4 (relative error of the whole 4e-9, so rounding
+ * decides: about 1.5 ulp).  scalef rounds results below 2^-126 properly; below
+ * -104 every result rounds to 0, and the clamp keeps -INFINITY out of r. */
+FORCE_INLINE __m512 exp16(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e430p-1f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-0x1.05c610p-29f), r);
+    __m512 p = _mm512_set1_ps(0x1.6a2408p-10f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.1239e8p-7f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.5558f2p-5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.555492p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffffcp-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* 1 / (1 + exp(-x)) from exp(-|x|) <= 1, which cannot overflow. */
+FORCE_INLINE __m512 sigmoid16(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 e = exp16(_mm512_or_ps(x, _mm512_set1_ps(-0.0f)));
+    const __mmask16 neg = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_div_ps(_mm512_mask_mov_ps(one, neg, e), _mm512_add_ps(one, e));
+}
+
+/* ---- vectors of f32 ---- */
+
+static float dot_f32(const float *a, const float *b, size_t n) {
+    __m512 s[4] = {0};
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        for (int c = 0; c < 4; c++)
+            s[c] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16 * c),
+                                   _mm512_loadu_ps(b + i + 16 * c), s[c]);
+    for (; i + 16 <= n; i += 16)
+        s[0] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), s[0]);
+    const __mmask16 k = lanes(n - i);
+    s[1] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(k, a + i), _mm512_maskz_loadu_ps(k, b + i), s[1]);
+    return _mm512_reduce_add_ps(
+        _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+}
+
+static void axpy_f32(float a, const float *x, float *y, size_t n) {
+    const __m512 va = _mm512_set1_ps(a);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(y + i, _mm512_fmadd_ps(va, _mm512_loadu_ps(x + i),
+                                                _mm512_loadu_ps(y + i)));
+    const __mmask16 k = lanes(n - i);
+    _mm512_mask_storeu_ps(y + i, k, _mm512_fmadd_ps(va, _mm512_maskz_loadu_ps(k, x + i),
+                                                    _mm512_maskz_loadu_ps(k, y + i)));
+}
+
+static float max_f32(const float *x, size_t n) {
+    __m512 m0 = _mm512_set1_ps(-INFINITY), m1 = m0;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        m0 = _mm512_max_ps(m0, _mm512_loadu_ps(x + i));
+        m1 = _mm512_max_ps(m1, _mm512_loadu_ps(x + i + 16));
+    }
+    for (; i + 16 <= n; i += 16) m0 = _mm512_max_ps(m0, _mm512_loadu_ps(x + i));
+    const __mmask16 k = lanes(n - i);
+    m1 = _mm512_mask_max_ps(m1, k, m1, _mm512_maskz_loadu_ps(k, x + i));
+    return _mm512_reduce_max_ps(_mm512_max_ps(m0, m1));
+}
+
+static float exp_sum_f32(float *x, size_t n, float max) {
+    const __m512 vm = _mm512_set1_ps(max);
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const __m512 e0 = exp16(_mm512_sub_ps(_mm512_loadu_ps(x + i), vm));
+        const __m512 e1 = exp16(_mm512_sub_ps(_mm512_loadu_ps(x + i + 16), vm));
+        _mm512_storeu_ps(x + i, e0);
+        _mm512_storeu_ps(x + i + 16, e1);
+        s0 = _mm512_add_ps(s0, e0);
+        s1 = _mm512_add_ps(s1, e1);
+    }
+    for (; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m512 e = exp16(_mm512_maskz_sub_ps(k, _mm512_maskz_loadu_ps(k, x + i), vm));
+        _mm512_mask_storeu_ps(x + i, k, e);
+        s0 = _mm512_mask_add_ps(s0, k, s0, e);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
+}
+
+static void rmsnorm(const float *x, const float *w, float eps, size_t n, float *y) {
+    const float scale = 1.0f / sqrtf(dot_f32(x, x, n) / (float)n + eps);
+    const __m512 vs = _mm512_set1_ps(scale);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(k, x + i), vs);
+        if (w) v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(k, w + i));
+        _mm512_mask_storeu_ps(y + i, k, v);
+    }
+}
+
+static void rope(float *x, size_t n_head, size_t head_dim, const float *cos, const float *sin) {
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_head; h++, x += head_dim) {
+        for (size_t i = 0; i < half; i += 16) {
+            const __mmask16 k = lanes(half - i < 16 ? half - i : 16);
+            const __m512 lo = _mm512_maskz_loadu_ps(k, x + i);
+            const __m512 hi = _mm512_maskz_loadu_ps(k, x + half + i);
+            const __m512 c = _mm512_maskz_loadu_ps(k, cos + i);
+            const __m512 s = _mm512_maskz_loadu_ps(k, sin + i);
+            _mm512_mask_storeu_ps(x + i, k, _mm512_fmsub_ps(lo, c, _mm512_mul_ps(hi, s)));
+            _mm512_mask_storeu_ps(x + half + i, k, _mm512_fmadd_ps(hi, c, _mm512_mul_ps(lo, s)));
+        }
+    }
+}
+
+static void silu_mul(const float *g, const float *u, size_t n, float *y) {
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m512 x = _mm512_maskz_loadu_ps(k, g + i);
+        const __m512 v = _mm512_mul_ps(_mm512_mul_ps(x, sigmoid16(x)),
+                                       _mm512_maskz_loadu_ps(k, u + i));
+        _mm512_mask_storeu_ps(y + i, k, v);
+    }
+}
+
+/* 0.5 (1 + tanh z) = sigmoid(2 z) */
+static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
+    const __m512 a = _mm512_set1_ps(2 * 0.79788456f), b = _mm512_set1_ps(0.044715f);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m512 x = _mm512_maskz_loadu_ps(k, g + i);
+        const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+        const __m512 z = _mm512_mul_ps(a, _mm512_fmadd_ps(b, cube, x));
+        const __m512 v = _mm512_mul_ps(_mm512_mul_ps(x, sigmoid16(z)),
+                                       _mm512_maskz_loadu_ps(k, u + i));
+        _mm512_mask_storeu_ps(y + i, k, v);
+    }
+}
+
+static void f32_to_f16(const float *x, uint16_t *y, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m256i h = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(k, x + i),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_mask_storeu_epi16(y + i, k, h);
+    }
+}
+
+static void f16_to_f32(const uint16_t *x, float *y, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        _mm512_mask_storeu_ps(y + i, k, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(k, x + i)));
+    }
+}
+
+/* ---- quantised matrices ---- */
+
+static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s) {
+    for (size_t b = 0; b < n / 32; b++, x += 32, q += 32) {
+        const __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
+        const float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x0),
+                                                             _mm512_abs_ps(x1)));
+        float step = max / 127.0f;
+        if (step < FLT_MIN) step = 0.0f;
+        const __m512 inv = _mm512_set1_ps(step > 0.0f ? 127.0f / max : 0.0f);
+        const __m128i q0 = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x0, inv)));
+        const __m128i q1 = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x1, inv)));
+        _mm_storeu_si128((__m128i *)q, q0);
+        _mm_storeu_si128((__m128i *)(q + 16), q1);
+        /* sums of 8 bytes + 128 each, in the low half of every quadword */
+        const __m256i sad = _mm256_sad_epu8(
+            _mm256_xor_si256(_mm256_set_m128i(q1, q0), _mm256_set1_epi8(-128)),
+            _mm256_setzero_si256());
+        const __m256i sum = _mm256_add_epi64(sad, _mm256_unpackhi_epi64(sad, sad));
+        const int sum0 = _mm256_extract_epi32(sum, 0) - 16 * 128;
+        const int sum1 = _mm256_extract_epi32(sum, 4) - 16 * 128;
+        d[b] = step;
+        s[2 * b] = step * (float)sum0;
+        s[2 * b + 1] = step * (float)sum1;
+    }
+}
+
+/* Without VNNI the dot product goes through 16-bit sums.  A weight is cut in
+ * 4-bit planes, so that a pair of products is at most 2 * 15 * 127 and 8 groups
+ * of them stay below 2^15: nothing saturates. */
+FORCE_INLINE __m512i dot_u4(__m512i sum16, __m512i w, const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, sizeof four);
+    return _mm512_add_epi16(sum16, _mm512_maddubs_epi16(w, _mm512_set1_epi32(four)));
+}
+
+/* Integer dot products of one block (n_group groups of 4 columns) with nt tokens. */
+FORCE_INLINE void dot_block(const uint8_t *w, unsigned bits, int n_group, const int8_t *a,
+                            size_t lda, int nt, __m512i *ret) {
+    const __m512i low4 = _mm512_set1_epi8(15);
+    __m512i lo[4], hi[4];
+    for (int t = 0; t < nt; t++) lo[t] = hi[t] = _mm512_setzero_si512();
+    if (bits == 4) {
+        for (int g = 0; g < n_group / 2; g++) {
+            const __m512i v = _mm512_load_si512(w + 64 * g);
+            const __m512i v0 = _mm512_and_si512(v, low4);
+            const __m512i v1 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+            for (int t = 0; t < nt; t++) lo[t] = dot_u4(lo[t], v0, a + t * lda + 4 * g);
+            for (int t = 0; t < nt; t++)
+                lo[t] = dot_u4(lo[t], v1, a + t * lda + 4 * (g + n_group / 2));
+        }
+    } else {
+        for (int g = 0; g < n_group; g++) {
+            const __m512i v = _mm512_load_si512(w + 64 * g);
+            const __m512i v0 = _mm512_and_si512(v, low4);
+            const __m512i v1 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+            for (int t = 0; t < nt; t++) lo[t] = dot_u4(lo[t], v0, a + t * lda + 4 * g);
+            for (int t = 0; t < nt; t++) hi[t] = dot_u4(hi[t], v1, a + t * lda + 4 * g);
+        }
+    }
+    for (int t = 0; t < nt; t++) {
+        ret[t] = _mm512_madd_epi16(lo[t], _mm512_set1_epi16(1));
+        if (bits == 8)
+            ret[t] = _mm512_add_epi32(ret[t], _mm512_madd_epi16(hi[t], _mm512_set1_epi16(16)));
+    }
+}
+
+enum { AHEAD = 4096 }; /* bytes of weights prefetched ahead of use: the hardware stops at 4 KiB */
+
+/* One panel by nt tokens.  bits, block and nt are constants after inlining; the
+ * float operations on one output are the same for every nt. */
+FORCE_INLINE void panel_tile(const uint8_t *w, unsigned bits, unsigned block, const pd_qact *a,
+                             size_t t0, int nt, float *y, size_t ldy, __mmask16 rows) {
+    const size_t n_blk = a->n_col / block, n_blk32 = a->n_col / 32;
+    const size_t q_bytes = (size_t)PD_PANEL_ROWS * block * bits / 8;
+    const int8_t *q = a->q + t0 * a->n_col;
+    const float *d = a->d + t0 * n_blk32, *s = a->s + t0 * 2 * n_blk32;
+    __m512 acc[4];
+    for (int t = 0; t < nt; t++) acc[t] = _mm512_setzero_ps();
+    for (size_t b = 0; b < n_blk; b++, w += q_bytes + 64) {
+        for (size_t i = 0; i < q_bytes + 64; i += 64)
+            _mm_prefetch((const char *)((uintptr_t)w + AHEAD + i), _MM_HINT_T0);
+        __m512i dot[4];
+        dot_block(w, bits, (int)(block / 4), q + b * block, a->n_col, nt, dot);
+        const __m512 d_w = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(w + q_bytes)));
+        const __m512 m_w = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(w + q_bytes + 32)));
+        for (int t = 0; t < nt; t++) {
+            const float *st = s + 2 * (size_t)t * n_blk32;
+            const float s_a = block == 32 ? st[2 * b] + st[2 * b + 1] : st[b];
+            const float d_a = d[(size_t)t * n_blk32 + b * block / 32];
+            acc[t] = _mm512_fmadd_ps(_mm512_mul_ps(d_w, _mm512_set1_ps(d_a)),
+                                     _mm512_cvtepi32_ps(dot[t]), acc[t]);
+            acc[t] = _mm512_fmadd_ps(m_w, _mm512_set1_ps(s_a), acc[t]);
+        }
+    }
+    for (int t = 0; t < nt; t++) _mm512_mask_storeu_ps(y + (size_t)t * ldy, rows, acc[t]);
+}
+
+FORCE_INLINE void gemm(const pd_panels *w, unsigned bits, unsigned block, size_t p0, size_t p1,
+                       const pd_qact *a, size_t t0, size_t t1, float *y, size_t ldy) {
+    const size_t stride = pd_panels_stride(w);
+    for (size_t p = p0; p < p1; p++) {
+        const uint8_t *panel = w->data + p * stride;
+        const size_t r0 = p * PD_PANEL_ROWS, n_row = w->n_row - r0;
+        const __mmask16 rows = lanes(n_row < PD_PANEL_ROWS ? n_row : PD_PANEL_ROWS);
+        size_t t = t0;
+        for (; t + 4 <= t1; t += 4)
+            panel_tile(panel, bits, block, a, t, 4, y + t * ldy + r0, ldy, rows);
+        for (; t < t1; t++) panel_tile(panel, bits, block, a, t, 1, y + t * ldy + r0, ldy, rows);
+    }
+}
+
+static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
+                       size_t t1, float *y, size_t ldy) {
+    if (w->bits == 4)
+        gemm(w, 4, 32, p0, p1, a, t0, t1, y, ldy);
+    else if (w->block == 32)
+        gemm(w, 8, 32, p0, p1, a, t0, t1, y, ldy);
+    else
+        gemm(w, 8, 16, p0, p1, a, t0, t1, y, ldy);
+}
+
+/* ---- attention over KV pages ---- */
+
+enum { MAX_NG = 4 }; /* query heads that share one load of K or V */
+
+/* 16 elements from element i of a page. */
+FORCE_INLINE __m512 load16(const void *page, size_t i, bool f16) {
+    if (f16)
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)page + i)));
+    return _mm512_loadu_ps((const float *)page + i);
+}
+
+FORCE_INLINE void prefetch16(const void *page, size_t i, bool f16) {
+    _mm_prefetch((const char *)page + i * (f16 ? 2 : 4), _MM_HINT_T0);
+}
+
+/* tmp[g][0..16) = the scores of a page's 16 slots.  Two sums a head hide the
+ * latency of the FMA. */
+FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *page,
+                              const void *next, bool f16, float *tmp, size_t stride) {
+    __m512 s[MAX_NG][2];
+    for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm512_setzero_ps();
+    for (size_t c = 0; c < dim; c += 2) {
+        prefetch16(next, 16 * c, f16);
+        if (!f16) prefetch16(next, 16 * c + 16, f16);
+        const __m512 k0 = load16(page, 16 * c, f16), k1 = load16(page, 16 * c + 16, f16);
+        for (int g = 0; g < ng; g++) {
+            s[g][0] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c]), k0, s[g][0]);
+            s[g][1] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c + 1]), k1, s[g][1]);
+        }
+    }
+    for (int g = 0; g < ng; g++)
+        _mm512_storeu_ps(tmp + g * stride, _mm512_add_ps(s[g][0], s[g][1]));
+}
+
+/* acc[g][c .. c + 16 nv) += sum over slots j of tmp[g][j] * v[j] */
+FORCE_INLINE void page_values(const float *tmp, size_t stride, int ng, size_t dim, const void *v,
+                              const void *next, bool f16, size_t j0, size_t j1, size_t c, int nv,
+                              float *acc) {
+    __m512 s[MAX_NG][4];
+    for (int g = 0; g < ng; g++)
+        for (int i = 0; i < nv; i++) s[g][i] = _mm512_loadu_ps(acc + g * dim + c + 16 * i);
+    for (size_t j = j0; j < j1; j++) {
+        __m512 x[4];
+        for (int i = 0; i < nv; i++) x[i] = load16(v, j * dim + c + 16 * i, f16);
+        for (int i = 0; i < nv; i += f16 ? 2 : 1) prefetch16(next, j * dim + c + 16 * i, f16);
+        for (int g = 0; g < ng; g++) {
+            const __m512 p = _mm512_set1_ps(tmp[g * stride + j]);
+            for (int i = 0; i < nv; i++) s[g][i] = _mm512_fmadd_ps(p, x[i], s[g][i]);
+        }
+    }
+    for (int g = 0; g < ng; g++)
+        for (int i = 0; i < nv; i++) _mm512_storeu_ps(acc + g * dim + c + 16 * i, s[g][i]);
+}
+
+/* Heads go in steps of 4, the rest in one step of 1 to 3. */
+FORCE_INLINE size_t head_step(size_t left) {
+    return left < MAX_NG ? left : MAX_NG;
+}
+
+FORCE_INLINE void scores(const float *q, size_t n_group, size_t dim, const void *page,
+                         const void *next, bool f16, float *tmp, size_t stride) {
+    for (size_t g = 0; g < n_group; g += MAX_NG) {
+        const float *qg = q + g * dim;
+        float *x = tmp + g * stride;
+        switch (head_step(n_group - g)) {
+        case 1: page_scores(qg, 1, dim, page, next, f16, x, stride); break;
+        case 2: page_scores(qg, 2, dim, page, next, f16, x, stride); break;
+        case 3: page_scores(qg, 3, dim, page, next, f16, x, stride); break;
+        default: page_scores(qg, 4, dim, page, next, f16, x, stride);
+        }
+    }
+}
+
+FORCE_INLINE void values_of(const float *tmp, size_t stride, int ng, size_t dim, const void *v,
+                            const void *next, bool f16, size_t j0, size_t j1, float *acc) {
+    size_t c = 0;
+    for (; c + 64 <= dim; c += 64)
+        page_values(tmp, stride, ng, dim, v, next, f16, j0, j1, c, 4, acc);
+    for (; c < dim; c += 16)
+        page_values(tmp, stride, ng, dim, v, next, f16, j0, j1, c, 1, acc);
+}
+
+FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t dim,
+                         const void *v, const void *next, bool f16, size_t j0, size_t j1,
+                         float *acc) {
+    for (size_t g = 0; g < n_group; g += MAX_NG) {
+        const float *x = tmp + g * stride;
+        float *ag = acc + g * dim;
+        switch (head_step(n_group - g)) {
+        case 1: values_of(x, stride, 1, dim, v, next, f16, j0, j1, ag); break;
+        case 2: values_of(x, stride, 2, dim, v, next, f16, j0, j1, ag); break;
+        case 3: values_of(x, stride, 3, dim, v, next, f16, j0, j1, ag); break;
+        default: values_of(x, stride, 4, dim, v, next, f16, j0, j1, ag);
+        }
+    }
+}
+
+FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
+                             size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
+                             float *acc, bool f16) {
+    const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
+    for (size_t p = p0; p < p1; p++)
+        scores(q, n_group, dim, pages[p], pages[p + 1 < p1 ? p + 1 : p], f16,
+               tmp + (p - p0) * 16, stride);
+    /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
+    const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
+    for (size_t g = 0; g < n_group; g++) {
+        float *x = tmp + g * stride;
+        const __m512 none = _mm512_set1_ps(-INFINITY);
+        _mm512_mask_storeu_ps(x, lanes(head), none);
+        _mm512_mask_storeu_ps(x + n_slot - 16, (__mmask16)~lanes(used), none);
+        m[g] = max_f32(x, n_slot);
+        l[g] = exp_sum_f32(x, n_slot, m[g]);
+    }
+    memset(acc, 0, n_group * dim * sizeof *acc);
+    const size_t v_at = 16 * dim * (f16 ? 2 : 4);
+    for (size_t p = p0; p < p1; p++) {
+        /* 0 * NaN is NaN, so unused slots are not even multiplied */
+        const size_t j0 = p == p0 ? head : 0, j1 = p + 1 == p1 ? used : 16;
+        const char *v = (const char *)pages[p] + v_at;
+        const char *next = (const char *)pages[p + 1 < p1 ? p + 1 : p] + v_at;
+        values(tmp + (p - p0) * 16, stride, n_group, dim, v, next, f16, j0, j1, acc);
+    }
+}
+
+static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+}
+
+static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+}
+
+void pd__kernels_init_avx512(pd_kernels *k) {
+    k->isa = "avx512";
+    k->dot_f32 = dot_f32;
+    k->axpy_f32 = axpy_f32;
+    k->max_f32 = max_f32;
+    k->exp_sum_f32 = exp_sum_f32;
+    k->rmsnorm = rmsnorm;
+    k->rope = rope;
+    k->silu_mul = silu_mul;
+    k->gelu_mul = gelu_mul;
+    k->f32_to_f16 = f32_to_f16;
+    k->f16_to_f32 = f16_to_f32;
+    k->quantize_act = quantize_act;
+    k->gemm_panel = gemm_panel;
+    k->attn_pages_f16 = attn_pages_f16;
+    k->attn_pages_f32 = attn_pages_f32;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Filling the kernel table, and a quick check that this machine computes what
+ * the table claims.
+ *
+ * The self-test is there for what a build-time test cannot see: a CPU or
+ * hypervisor that announces an instruction and gets it wrong.  Its tolerances
+ * are loose (1e-4 of the magnitude of the sums); the derived bounds are in
+ * tests/kernel. */
+#include "engine/kernels/rows.h"
+
+#include "engine/base/rng.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+void pd_kernels_init(pd_kernels *k, unsigned flags) {
+    pd__kernels_init_scalar(k);
+#if defined(__x86_64__)
+    if (!(flags & PD_CPU_AVX2)) return;
+    pd__kernels_init_avx2(k);
+    if (!(flags & PD_CPU_AVX512)) return;
+    pd__kernels_init_avx512(k);
+    if (!(flags & PD_CPU_VNNI)) return;
+    pd__kernels_init_vnni(k);
+#else
+    (void)flags;
+#endif
+}
+
+/* ---- self-test ---- */
+
+enum {
+    ST_N = 67 + 32,    /* vector length: whole vectors and a tail of any width */
+    ST_COL = 96,       /* matrix columns */
+    ST_ROW = 20,       /* one whole panel and part of a second */
+    ST_TOK = 11,       /* one whole tile of tokens and a remainder */
+    ST_DIM = 80,       /* head_dim: a multiple of 16 but not of 64 */
+    ST_GROUP = 3,
+    ST_PAGE = 3,
+    ST_PANEL_BYTES = 2 * (ST_COL / 16) * 320, /* the widest format: 8 bits, block 16 */
+    ST_PAGE_ELEMS = 2 * PD_PAGE_TOKENS * ST_DIM,
+};
+
+typedef struct {
+    const pd_kernels *ref, *k;
+    pd_err *err;
+    pd_rng rng;
+} st;
+
+static pd_status differ(st *t, const char *entry, size_t i, double want, double got) {
+    return pd_fail(t->err, PD_EINTERNAL, NULL,
+                   "kernel self-test: %s of row %s differs from scalar at %zu: want %.9g, got %.9g",
+                   entry, t->k->isa, i, want, got);
+}
+
+/* |want - got| <= tol everywhere; written so that NaN fails. */
+static pd_status same(st *t, const char *entry, const float *want, const float *got, size_t n,
+                      float tol) {
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(want[i] - got[i]) <= tol)) return differ(t, entry, i, want[i], got[i]);
+    return PD_OK;
+}
+
+static void fill(st *t, float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = pd_rng_f32(&t->rng);
+}
+
+static pd_status test_vectors(st *t) {
+    const pd_kernels *const row[2] = {t->ref, t->k};
+    float a[ST_N], b[ST_N], y[2][ST_N], one[2][2];
+    fill(t, a, ST_N);
+    fill(t, b, ST_N);
+    for (int i = 0; i < 2; i++) {
+        one[i][0] = row[i]->dot_f32(a, b, ST_N);
+        one[i][1] = row[i]->max_f32(a, ST_N);
+    }
+    PD_TRY(same(t, "dot_f32", one[0], one[1], 1, 1e-4f * ST_N));
+    PD_TRY(same(t, "max_f32", one[0] + 1, one[1] + 1, 1, 0.0f));
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], b, sizeof b);
+        row[i]->axpy_f32(0.7f, a, y[i], ST_N);
+    }
+    PD_TRY(same(t, "axpy_f32", y[0], y[1], ST_N, 1e-5f));
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], a, sizeof a);
+        one[i][0] = row[i]->exp_sum_f32(y[i], ST_N, 1.0f);
+    }
+    PD_TRY(same(t, "exp_sum_f32", y[0], y[1], ST_N, 1e-6f));
+    PD_TRY(same(t, "exp_sum_f32", one[0], one[1], 1, 1e-4f * ST_N));
+    for (int i = 0; i < 2; i++) row[i]->rmsnorm(a, b, 1e-5f, ST_N, y[i]);
+    PD_TRY(same(t, "rmsnorm", y[0], y[1], ST_N, 1e-4f));
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], a, sizeof a);
+        row[i]->rope(y[i], 1, ST_N / 2 * 2, b, b + ST_N / 2);
+    }
+    PD_TRY(same(t, "rope", y[0], y[1], ST_N, 1e-5f));
+    for (int i = 0; i < 2; i++) row[i]->silu_mul(a, b, ST_N, y[i]);
+    PD_TRY(same(t, "silu_mul", y[0], y[1], ST_N, 1e-5f));
+    for (int i = 0; i < 2; i++) row[i]->gelu_mul(a, b, ST_N, y[i]);
+    PD_TRY(same(t, "gelu_mul", y[0], y[1], ST_N, 1e-5f));
+    uint16_t h[2][ST_N];
+    for (int i = 0; i < 2; i++) row[i]->f32_to_f16(a, h[i], ST_N);
+    for (size_t i = 0; i < ST_N; i++)
+        if (h[0][i] != h[1][i]) return differ(t, "f32_to_f16", i, h[0][i], h[1][i]);
+    for (int i = 0; i < 2; i++) row[i]->f16_to_f32(h[0], y[i], ST_N);
+    return same(t, "f16_to_f32", y[0], y[1], ST_N, 0.0f);
+}
+
+typedef struct {
+    int8_t q[ST_TOK][ST_COL];
+    float d[ST_TOK][ST_COL / 32], s[ST_TOK][ST_COL / 16];
+} st_act;
+
+static pd_status test_matrix(st *t, unsigned bits, unsigned block) {
+    const pd_kernels *const row[2] = {t->ref, t->k};
+    _Alignas(64) uint8_t data[ST_PANEL_BYTES];
+    const pd_panels w = {
+        .data = data, .n_row = ST_ROW, .n_col = ST_COL, .bits = bits, .block = block};
+    const size_t blk = pd_panel_block_bytes(bits, block), q_bytes = blk - 64;
+    for (size_t at = 0; at < 2 * pd_panels_stride(&w); at += blk) {
+        for (size_t i = 0; i < q_bytes; i++) data[at + i] = (uint8_t)pd_rng_u64(&t->rng);
+        float dm[32];
+        uint16_t h[32];
+        fill(t, dm, 32);
+        t->ref->f32_to_f16(dm, h, 32);
+        memcpy(data + at + q_bytes, h, sizeof h);
+    }
+
+    float x[ST_COL], y[2][ST_TOK][ST_ROW];
+    st_act act[2];
+    memset(act, 0, sizeof act);
+    for (size_t tok = 0; tok < ST_TOK; tok++) {
+        fill(t, x, ST_COL);
+        for (int i = 0; i < 2; i++)
+            row[i]->quantize_act(x, ST_COL, act[i].q[tok], act[i].d[tok], act[i].s[tok]);
+    }
+    if (memcmp(&act[0], &act[1], sizeof act[0]) != 0) return differ(t, "quantize_act", 0, 0, 1);
+
+    const pd_qact a = {.q = act[0].q[0], .d = act[0].d[0], .s = act[0].s[0], .n_col = ST_COL};
+    for (int i = 0; i < 2; i++) row[i]->gemm_panel(&w, 0, 2, &a, 0, ST_TOK, y[i][0], ST_ROW);
+    PD_TRY(same(t, "gemm_panel", y[0][0], y[1][0], ST_TOK * ST_ROW, /* |d q x| <= 255 */
+                1e-4f * 255 * ST_COL));
+    float r[2][ST_COL];
+    for (int i = 0; i < 2; i++) row[i]->panel_row(&w, ST_ROW - 1, r[i]);
+    return same(t, "panel_row", r[0], r[1], ST_COL, 1e-4f * 255);
+}
+
+static pd_status test_attention(st *t, bool f16) {
+    const pd_kernels *const row[2] = {t->ref, t->k};
+    const char *entry = f16 ? "attn_pages_f16" : "attn_pages_f32";
+    enum { FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = 64 };
+    float page[ST_PAGE][ST_PAGE_ELEMS];
+    uint16_t half[ST_PAGE][ST_PAGE_ELEMS];
+    const void *pages[ST_PAGE];
+    for (size_t p = 0; p < ST_PAGE; p++) {
+        fill(t, page[p], ST_PAGE_ELEMS);
+        t->ref->f32_to_f16(page[p], half[p], ST_PAGE_ELEMS);
+        pages[p] = f16 ? (const void *)half[p] : (const void *)page[p];
+    }
+    float q[ST_GROUP * ST_DIM], tmp[ST_GROUP * STRIDE];
+    float m[2][ST_GROUP], l[2][ST_GROUP], acc[2][ST_GROUP * ST_DIM];
+    fill(t, q, ST_GROUP * ST_DIM);
+    for (int i = 0; i < 2; i++) {
+        if (f16)
+            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
+                                   acc[i]);
+        else
+            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
+                                   acc[i]);
+    }
+    PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-4f * ST_DIM));
+    PD_TRY(same(t, entry, l[0], l[1], ST_GROUP, 1e-3f * N));
+    return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-3f * N);
+}
+
+pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
+    pd_kernels ref;
+    pd__kernels_init_scalar(&ref);
+    st t = {.ref = &ref, .k = k, .err = err, .rng = {1}};
+    PD_TRY(test_vectors(&t));
+    PD_TRY(test_matrix(&t, 4, 32));
+    PD_TRY(test_matrix(&t, 8, 32));
+    PD_TRY(test_matrix(&t, 8, 16));
+    PD_TRY(test_attention(&t, true));
+    return test_attention(&t, false);
+}

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The definition of every kernel: plain loops, no tricks, any CPU.
+ *
+ * Every other row is compared with this file, so it is written to be read.
+ * Where two rows must agree to the bit (f16 conversion, quantize_act) the
+ * order of the roundings here is the contract. */
+#include "engine/kernels/rows.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+/* ---- f16 ---- */
+
+static float f16_decode(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    const uint32_t exp = h >> 10 & 0x1f, man = h & 0x3ffu;
+    uint32_t bits;
+    if (exp == 0x1f) { /* inf; NaN keeps its payload and becomes quiet, as the hardware does */
+        bits = sign | 0x7f800000u | man << 13 | (man ? 0x400000u : 0);
+    } else if (exp == 0) { /* zero or subnormal: man * 2^-24 is exact */
+        const float v = (float)man * 0x1p-24f;
+        memcpy(&bits, &v, sizeof bits);
+        bits |= sign;
+    } else {
+        bits = sign | (exp + 112) << 23 | man << 13;
+    }
+    float ret;
+    memcpy(&ret, &bits, sizeof ret);
+    return ret;
+}
+
+/* v >> n, rounded to nearest even; 1 <= n <= 31. */
+static uint32_t shift_rne(uint32_t v, unsigned n) {
+    const uint32_t half = 1u << (n - 1);
+    return (v + half - 1 + (v >> n & 1)) >> n;
+}
+
+static uint16_t f16_encode(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    const uint32_t mag = bits & 0x7fffffffu;
+    if (mag > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (mag >> 13 & 0x3ffu));
+    if (mag >= 0x47800000u) return sign | 0x7c00u; /* >= 2^16: infinite */
+    if (mag >= 0x38800000u) /* normal; a carry out of the mantissa raises the exponent */
+        return (uint16_t)(sign | (shift_rne(mag, 13) - (112u << 10)));
+    if (mag < 0x33000000u) return sign; /* < 2^-25 */
+    const unsigned exp = mag >> 23;     /* 102..112: subnormal, in units of 2^-24 */
+    return (uint16_t)(sign | shift_rne((mag & 0x7fffffu) | 0x800000u, 126 - exp));
+}
+
+static void f32_to_f16(const float *x, uint16_t *y, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = f16_encode(x[i]);
+}
+
+static void f16_to_f32(const uint16_t *x, float *y, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = f16_decode(x[i]);
+}
+
+/* ---- vectors of f32 ---- */
+
+static float dot_f32(const float *a, const float *b, size_t n) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void axpy_f32(float a, const float *x, float *y, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+static float max_f32(const float *x, size_t n) {
+    float max = x[0];
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > max) max = x[i];
+    return max;
+}
+
+static float exp_sum_f32(float *x, size_t n, float max) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = expf(x[i] - max);
+        sum += x[i];
+    }
+    return sum;
+}
+
+static void rmsnorm(const float *x, const float *w, float eps, size_t n, float *y) {
+    const float scale = 1.0f / sqrtf(dot_f32(x, x, n) / (float)n + eps);
+    for (size_t i = 0; i < n; i++) y[i] = w ? x[i] * scale * w[i] : x[i] * scale;
+}
+
+static void rope(float *x, size_t n_head, size_t head_dim, const float *cos, const float *sin) {
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_head; h++, x += head_dim) {
+        for (size_t i = 0; i < half; i++) {
+            const float lo = x[i], hi = x[half + i];
+            x[i] = lo * cos[i] - hi * sin[i];
+            x[half + i] = hi * cos[i] + lo * sin[i];
+        }
+    }
+}
+
+static void silu_mul(const float *g, const float *u, size_t n, float *y) {
+    for (size_t i = 0; i < n; i++) y[i] = g[i] / (1.0f + expf(-g[i])) * u[i];
+}
+
+static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
+    for (size_t i = 0; i < n; i++) {
+        const float x = g[i];
+        const float z = 0.79788456f * (x + 0.044715f * (x * x * x)); /* sqrt(2 / pi) */
+        y[i] = 0.5f * x * (1.0f + tanhf(z)) * u[i];
+    }
+}
+
+/* ---- quantised matrices ---- */
+
+static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s) {
+    for (size_t b = 0; b < n / 32; b++, x += 32, q += 32) {
+        float max = 0.0f;
+        for (size_t i = 0; i < 32; i++) max = fmaxf(max, fabsf(x[i]));
+        float step = max / 127.0f;
+        if (step < FLT_MIN) step = 0.0f; /* 127 / max could overflow; such a block is zero */
+        const float inv = step > 0.0f ? 127.0f / max : 0.0f;
+        int sum[2] = {0, 0};
+        for (size_t i = 0; i < 32; i++) {
+            q[i] = (int8_t)lrintf(x[i] * inv); /* |x * inv| < 127.5 */
+            sum[i / 16] += q[i];
+        }
+        d[b] = step;
+        s[2 * b] = step * (float)sum[0];
+        s[2 * b + 1] = step * (float)sum[1];
+    }
+}
+
+/* One block of one panel (panel.h): integer of row r, column c. */
+static unsigned block_q(const pd_panels *w, const uint8_t *blk, size_t r, size_t c) {
+    const size_t half = w->block / 8; /* groups of 4 columns in half a block */
+    if (w->bits == 8) return blk[c / 4 * 64 + r * 4 + c % 4];
+    return blk[c / 4 % half * 64 + r * 4 + c % 4] >> (c / 4 < half ? 0 : 4) & 15;
+}
+
+/* d[16] and m[16] follow the integers. */
+static float block_scale(const pd_panels *w, const uint8_t *blk, size_t i) {
+    uint16_t h;
+    memcpy(&h, blk + (size_t)PD_PANEL_ROWS * w->block * w->bits / 8 + i * sizeof h, sizeof h);
+    return f16_decode(h);
+}
+
+static const uint8_t *row_block(const pd_panels *w, size_t row, size_t b) {
+    return w->data + row / PD_PANEL_ROWS * pd_panels_stride(w) +
+           b * pd_panel_block_bytes(w->bits, w->block);
+}
+
+static float row_dot(const pd_panels *w, size_t row, const pd_qact *a, size_t t) {
+    const size_t r = row % PD_PANEL_ROWS, n_blk32 = w->n_col / 32;
+    const int8_t *q = a->q + t * w->n_col;
+    const float *d = a->d + t * n_blk32, *s = a->s + t * 2 * n_blk32;
+    float y = 0.0f;
+    for (size_t c0 = 0; c0 < w->n_col; c0 += w->block) {
+        const uint8_t *blk = row_block(w, row, c0 / w->block);
+        int sum = 0;
+        for (size_t c = 0; c < w->block; c++) sum += (int)block_q(w, blk, r, c) * q[c0 + c];
+        const float d_w = block_scale(w, blk, r), m_w = block_scale(w, blk, PD_PANEL_ROWS + r);
+        const float s_a = w->block == 32 ? s[c0 / 16] + s[c0 / 16 + 1] : s[c0 / 16];
+        y += d_w * d[c0 / 32] * (float)sum;
+        y += m_w * s_a;
+    }
+    return y;
+}
+
+static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
+                       size_t t1, float *y, size_t ldy) {
+    for (size_t row = p0 * PD_PANEL_ROWS; row < p1 * PD_PANEL_ROWS && row < w->n_row; row++)
+        for (size_t t = t0; t < t1; t++) y[t * ldy + row] = row_dot(w, row, a, t);
+}
+
+static void panel_row(const pd_panels *w, size_t row, float *dst) {
+    const size_t r = row % PD_PANEL_ROWS;
+    for (size_t c0 = 0; c0 < w->n_col; c0 += w->block) {
+        const uint8_t *blk = row_block(w, row, c0 / w->block);
+        const float d = block_scale(w, blk, r), m = block_scale(w, blk, PD_PANEL_ROWS + r);
+        for (size_t c = 0; c < w->block; c++) dst[c0 + c] = d * (float)block_q(w, blk, r, c) + m;
+    }
+}
+
+/* ---- attention over KV pages ---- */
+
+static float page_at(const void *page, size_t i, bool f16) {
+    return f16 ? f16_decode(((const uint16_t *)page)[i]) : ((const float *)page)[i];
+}
+
+static void attn_pages(const float *q, size_t n_group, size_t head_dim, const void *const *pages,
+                       size_t first, size_t n, float *tmp, size_t tmp_stride, float *m, float *l,
+                       float *acc, bool f16) {
+    for (size_t g = 0; g < n_group; g++, q += head_dim, tmp += tmp_stride, acc += head_dim) {
+        for (size_t i = 0; i < n; i++) {
+            const void *page = pages[(first + i) / PD_PAGE_TOKENS];
+            const size_t slot = (first + i) % PD_PAGE_TOKENS;
+            tmp[i] = 0.0f;
+            for (size_t c = 0; c < head_dim; c++)
+                tmp[i] += q[c] * page_at(page, c * PD_PAGE_TOKENS + slot, f16);
+        }
+        m[g] = max_f32(tmp, n);
+        l[g] = exp_sum_f32(tmp, n, m[g]);
+        memset(acc, 0, head_dim * sizeof *acc);
+        for (size_t i = 0; i < n; i++) {
+            const void *page = pages[(first + i) / PD_PAGE_TOKENS];
+            const size_t slot = (first + i) % PD_PAGE_TOKENS;
+            for (size_t c = 0; c < head_dim; c++)
+                acc[c] += tmp[i] * page_at(page, (PD_PAGE_TOKENS + slot) * head_dim + c, f16);
+        }
+    }
+}
+
+static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+}
+
+static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
+                           const void *const *pages, size_t first, size_t n, float *tmp,
+                           size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+}
+
+void pd__kernels_init_scalar(pd_kernels *k) {
+    *k = (pd_kernels){
+        .isa = "scalar",
+        .dot_f32 = dot_f32,
+        .axpy_f32 = axpy_f32,
+        .max_f32 = max_f32,
+        .exp_sum_f32 = exp_sum_f32,
+        .rmsnorm = rmsnorm,
+        .rope = rope,
+        .silu_mul = silu_mul,
+        .gelu_mul = gelu_mul,
+        .f32_to_f16 = f32_to_f16,
+        .f16_to_f32 = f16_to_f32,
+        .quantize_act = quantize_act,
+        .gemm_panel = gemm_panel,
+        .panel_row = panel_row,
+        .attn_pages_f16 = attn_pages_f16,
+        .attn_pages_f32 = attn_pages_f32,
+    };
+}
