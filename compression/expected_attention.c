@@ -26,8 +26,6 @@
  * covariance; scratch Hq*L floats. */
 #include "compression/shared.h"
 
-#include "engine/base/num.h"
-
 #include <cblas.h>
 #include <math.h>
 #include <string.h>
@@ -135,12 +133,10 @@ static bool job_alloc(const pd_view *view, job *j) {
     const size_t width = j->use_cov ? j->n_group * d : j->n_group;
     j->mu = PD_ARENA_NEW(view->tmp, hq * d, float);
     if (j->use_cov) j->cov = PD_ARENA_NEW(view->tmp, hq * d * d, float);
-    j->z = PD_ARENA_NEW(view->tmp, hq, float *);
+    j->z = pd__query_head_rows(view);
     j->inv_sum = PD_ARENA_NEW(view->tmp, hq, float);
     j->gemm = PD_ARENA_NEW(view->tmp, n_thread, float *);
     if (!j->mu || (j->use_cov && !j->cov) || !j->z || !j->inv_sum || !j->gemm) return false;
-    for (size_t h = 0; h < hq; h++)
-        if (!(j->z[h] = PD_ARENA_NEW(view->tmp, view->n_h[h / j->n_group], float))) return false;
     for (size_t t = 0; t < n_thread; t++)
         if (!(j->gemm[t] = PD_ARENA_NEW(view->tmp, PD__TILE * width, float))) return false;
     return true;

@@ -24,6 +24,15 @@ size_t pd__slots_before(const pd_view *view, size_t h, int64_t pos);
  * all heads, + 1: the reference's way to keep sinks and windows. */
 void pd__raise_positions(const pd_view *view, float *const *score, int64_t lo, int64_t hi);
 
+/* out[h][slot] = mean over the last w queries (all of them if fewer) of
+ * softmax(q . k / sqrt(D)), for each query head h; a query sees the slots at or
+ * before its own position.  out: [Hq][n_h].  w >= 1.
+ * Cost: w * Hq * L * D multiply-adds.  Errors: ENOMEM, EINTERNAL (no queries). */
+pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err);
+
+/* [Hq][n_h] floats from view->tmp; NULL = no memory. */
+float **pd__query_head_rows(const pd_view *view);
+
 /* ---- needs ---- */
 
 /* One more set of moments; see PD_NEEDS_TOO_MANY. */

@@ -115,7 +115,7 @@ static void top_k_is_the_sorted_prefix(void **state) {
 /* ---- the driver ---- */
 
 static const char *const scorers[] = {
-    "random", "random:seed=7", "knorm", "streaming_llm", "expected_attention",
+    "random", "random:seed=7", "knorm", "keydiff", "streaming_llm", "snapkv:window_size=9", "tova", "expected_attention",
     "expected_attention:use_covariance=false,epsilon=0.01",
 };
 enum { N_SCORER = sizeof scorers / sizeof *scorers };
@@ -241,8 +241,20 @@ static void needs_and_least_tokens(void **state) {
     inst = inst_of("streaming_llm:n_sink=9");
     assert_int_equal(pd_press_min_tokens(inst), 10);
     pd_press_inst_close(inst);
+    inst = inst_of("adakv(snapkv:window_size=80)");
+    pd_press_collect_needs(inst, &n);
+    assert_int_equal(n.bits, PD_NEEDS_Q_TAIL);
+    assert_int_equal(n.q_tail, 80);
+    assert_int_equal(pd_press_min_tokens(inst), 81);
+    assert_int_equal(pd_press_inst_can(inst), PD_CAN_PRUNE_STEP);
+    pd_press_inst_close(inst);
+    inst = inst_of("key_rerotation(tova)");
+    assert_int_equal(pd_press_min_tokens(inst), 2);
+    assert_int_equal(pd_press_inst_can(inst), 0);
+    pd_press_inst_close(inst);
     inst = inst_of("knorm");
     assert_int_equal(pd_press_min_tokens(inst), 1);
+    assert_true(pd_press_inst_can(inst) & PD_CAN_SCORE);
     pd_press_reset(inst);
     pd_press_inst_close(inst);
 }
@@ -372,6 +384,203 @@ static void expected_attention_is_the_formula(void **state) {
     }
 }
 
+static void keydiff_is_the_formula(void **state) {
+    (void)state;
+    test_view *t = tv_open(5, 300, 6, 2, 16);
+    tv_make_step(t, 8, 0.5, 4);
+    for (size_t e = 0; e < 16; e++) ((float *)(uintptr_t)t->k[0])[7 * 16 + e] = 0.0f; /* no direction: cosine 0 */
+    float **s = scores_of("keydiff", t);
+    for (size_t h = 0; h < 2; h++) {
+        double a[16] = {0}, an = 0.0;
+        for (int pass = 0; pass < 2; pass++)
+            for (size_t i = 0; i < t->view.n_h[h]; i++) {
+                double n = 0.0, dot = 0.0;
+                for (size_t e = 0; e < 16; e++) n += pow((double)t->k[h][i * 16 + e], 2.0);
+                for (size_t e = 0; e < 16; e++) dot += a[e] * (double)t->k[h][i * 16 + e];
+                n = fmax(sqrt(n), 1e-12);
+                for (size_t e = 0; pass == 0 && e < 16; e++) a[e] += (double)t->k[h][i * 16 + e] / n;
+                if (pass == 0) continue;
+                an = 0.0;
+                for (size_t e = 0; e < 16; e++) an += a[e] * a[e];
+                const double want = -dot / (n * sqrt(an));
+                if (fabs((double)s[h][i] - want) > 2e-6) fail_msg("keydiff %zu %zu: %g, not %g", h, i, (double)s[h][i], want);
+            }
+    }
+    tv_close(t);
+}
+
+/* Mean over the last w queries of the softmax over visible slots, in double. */
+static void plain_attention(const test_view *t, size_t w, size_t hq, double *out) {
+    const pd_view *v = &t->view;
+    const size_t h = hq / (v->n_head / v->n_head_kv), n = v->n_h[h], d = v->head_dim;
+    for (size_t i = 0; i < n; i++) out[i] = 0.0;
+    for (size_t r = v->q_rows - w; r < v->q_rows; r++) {
+        double z[400], sum = 0.0;
+        for (size_t i = 0; i < n; i++) {
+            double dot = 0.0;
+            for (size_t e = 0; e < d; e++) dot += (double)v->q[(r * v->n_head + hq) * d + e] * (double)t->k[h][i * d + e];
+            z[i] = t->pos[h][i] <= v->q_pos[r] ? exp(dot / sqrt((double)d)) : 0.0;
+            sum += z[i];
+        }
+        for (size_t i = 0; sum > 0.0 && i < n; i++) out[i] += z[i] / sum / (double)w;
+    }
+}
+
+static void snapkv_is_the_formula(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        bool step;
+        size_t w, kernel;
+    } t[] = {
+        {"snapkv", false, 64, 5},
+        {"snapkv:window_size=19,kernel_size=1", false, 19, 1},
+        {"snapkv:window_size=33,kernel_size=7", true, 33, 7},
+        {"snapkv", true, 40, 5}, /* only 40 queries at hand: the window is that long */
+    };
+    for (size_t c = 0; c < sizeof t / sizeof *t; c++) {
+        test_view *v = tv_open(60 + c, 310, 6, 2, 16);
+        if (t[c].step) tv_make_step(v, 8, 0.5, 40);
+        float **got = scores_of(t[c].text, v);
+        const int32_t window = 310 - (int32_t)t[c].w;
+        double want[2][310], max = 0.0;
+        for (size_t h = 0; h < 2; h++) {
+            double a[310] = {0}, one[310];
+            size_t end = 0;
+            for (size_t q = h * 3; q < h * 3 + 3; q++) {
+                plain_attention(v, t[c].w, q, one);
+                for (size_t i = 0; i < v->view.n_h[h]; i++) a[i] += one[i] / 3.0;
+            }
+            while (end < v->view.n_h[h] && v->pos[h][end] < window) end++;
+            for (size_t i = 0; i < end; i++) {
+                want[h][i] = 0.0;
+                for (size_t k = 0; k < t[c].kernel; k++) {
+                    const size_t at = i + k - t[c].kernel / 2; /* wraps below 0: past the end */
+                    if (at < end) want[h][i] += a[at] / (double)t[c].kernel;
+                }
+                max = fmax(max, want[h][i]);
+            }
+        }
+        for (size_t h = 0; h < 2; h++)
+            for (size_t i = 0; i < v->view.n_h[h]; i++)
+                assert_near((double)got[h][i], v->pos[h][i] >= window ? max + 1.0 : want[h][i], 2e-5, t[c].text, h, i);
+        tv_close(v);
+    }
+}
+
+static void tova_averages_over_all_heads(void **state) {
+    (void)state;
+    for (size_t step = 0; step < 2; step++) {
+        test_view *t = tv_open(70, 300, 6, 2, 16);
+        if (step) tv_make_step(t, 8, 0.5, 2);
+        float **got = scores_of("tova", t);
+        double by_pos[300] = {0}, a[300], max = 0.0;
+        for (size_t q = 0; q < 6; q++) {
+            plain_attention(t, 1, q, a);
+            for (size_t i = 0; i < t->view.n_h[q / 3]; i++) by_pos[t->pos[q / 3][i]] += a[i] / 6.0;
+        }
+        for (size_t i = 0; i < 299; i++) max = fmax(max, by_pos[i]);
+        for (size_t h = 0; h < 2; h++)
+            for (size_t i = 0; i < t->view.n_h[h]; i++)
+                assert_near((double)got[h][i], t->pos[h][i] == 299 ? max + 1.0 : by_pos[t->pos[h][i]], 2e-5, "tova", h, i);
+        tv_close(t);
+    }
+}
+
+/* Total fixed, safeguard kept, and inside those rules the best of all heads. */
+static void adakv_spends_one_budget(void **state) {
+    (void)state;
+    static const double alphas[] = {0.0, 0.2, 0.5, 1.0};
+    for (size_t c = 0; c < 4; c++)
+        for (size_t step = 0; step < 2; step++)
+            for (size_t count = 1; count < 128; count += 21) {
+                test_view *t = tv_open(80 + c, 128, 6, 2, 16);
+                if (step) tv_make_step(t, 8, 0.8, 32);
+                char text[64];
+                snprintf(text, sizeof text, "adakv:alpha_safeguard=%g(expected_attention)", alphas[c]);
+                float **s = pd_scores_new(&t->view);
+                const pd_plan plan = plan_of(text, t, (pd_budget){.by_count = true, .count = count}, s);
+                const size_t have = t->view.n_h[0] + t->view.n_h[1], total = count * 2 < have ? count * 2 : have;
+                if (total == have) {
+                    assert_true(plan.keep_all);
+                    tv_close(t);
+                    continue;
+                }
+                assert_int_equal(plan.n_keep[0] + plan.n_keep[1], total);
+                float best_lost = -INFINITY, worst_kept = INFINITY;
+                for (size_t h = 0; h < 2; h++) {
+                    const size_t n = t->view.n_h[h], share = count < n ? count : n;
+                    const size_t safe = (size_t)((double)share * alphas[c]) ? (size_t)((double)share * alphas[c]) : 1;
+                    assert_true(plan.n_keep[h] >= safe);
+                    static uint32_t own[128];
+                    assert_int_equal(pd_top_k(s[h], n, plan.n_keep[h], own, NULL, NULL), PD_OK);
+                    assert_memory_equal(own, plan.keep[h], plan.n_keep[h] * sizeof *own);
+                    for (size_t i = 0, k = 0; i < n; i++) {
+                        if (k < plan.n_keep[h] && plan.keep[h][k] == i) {
+                            k++;
+                            if (plan.n_keep[h] > safe) worst_kept = fminf(worst_kept, s[h][i]);
+                        } else {
+                            best_lost = fmaxf(best_lost, s[h][i]);
+                        }
+                    }
+                }
+                /* a head above its safeguard holds nothing worse than what any head lost */
+                assert_true(worst_kept >= best_lost);
+                tv_close(t);
+            }
+}
+
+static void adakv_keeps_protected_and_ties_low(void **state) {
+    (void)state;
+    test_view *t = tv_open(90, 60, 6, 2, 16);
+    uint8_t flag[60] = {0};
+    for (size_t i = 20; i < 50; i++) flag[i] = 1;
+    static const uint8_t none[60];
+    t->protect[0] = flag;
+    t->protect[1] = none;
+    t->view.protect = t->protect;
+    const pd_plan p = plan_of("adakv(knorm)", t, (pd_budget){.by_count = true, .count = 10}, NULL);
+    assert_int_equal(p.n_keep[0], 30);
+    for (size_t i = 0; i < 30; i++) assert_int_equal(p.keep[0][i], 20 + i);
+    assert_int_equal(p.n_keep[1], 2); /* its safeguard */
+
+    t->view.protect = NULL;
+    for (size_t h = 0; h < 2; h++)
+        for (size_t i = 0; i < 60 * 16; i++) ((float *)(uintptr_t)t->k[h])[i] = 1.0f; /* all scores equal */
+    const pd_plan q = plan_of("adakv(knorm)", t, (pd_budget){.by_count = true, .count = 10}, NULL);
+    assert_int_equal(q.n_keep[0], 18);
+    assert_int_equal(q.n_keep[1], 2);
+    for (size_t i = 0; i < 18; i++) assert_int_equal(q.keep[0][i], i);
+    assert_int_equal(q.keep[1][1], 1);
+    tv_close(t);
+}
+
+static void key_rerotation_plans_as_its_child(void **state) {
+    (void)state;
+    test_view *t = tv_open(91, 60, 6, 2, 16);
+    float **s = pd_scores_new(&t->view);
+    const pd_budget b = {.ratio = 0.4};
+    const pd_plan want = plan_of("knorm", t, b, NULL), got = plan_of("key_rerotation(knorm)", t, b, s);
+    float **scores = scores_of("knorm", t);
+    assert_true(got.rerotate);
+    for (size_t h = 0; h < 2; h++) {
+        assert_int_equal(got.n_keep[h], want.n_keep[h]);
+        assert_memory_equal(got.keep[h], want.keep[h], want.n_keep[h] * sizeof **want.keep);
+        assert_memory_equal(scores[h], s[h], 60 * sizeof(float));
+    }
+    assert_true(plan_of("key_rerotation(knorm)", t, (pd_budget){.ratio = 0}, NULL).keep_all);
+
+    uint8_t flag[2][60] = {{0}};
+    memset(flag[1], 1, 40);
+    t->protect[0] = flag[0];
+    t->protect[1] = flag[1];
+    t->view.protect = t->protect;
+    const pd_plan p = plan_of("key_rerotation(knorm)", t, b, NULL);
+    assert_int_equal(p.n_keep[0], 40); /* one position counter for all heads */
+    assert_int_equal(p.n_keep[1], 40);
+    tv_close(t);
+}
+
 int main(void) {
     openblas_set_num_threads(1); /* as the engine does */
     const struct CMUnitTest tests[] = {
@@ -386,7 +595,13 @@ int main(void) {
         cmocka_unit_test(random_is_seeded),
         cmocka_unit_test(knorm_is_minus_the_norm),
         cmocka_unit_test(streaming_keeps_both_ends),
+        cmocka_unit_test(keydiff_is_the_formula),
+        cmocka_unit_test(snapkv_is_the_formula),
+        cmocka_unit_test(tova_averages_over_all_heads),
         cmocka_unit_test(expected_attention_is_the_formula),
+        cmocka_unit_test(adakv_spends_one_budget),
+        cmocka_unit_test(adakv_keeps_protected_and_ties_low),
+        cmocka_unit_test(key_rerotation_plans_as_its_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,6 +64,8 @@ static void text_becomes_canonical(void **state) {
         {"expected_attention:epsilon=0.010", "expected_attention:epsilon=0.01"},
         {"expected_attention:epsilon=1e-30,n_sink=0,use_vnorm=false,use_covariance=true",
          "expected_attention:n_sink=0,use_vnorm=false,epsilon=1e-30"},
+        {"adakv:alpha_safeguard=0.20(snapkv:kernel_size=7,window_size=32)", "adakv(snapkv:window_size=32,kernel_size=7)"},
+        {"key_rerotation(streaming_llm)", "key_rerotation(streaming_llm)"},
         {"expected_attention:epsilon=0.1234567890123456", "expected_attention:epsilon=0.1234567890123456"},
     };
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -156,6 +158,14 @@ static void values_are_checked(void **state) {
     assert_refused("expected_attention:epsilon=1e308", "a number in [0, 1000], not 1e+308");
     assert_refused("expected_attention:use_vnorm=1", "must be true or false, not 1");
     assert_refused("knorm(knorm)", "press 'knorm' takes no press inside it, not 1");
+    assert_refused("snapkv:kernel_size=4", "'kernel_size' of 'snapkv' must be odd, not 4");
+    assert_refused("snapkv:window_size=0", "an integer in [1, 1024], not 0");
+    assert_refused("adakv", "press 'adakv' takes 1 press inside it, not 0");
+    assert_refused("adakv(knorm,knorm)", "not 2");
+    assert_refused("adakv(none)", "'none' cannot stand inside 'adakv'");
+    assert_refused("adakv(adakv(knorm))", "takes a press that scores tokens; 'adakv' does not");
+    assert_refused("adakv(nope)", "unknown press 'nope'");
+    assert_refused("adakv:alpha_safeguard=1.01(knorm)", "a number in [0, 1], not 1.01");
     assert_refused("none:a=1", "'none' takes neither");
     assert_refused("none(knorm)", "'none' takes neither");
 }
@@ -209,6 +219,28 @@ static void trees_name_the_json_path(void **state) {
     assert_null(inst);
 }
 
+/* A hundred thousand trees inside each other end at the sixth. */
+static void deep_trees_are_refused(void **state) {
+    (void)state;
+    enum { N = 100000 };
+    pd_spec *s = calloc(N, sizeof *s);
+    pd_spec **child = calloc(N, sizeof *child);
+    for (size_t i = 0; i < N; i++) {
+        s[i] = (pd_spec){.name = "key_rerotation", .path = "compression.press"};
+        if (i + 1 == N) break;
+        child[i] = &s[i + 1];
+        s[i].child = &child[i];
+        s[i].n_child = 1;
+    }
+    pd_err err = {0};
+    pd_press_inst *inst = NULL;
+    assert_int_equal(pd_spec_resolve(s, &model, &inst, &err), PD_EINVAL);
+    assert_non_null(strstr(err.msg, "more than 6 presses inside each other"));
+    assert_null(inst);
+    free(child);
+    free(s);
+}
+
 static void close_takes_null(void **state) {
     (void)state;
     pd_press_inst_close(NULL);
@@ -228,6 +260,7 @@ int main(void) {
         cmocka_unit_test(values_are_checked),
         cmocka_unit_test(long_and_deep_texts),
         cmocka_unit_test(trees_name_the_json_path),
+        cmocka_unit_test(deep_trees_are_refused),
         cmocka_unit_test(close_takes_null),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention of the last queries over the cache (see shared.h).
+ *
+ * One task per query head; the queries go in blocks, so that the logits of a
+ * block (BLOCK x L floats per thread) are the only scratch however wide the
+ * window is.  A query sees a prefix of the slots: they are in time order. */
+#include "compression/shared.h"
+
+#include "engine/base/num.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+enum { BLOCK = 16 };
+
+typedef struct {
+    const pd_view *view;
+    size_t w;
+    float **logits; /* [thread] BLOCK x n */
+    float *const *out;
+} window_job;
+
+static void window_head(void *ctx, size_t hq, unsigned thread) {
+    const window_job *j = ctx;
+    const pd_view *view = j->view;
+    const size_t d = view->head_dim, h = hq / (view->n_head / view->n_head_kv), ldq = view->n_head * d;
+    float *s = j->logits[thread], *mean = j->out[hq];
+    memset(mean, 0, view->n_h[h] * sizeof *mean);
+    for (size_t row = view->q_rows - j->w; row < view->q_rows; row += BLOCK) {
+        const size_t rows = pd_min_size(BLOCK, view->q_rows - row);
+        const size_t n = pd__slots_before(view, h, (int64_t)view->q_pos[row + rows - 1] + 1);
+        if (n == 0) continue;
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, 1.0f / sqrtf((float)d),
+                    view->q + row * ldq + hq * d, (int)ldq, view->k[h], (int)d, 0.0f, s, (int)n);
+        for (size_t i = 0; i < rows; i++) {
+            const size_t seen = pd__slots_before(view, h, (int64_t)view->q_pos[row + i] + 1);
+            if (seen == 0) continue;
+            float *x = s + i * n;
+            const float sum = view->kern->exp_sum_f32(x, seen, view->kern->max_f32(x, seen));
+            view->kern->axpy_f32(1.0f / (sum * (float)j->w), x, mean, seen);
+        }
+    }
+}
+
+pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err) {
+    window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .out = out};
+    if (!view->q || j.w == 0)
+        return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d", view->layer);
+    const size_t n_thread = pd_workers_count(view->workers);
+    j.logits = PD_ARENA_NEW(view->tmp, n_thread, float *);
+    for (size_t t = 0; j.logits && t < n_thread; t++)
+        if (!(j.logits[t] = PD_ARENA_NEW(view->tmp, BLOCK * view->n, float))) j.logits = NULL;
+    if (!j.logits) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the attention of %zu queries", j.w);
+    pd_workers_run(view->workers, window_head, &j, view->n_head);
+    return PD_OK;
+}
+
+float **pd__query_head_rows(const pd_view *view) {
+    const size_t n_group = view->n_head / view->n_head_kv;
+    float **r = PD_ARENA_NEW(view->tmp, view->n_head, float *);
+    for (size_t h = 0; r && h < view->n_head; h++)
+        if (!(r[h] = PD_ARENA_NEW(view->tmp, view->n_h[h / n_group], float))) return NULL;
+    return r;
+}
