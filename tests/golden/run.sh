@@ -1,0 +1,56 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Golden suite: the real server beside the torch reference's recorded numbers, exact (f32) and fast (int8).
+#
+#   PRESSD_BIN               the server's binary (build/pressd)
+#   PRESSD_TEST_MODEL        SmolLM2-135M-Instruct Q4_1     PRESSD_TEST_MODEL_GEMMA  Gemma 3 270M Q4_K_M
+#   PRESSD_PYTHON            python3 >= 3.9, standard library only
+#   PRESSD_GOLDEN_MODES      "f32 int8"
+#
+# A model that is not given is skipped, and said so; with none at all the suite fails.
+# Ends in `N passed, N failed`.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+python=${PRESSD_PYTHON:-python3}
+passed=0 failed=0 models=0
+
+# Run one checker against a fresh server and add its last line to the tally.
+check() { # model mode program golden
+    local out
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" --url {url} --golden "$4" --mode "$2" 2>&1)
+    local code=$?
+    printf '%s\n' "$out"
+    if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+        # a checker that says it is fine must also have ended well, and the server with it
+        if [ $code != 0 ] && [ "${BASH_REMATCH[2]}" = 0 ]; then failed=$((failed + 1)); fi
+    else
+        failed=$((failed + 1))
+    fi
+}
+
+suite() { # name model
+    if [ -z "$2" ]; then
+        echo "skipped $1: no model file given"
+        return
+    fi
+    models=$((models + 1))
+    for mode in ${PRESSD_GOLDEN_MODES:-f32 int8}; do
+        check "$2" "$mode" check_logits.py "$here/data/logits_$1.json.gz"
+        # the presses' goldens are recorded and judged by their own program, per model and mode as well
+        if [ -f "$here/check_presses.py" ]; then
+            for g in "$here"/data/presses_"$1"*.json.gz; do
+                [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g"
+            done
+        fi
+    done
+}
+
+suite smollm2 "${PRESSD_TEST_MODEL:-}"
+suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
+if [ $models = 0 ]; then
+    echo "set PRESSD_TEST_MODEL or PRESSD_TEST_MODEL_GEMMA to a GGUF file"
+    failed=$((failed + 1))
+fi
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
