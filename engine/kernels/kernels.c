@@ -4,8 +4,7 @@
  *
  * The self-test is there for what a build-time test cannot see: a CPU or
  * hypervisor that announces an instruction and gets it wrong.  Its tolerances
- * are loose (1e-4 of the magnitude of the sums); the derived bounds are in
- * tests/kernel. */
+ * are round figures above the derived bounds, which are in tests/kernel. */
 #include "engine/kernels/rows.h"
 
 #include "engine/base/rng.h"
@@ -75,7 +74,7 @@ static pd_status test_vectors(st *t) {
         one[i][0] = row[i]->dot_f32(a, b, ST_N);
         one[i][1] = row[i]->max_f32(a, ST_N);
     }
-    PD_TRY(same(t, "dot_f32", one[0], one[1], 1, 1e-4f * ST_N));
+    PD_TRY(same(t, "dot_f32", one[0], one[1], 1, 1e-6f * ST_N));
     PD_TRY(same(t, "max_f32", one[0] + 1, one[1] + 1, 1, 0.0f));
     for (int i = 0; i < 2; i++) {
         memcpy(y[i], b, sizeof b);
@@ -87,7 +86,7 @@ static pd_status test_vectors(st *t) {
         one[i][0] = row[i]->exp_sum_f32(y[i], ST_N, 1.0f);
     }
     PD_TRY(same(t, "exp_sum_f32", y[0], y[1], ST_N, 1e-6f));
-    PD_TRY(same(t, "exp_sum_f32", one[0], one[1], 1, 1e-4f * ST_N));
+    PD_TRY(same(t, "exp_sum_f32", one[0], one[1], 1, 1e-6f * ST_N));
     for (int i = 0; i < 2; i++) row[i]->rmsnorm(a, b, 1e-5f, ST_N, y[i]);
     PD_TRY(same(t, "rmsnorm", y[0], y[1], ST_N, 1e-4f));
     for (int i = 0; i < 2; i++) {
@@ -140,10 +139,10 @@ static pd_status test_matrix(st *t, unsigned bits, unsigned block) {
     const pd_qact a = {.q = act[0].q[0], .d = act[0].d[0], .s = act[0].s[0], .n_col = ST_COL};
     for (int i = 0; i < 2; i++) row[i]->gemm_panel(&w, 0, 2, &a, 0, ST_TOK, y[i][0], ST_ROW);
     PD_TRY(same(t, "gemm_panel", y[0][0], y[1][0], ST_TOK * ST_ROW, /* |d q x| <= 255 */
-                1e-4f * 255 * ST_COL));
+                1e-6f * 255 * ST_COL));
     float r[2][ST_COL];
     for (int i = 0; i < 2; i++) row[i]->panel_row(&w, ST_ROW - 1, r[i]);
-    return same(t, "panel_row", r[0], r[1], ST_COL, 1e-4f * 255);
+    return same(t, "panel_row", r[0], r[1], ST_COL, 1e-6f * 255);
 }
 
 static pd_status test_attention(st *t, bool f16) {
@@ -169,9 +168,9 @@ static pd_status test_attention(st *t, bool f16) {
             row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
                                    acc[i]);
     }
-    PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-4f * ST_DIM));
-    PD_TRY(same(t, entry, l[0], l[1], ST_GROUP, 1e-3f * N));
-    return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-3f * N);
+    PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-6f * ST_DIM));
+    PD_TRY(same(t, entry, l[0], l[1], ST_GROUP, 1e-5f * N));
+    return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-5f * N);
 }
 
 pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Speed of the kernels, one row of the table at a time, one thread.
+ *
+ *     bench_kernels [seconds per figure, default 0.3] [row, default all] [gemv|gemm|attn|vec]
+ *
+ * Prints CSV: row, kernel, case, figure, unit.  Each figure is the best of the
+ * runs that fit the time: others on the machine can only slow it down.
+ * Beside a GEMV stands a plain read loop over the same bytes, before a
+ * GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
+#include "engine/base/rng.h"
+#include "engine/kernels/kernels.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static double min_seconds = 0.3;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Seconds of the fastest call. */
+static double best(void (*run)(void *), void *arg) {
+    double ret = 1e9;
+    run(arg); /* faults pages in, settles the clock */
+    for (const double end = now() + min_seconds; now() < end;) {
+        const double t0 = now();
+        run(arg);
+        const double t = now() - t0;
+        if (t < ret) ret = t;
+    }
+    return ret;
+}
+
+static void report(const char *row, const char *kernel, const char *what, double x,
+                   const char *unit) {
+    printf("%s,%s,%s,%.2f,%s\n", row, kernel, what, x, unit);
+    fflush(stdout);
+}
+
+static void *alloc(size_t bytes) {
+    void *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!p) {
+        perror("aligned_alloc");
+        exit(1);
+    }
+    return p;
+}
+
+/* ---- plain read loop ---- */
+
+typedef struct {
+    const uint64_t *x;
+    size_t bytes;
+    volatile uint64_t sum; /* keeps the loop from being dropped */
+} read_arg;
+
+/* 8 independent sums, which the compiler turns into vector loads. */
+static void run_read(void *p) {
+    read_arg *a = p;
+    uint64_t s[8] = {0};
+    for (size_t i = 0; i < a->bytes / 8; i += 8)
+        for (int c = 0; c < 8; c++) s[c] += a->x[i + c];
+    for (int c = 0; c < 8; c++) a->sum += s[c];
+}
+
+/* ---- the dot product instruction alone ---- */
+
+#if defined(__x86_64__)
+enum { PEAK_N = 100000, PEAK_CHAINS = 12 }; /* latency 5 on two ports: 10 chains fill them */
+
+__attribute__((target("avx512f,avx512vnni"))) static void run_peak(void *p) {
+    (void)p;
+    __m512i s[PEAK_CHAINS], x = _mm512_set1_epi8(3);
+    for (int c = 0; c < PEAK_CHAINS; c++) s[c] = _mm512_set1_epi32(c);
+    for (int i = 0; i < PEAK_N; i++)
+        for (int c = 0; c < PEAK_CHAINS; c++) {
+            s[c] = _mm512_dpbusd_epi32(s[c], x, x);
+            __asm__ volatile("" : "+v"(s[c])); /* keeps the loop as it is */
+        }
+}
+
+static void peak(void) {
+    if (pd_cpu_detect() & PD_CPU_VNNI)
+        report("-", "vpdpbusd", "peak", 128.0 * PEAK_N * PEAK_CHAINS / best(run_peak, NULL) * 1e-9,
+               "GOP/s");
+}
+#else
+static void peak(void) {
+}
+#endif
+
+/* ---- gemm_panel ---- */
+
+typedef struct {
+    const pd_kernels *k;
+    pd_panels w;
+    pd_qact a;
+    size_t n_tok;
+    float *y;
+} gemm_arg;
+
+static void run_gemm(void *p) {
+    gemm_arg *g = p;
+    g->k->gemm_panel(&g->w, 0, pd_panels_count(&g->w), &g->a, 0, g->n_tok, g->y, g->w.n_row);
+}
+
+static void gemm(const pd_kernels *k, unsigned bits, unsigned block, size_t n_row, size_t n_col,
+                 size_t n_tok) {
+    pd_rng rng = {1};
+    gemm_arg g = {.k = k, .n_tok = n_tok,
+                  .w = {.n_row = n_row, .n_col = n_col, .bits = bits, .block = block},
+                  .a = {.n_col = n_col}};
+    const size_t bytes = pd_panels_count(&g.w) * pd_panels_stride(&g.w);
+    g.w.data = alloc(bytes);
+    /* bytes below 0x40 are small positive halves wherever d and m fall */
+    for (size_t i = 0; i < bytes; i++) g.w.data[i] = (uint8_t)(i * 37 >> 3) & 0x3f;
+    g.a.q = alloc(n_tok * n_col);
+    g.a.d = alloc(n_tok * n_col / 32 * sizeof(float));
+    g.a.s = alloc(n_tok * n_col / 16 * sizeof(float));
+    g.y = alloc(n_tok * n_row * sizeof(float));
+    float *x = alloc(n_col * sizeof *x);
+    for (size_t t = 0; t < n_tok; t++) {
+        for (size_t i = 0; i < n_col; i++) x[i] = pd_rng_f32(&rng);
+        k->quantize_act(x, n_col, g.a.q + t * n_col, g.a.d + t * n_col / 32,
+                        g.a.s + t * n_col / 16);
+    }
+    const double s = best(run_gemm, &g);
+    char what[96];
+    snprintf(what, sizeof what, "%u bit /%u %zux%zu %zu tok", bits, block, n_row, n_col, n_tok);
+    if (n_tok <= 4) {
+        read_arg r = {.x = (const uint64_t *)(const void *)g.w.data, .bytes = bytes};
+        report("-", "read", what, (double)bytes / best(run_read, &r) * 1e-9, "GB/s");
+        report(k->isa, "gemm", what, (double)bytes / s * 1e-9, "GB/s");
+    } else {
+        report(k->isa, "gemm", what, 2.0 * (double)(n_row * n_col * n_tok) / s * 1e-9, "GOP/s");
+    }
+    free(g.w.data);
+    free(g.a.q);
+    free(g.a.d);
+    free(g.a.s);
+    free(g.y);
+    free(x);
+}
+
+/* ---- attention ---- */
+
+typedef struct {
+    const pd_kernels *k;
+    size_t n_head, n_group, dim, n;
+    const void **pages; /* [n_head][n / 16] */
+    float *q, *tmp, *m, *l, *acc;
+} attn_arg;
+
+static void run_attn(void *p) {
+    attn_arg *a = p;
+    for (size_t h = 0; h < a->n_head; h++)
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + h * (a->n / 16), 0, a->n, a->tmp,
+                             a->n + 16, a->m, a->l, a->acc);
+}
+
+static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n) {
+    pd_rng rng = {2};
+    attn_arg a = {.k = k, .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
+    const size_t n_page = n_head * n / 16, elems = 32 * dim;
+    uint16_t *kv = alloc(n_page * elems * sizeof *kv);
+    float *x = alloc(elems * sizeof *x);
+    for (size_t i = 0; i < elems; i++) x[i] = pd_rng_f32(&rng);
+    a.pages = alloc(n_page * sizeof *a.pages);
+    for (size_t i = 0; i < n_page; i++) {
+        k->f32_to_f16(x, kv + i * elems, elems);
+        a.pages[i] = kv + i * elems;
+    }
+    for (size_t i = n_page - 1; i > 0; i--) { /* scattered, as a pool in use is */
+        const size_t j = pd_rng_u64(&rng) % (i + 1);
+        const void *t = a.pages[i];
+        a.pages[i] = a.pages[j];
+        a.pages[j] = t;
+    }
+    a.q = alloc(n_group * dim * sizeof *a.q);
+    for (size_t i = 0; i < n_group * dim; i++) a.q[i] = pd_rng_f32(&rng);
+    a.tmp = alloc(n_group * (n + 16) * sizeof *a.tmp);
+    a.m = alloc(n_group * sizeof *a.m);
+    a.l = alloc(n_group * sizeof *a.l);
+    a.acc = alloc(n_group * dim * sizeof *a.acc);
+    const double s = best(run_attn, &a), bytes = (double)(n_page * elems * 2);
+    char what[96];
+    snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu", n_group, dim, n, n_head);
+    report(k->isa, "attn_f16", what, bytes / s * 1e-9, "GB/s");
+    report(k->isa, "attn_f16", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
+    free(kv);
+    free(x);
+    free(a.pages);
+    free(a.q);
+    free(a.tmp);
+    free(a.m);
+    free(a.l);
+    free(a.acc);
+}
+
+/* ---- vectors ---- */
+
+typedef struct {
+    const pd_kernels *k;
+    int which;
+    float *x, *y;
+    size_t n;
+    int8_t *q;
+} vec_arg;
+
+enum { VEC_N = 1536, VEC_REPEAT = 256 };
+
+static void run_vec(void *p) {
+    vec_arg *v = p;
+    for (int i = 0; i < VEC_REPEAT; i++) {
+        switch (v->which) {
+        case 0: v->k->quantize_act(v->x, v->n, v->q, v->y, v->y + v->n); break;
+        case 1: v->k->silu_mul(v->x, v->x, v->n, v->y); break;
+        case 2: v->k->gelu_mul(v->x, v->x, v->n, v->y); break;
+        case 3: v->k->rmsnorm(v->x, v->x, 1e-5f, v->n, v->y); break;
+        case 4: v->y[0] += v->k->dot_f32(v->x, v->x, v->n); break;
+        default: v->k->exp_sum_f32(v->y, v->n, 1.0f);
+        }
+    }
+}
+
+static void vectors(const pd_kernels *k) {
+    static const char *const names[] = {"quantize_act", "silu_mul", "gelu_mul",
+                                        "rmsnorm",      "dot_f32",  "exp_sum_f32"};
+    pd_rng rng = {3};
+    vec_arg v = {.k = k, .x = alloc(2 * VEC_N * sizeof(float)),
+                 .y = alloc(2 * VEC_N * sizeof(float)), .n = VEC_N, .q = alloc(VEC_N)};
+    for (size_t i = 0; i < 2 * VEC_N; i++) v.x[i] = v.y[i] = pd_rng_f32(&rng);
+    for (v.which = 0; v.which < 6; v.which++)
+        report(k->isa, names[v.which], "n=1536", best(run_vec, &v) * 1e9 / VEC_REPEAT, "ns");
+    free(v.x);
+    free(v.y);
+    free(v.q);
+}
+
+static bool chosen(const char *filter, const char *name) {
+    return !filter || strcmp(filter, name) == 0;
+}
+
+static void bench_row(const pd_kernels *k, const char *filter) {
+    if (chosen(filter, "gemv")) {
+        gemm(k, 4, 32, 1536 * 192, 576, 1); /* 106 MB: beyond the caches */
+        gemm(k, 8, 32, 1536 * 112, 576, 1);
+        gemm(k, 8, 16, 1536 * 96, 576, 1);
+        gemm(k, 4, 32, 1536 * 192, 576, 4);
+        gemm(k, 4, 32, 1536, 576, 1); /* 0.5 MB: in L2 */
+    }
+    if (chosen(filter, "gemm")) {
+        peak();
+        gemm(k, 4, 32, 1536, 576, 64);
+        gemm(k, 4, 32, 576, 1536, 64);
+        gemm(k, 8, 32, 1536, 576, 64);
+        gemm(k, 8, 16, 1536, 576, 64);
+    }
+    if (chosen(filter, "attn")) {
+        attention(k, 90, 3, 64, 2048);
+        attention(k, 90, 3, 64, 8192);
+        attention(k, 8, 4, 256, 2048);
+        attention(k, 8, 4, 256, 8192);
+        attention(k, 16, 8, 128, 4096);
+        attention(k, 1, 3, 64, 2048); /* 0.5 MB: in L2 */
+    }
+    if (chosen(filter, "vec")) vectors(k);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) min_seconds = atof(argv[1]);
+    static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512,
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI};
+    printf("row,kernel,case,figure,unit\n");
+    for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+        if ((masks[i] & pd_cpu_detect()) != masks[i]) break;
+        pd_kernels k;
+        pd_kernels_init(&k, masks[i]);
+        if (argc > 2 && strcmp(argv[2], k.isa) != 0) continue;
+        bench_row(&k, argc > 3 ? argv[3] : NULL);
+    }
+    return 0;
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table itself: masks, prerequisites, and a self-test that can fail. */
+#include "tests/kernel/util.h"
+
+static void masks_parse(void **state) {
+    (void)state;
+    unsigned mask = 99;
+    pd_err err = {0};
+    assert_int_equal(pd_cpu_mask_parse("scalar", &mask, &err), PD_OK);
+    assert_int_equal(mask, 0);
+    assert_int_equal(pd_cpu_mask_parse("avx2,avx512", &mask, &err), PD_OK);
+    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVX512);
+    assert_int_equal(pd_cpu_mask_parse("vnni", &mask, &err), PD_OK);
+    assert_int_equal(mask, PD_CPU_VNNI);
+    assert_int_equal(pd_cpu_mask_parse("all", &mask, &err), PD_OK);
+    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI);
+}
+
+static void bad_masks_are_refused(void **state) {
+    (void)state;
+    static const char *const bad[] = {"", "avx", "avx2,", ",avx2", "avx2,,vnni", "AVX2", "avx2 ",
+                                      "avx2;vnni", "allx"};
+    for (size_t i = 0; i < LEN(bad); i++) {
+        unsigned mask = 99;
+        pd_err err = {0};
+        assert_int_equal(pd_cpu_mask_parse(bad[i], &mask, &err), PD_EINVAL);
+        assert_int_equal(mask, 99);
+        assert_non_null(strstr(err.msg, "known: scalar, avx2, avx512, vnni, all"));
+    }
+    pd_err err = {0};
+    unsigned mask;
+    pd_cpu_mask_parse("avx2,sse9", &mask, &err);
+    assert_non_null(strstr(err.msg, "'sse9'"));
+}
+
+static void a_row_needs_the_ones_before(void **state) {
+    (void)state;
+    pd_kernels k;
+    pd_kernels_init(&k, 0);
+    assert_string_equal(k.isa, "scalar");
+    pd_kernels_init(&k, PD_CPU_VNNI | PD_CPU_AVX512);
+    assert_string_equal(k.isa, "scalar");
+#if defined(__x86_64__)
+    pd_kernels_init(&k, PD_CPU_AVX2 | PD_CPU_VNNI);
+    assert_string_equal(k.isa, "avx2");
+#endif
+    const unsigned cpu = pd_cpu_detect();
+    assert_true(!(cpu & PD_CPU_AVX512) || (cpu & PD_CPU_AVX2));
+    assert_true(!(cpu & PD_CPU_VNNI) || (cpu & PD_CPU_AVX512));
+}
+
+static void check_row(const pd_kernels *k) {
+    pd_err err = {0};
+    CHECK(pd_kernels_selftest(k, &err) == PD_OK, "%s: %s", k->isa, err.msg);
+}
+
+static void every_row_passes_the_self_test(void **state) {
+    (void)state;
+    FOR_EACH_ROW(k, check_row(&k));
+}
+
+/* ---- one broken entry at a time ---- */
+
+static float bad_dot(const float *a, const float *b, size_t n) {
+    return scalar_row().dot_f32(a, b, n - 1);
+}
+static void bad_axpy(float a, const float *x, float *y, size_t n) {
+    scalar_row().axpy_f32(a, x, y, n - 1);
+}
+static float bad_max(const float *x, size_t n) {
+    return fmaxf(scalar_row().max_f32(x, n), 2.0f);
+}
+static float bad_exp_sum(float *x, size_t n, float max) {
+    return scalar_row().exp_sum_f32(x, n, max) + 1.0f;
+}
+static void bad_rmsnorm(const float *x, const float *w, float eps, size_t n, float *y) {
+    scalar_row().rmsnorm(x, w, eps + 1.0f, n, y);
+}
+static void bad_rope(float *x, size_t n_head, size_t dim, const float *cs, const float *sn) {
+    scalar_row().rope(x, n_head, dim, sn, cs);
+}
+static void bad_unit(const float *g, const float *u, size_t n, float *y) {
+    for (size_t i = 0; i < n; i++) y[i] = g[i] * u[i];
+}
+static void bad_narrow(const float *x, uint16_t *y, size_t n) {
+    scalar_row().f32_to_f16(x, y, n);
+    y[n - 1] ^= 1;
+}
+static void bad_widen(const uint16_t *x, float *y, size_t n) {
+    scalar_row().f16_to_f32(x, y, n);
+    y[0] = -y[0];
+}
+static void bad_quantize(const float *x, size_t n, int8_t *q, float *d, float *s) {
+    scalar_row().quantize_act(x, n, q, d, s);
+    q[3] ^= 1;
+}
+static void bad_gemm(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
+                     size_t t1, float *y, size_t ldy) {
+    scalar_row().gemm_panel(w, p0, p1, a, t0, t1, y, ldy);
+    y[w->n_row - 1] = NAN;
+}
+static void bad_row(const pd_panels *w, size_t r, float *dst) {
+    scalar_row().panel_row(w, r - 1, dst);
+}
+static void bad_attn16(const float *q, size_t n_group, size_t dim, const void *const *pages,
+                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
+                       float *acc) {
+    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, tmp, stride, m, l, acc);
+}
+static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *const *pages,
+                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
+                       float *acc) {
+    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, tmp, stride, m, l, acc);
+    l[0] *= 1.01f;
+}
+
+static void the_self_test_sees(pd_kernels k, const char *entry) {
+    pd_err err = {0};
+    CHECK(pd_kernels_selftest(&k, &err) == PD_EINTERNAL, "a broken %s passes", entry);
+    CHECK(strstr(err.msg, entry) != NULL, "%s not named in: %s", entry, err.msg);
+}
+
+static void a_broken_entry_is_named(void **state) {
+    (void)state;
+    const pd_kernels ref = scalar_row();
+#define BREAK(entry, with)                \
+    do {                                  \
+        pd_kernels k = ref;               \
+        k.entry = with;                   \
+        the_self_test_sees(k, #entry);    \
+    } while (0)
+    BREAK(dot_f32, bad_dot);
+    BREAK(axpy_f32, bad_axpy);
+    BREAK(max_f32, bad_max);
+    BREAK(exp_sum_f32, bad_exp_sum);
+    BREAK(rmsnorm, bad_rmsnorm);
+    BREAK(rope, bad_rope);
+    BREAK(silu_mul, bad_unit);
+    BREAK(gelu_mul, bad_unit);
+    BREAK(f32_to_f16, bad_narrow);
+    BREAK(f16_to_f32, bad_widen);
+    BREAK(quantize_act, bad_quantize);
+    BREAK(gemm_panel, bad_gemm);
+    BREAK(panel_row, bad_row);
+    BREAK(attn_pages_f16, bad_attn16);
+    BREAK(attn_pages_f32, bad_attn32);
+#undef BREAK
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(masks_parse),
+        cmocka_unit_test(bad_masks_are_refused),
+        cmocka_unit_test(a_row_needs_the_ones_before),
+        cmocka_unit_test(every_row_passes_the_self_test),
+        cmocka_unit_test(a_broken_entry_is_named),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
