@@ -342,7 +342,10 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 
 /* ---- attention over KV pages ---- */
 
-enum { MAX_NG = 4 }; /* query heads that share one load of K or V */
+enum {
+    MAX_NG = 4,      /* query heads that share one load of K or V */
+    AHEAD_KV = 4096, /* bytes of K or V prefetched ahead: whole pages, at least the next */
+};
 
 /* 8 elements from element i of a page. */
 FORCE_INLINE __m256 load8(const void *page, size_t i, bool f16) {
@@ -357,11 +360,11 @@ FORCE_INLINE void prefetch16(const void *page, size_t i, bool f16) {
 
 /* tmp[g][0..16) = the scores of a page's 16 slots. */
 FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *page,
-                              const void *next, bool f16, float *tmp, size_t stride) {
+                              const void *later, bool f16, float *tmp, size_t stride) {
     __m256 s[MAX_NG][2];
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm256_setzero_ps();
     for (size_t c = 0; c < dim; c++) {
-        if (!f16 || c % 2 == 0) prefetch16(next, 16 * c, f16);
+        if (!f16 || c % 2 == 0) prefetch16(later, 16 * c, f16);
         const __m256 k0 = load8(page, 16 * c, f16), k1 = load8(page, 16 * c + 8, f16);
         for (int g = 0; g < ng; g++) {
             const __m256 x = _mm256_set1_ps(q[g * dim + c]);
@@ -377,13 +380,13 @@ FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *pa
 
 /* acc[g][0..dim) += sum over slots j of tmp[g][j] * v[j] */
 FORCE_INLINE void page_values(const float *tmp, size_t stride, int ng, size_t dim, const void *v,
-                              const void *next, bool f16, size_t j0, size_t j1, float *acc) {
+                              const void *later, bool f16, size_t j0, size_t j1, float *acc) {
     for (size_t c = 0; c < dim; c += 16) {
         __m256 s[MAX_NG][2];
         for (int g = 0; g < ng; g++)
             for (int i = 0; i < 2; i++) s[g][i] = _mm256_loadu_ps(acc + g * dim + c + 8 * i);
         for (size_t j = j0; j < j1; j++) {
-            if (!f16 || c % 32 == 0) prefetch16(next, j * dim + c, f16);
+            if (!f16 || c % 32 == 0) prefetch16(later, j * dim + c, f16);
             const __m256 x0 = load8(v, j * dim + c, f16), x1 = load8(v, j * dim + c + 8, f16);
             for (int g = 0; g < ng; g++) {
                 const __m256 p = _mm256_set1_ps(tmp[g * stride + j]);
@@ -402,30 +405,30 @@ FORCE_INLINE size_t head_step(size_t left) {
 }
 
 FORCE_INLINE void scores(const float *q, size_t n_group, size_t dim, const void *page,
-                         const void *next, bool f16, float *tmp, size_t stride) {
+                         const void *later, bool f16, float *tmp, size_t stride) {
     for (size_t g = 0; g < n_group; g += MAX_NG) {
         const float *qg = q + g * dim;
         float *x = tmp + g * stride;
         switch (head_step(n_group - g)) {
-        case 1: page_scores(qg, 1, dim, page, next, f16, x, stride); break;
-        case 2: page_scores(qg, 2, dim, page, next, f16, x, stride); break;
-        case 3: page_scores(qg, 3, dim, page, next, f16, x, stride); break;
-        default: page_scores(qg, 4, dim, page, next, f16, x, stride);
+        case 1: page_scores(qg, 1, dim, page, later, f16, x, stride); break;
+        case 2: page_scores(qg, 2, dim, page, later, f16, x, stride); break;
+        case 3: page_scores(qg, 3, dim, page, later, f16, x, stride); break;
+        default: page_scores(qg, 4, dim, page, later, f16, x, stride);
         }
     }
 }
 
 FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t dim,
-                         const void *v, const void *next, bool f16, size_t j0, size_t j1,
+                         const void *v, const void *later, bool f16, size_t j0, size_t j1,
                          float *acc) {
     for (size_t g = 0; g < n_group; g += MAX_NG) {
         const float *x = tmp + g * stride;
         float *ag = acc + g * dim;
         switch (head_step(n_group - g)) {
-        case 1: page_values(x, stride, 1, dim, v, next, f16, j0, j1, ag); break;
-        case 2: page_values(x, stride, 2, dim, v, next, f16, j0, j1, ag); break;
-        case 3: page_values(x, stride, 3, dim, v, next, f16, j0, j1, ag); break;
-        default: page_values(x, stride, 4, dim, v, next, f16, j0, j1, ag);
+        case 1: page_values(x, stride, 1, dim, v, later, f16, j0, j1, ag); break;
+        case 2: page_values(x, stride, 2, dim, v, later, f16, j0, j1, ag); break;
+        case 3: page_values(x, stride, 3, dim, v, later, f16, j0, j1, ag); break;
+        default: page_values(x, stride, 4, dim, v, later, f16, j0, j1, ag);
         }
     }
 }
@@ -434,8 +437,10 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
                              size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
                              float *acc, bool f16) {
     const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
+    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
+    const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
     for (size_t p = p0; p < p1; p++)
-        scores(q, n_group, dim, pages[p], pages[p + 1 < p1 ? p + 1 : p], f16,
+        scores(q, n_group, dim, pages[p], pages[p + ahead < p1 ? p + ahead : p], f16,
                tmp + (p - p0) * 16, stride);
     /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
     const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
@@ -447,13 +452,12 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
         l[g] = exp_sum_f32(x, n_slot, m[g]);
     }
     memset(acc, 0, n_group * dim * sizeof *acc);
-    const size_t v_at = 16 * dim * (f16 ? 2 : 4);
     for (size_t p = p0; p < p1; p++) {
         /* 0 * NaN is NaN, so unused slots are not even multiplied */
         const size_t j0 = p == p0 ? head : 0, j1 = p + 1 == p1 ? used : 16;
-        const char *v = (const char *)pages[p] + v_at;
-        const char *next = (const char *)pages[p + 1 < p1 ? p + 1 : p] + v_at;
-        values(tmp + (p - p0) * 16, stride, n_group, dim, v, next, f16, j0, j1, acc);
+        const char *v = (const char *)pages[p] + half;
+        const char *later = (const char *)pages[p + ahead < p1 ? p + ahead : p] + half;
+        values(tmp + (p - p0) * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
     }
 }
 

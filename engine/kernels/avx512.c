@@ -4,7 +4,7 @@
  * Attention makes three passes over a head's slots: scores (one load of K
  * serves 16 slots and up to 4 query heads), softmax in `tmp`, and the weighted
  * sum of V (one load serves up to 4 heads, whose sums stay in registers over a
- * page).  Pages are scattered, so each pass prefetches the next page itself.
+ * page).  Pages are scattered, so each pass prefetches the pages to come itself.
  *
  * Cost: scores and sum need G + 1 loads and G + 1 operations for 16 products a
  * head: bound by memory for G <= 4. */
@@ -305,7 +305,10 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 
 /* ---- attention over KV pages ---- */
 
-enum { MAX_NG = 4 }; /* query heads that share one load of K or V */
+enum {
+    MAX_NG = 4,      /* query heads that share one load of K or V */
+    AHEAD_KV = 4096, /* bytes of K or V prefetched ahead: whole pages, at least the next */
+};
 
 /* 16 elements from element i of a page. */
 FORCE_INLINE __m512 load16(const void *page, size_t i, bool f16) {
@@ -321,12 +324,12 @@ FORCE_INLINE void prefetch16(const void *page, size_t i, bool f16) {
 /* tmp[g][0..16) = the scores of a page's 16 slots.  Two sums a head hide the
  * latency of the FMA. */
 FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *page,
-                              const void *next, bool f16, float *tmp, size_t stride) {
+                              const void *later, bool f16, float *tmp, size_t stride) {
     __m512 s[MAX_NG][2];
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm512_setzero_ps();
     for (size_t c = 0; c < dim; c += 2) {
-        prefetch16(next, 16 * c, f16);
-        if (!f16) prefetch16(next, 16 * c + 16, f16);
+        prefetch16(later, 16 * c, f16);
+        if (!f16) prefetch16(later, 16 * c + 16, f16);
         const __m512 k0 = load16(page, 16 * c, f16), k1 = load16(page, 16 * c + 16, f16);
         for (int g = 0; g < ng; g++) {
             s[g][0] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c]), k0, s[g][0]);
@@ -339,7 +342,7 @@ FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *pa
 
 /* acc[g][c .. c + 16 nv) += sum over slots j of tmp[g][j] * v[j] */
 FORCE_INLINE void page_values(const float *tmp, size_t stride, int ng, size_t dim, const void *v,
-                              const void *next, bool f16, size_t j0, size_t j1, size_t c, int nv,
+                              const void *later, bool f16, size_t j0, size_t j1, size_t c, int nv,
                               float *acc) {
     __m512 s[MAX_NG][4];
     for (int g = 0; g < ng; g++)
@@ -347,7 +350,7 @@ FORCE_INLINE void page_values(const float *tmp, size_t stride, int ng, size_t di
     for (size_t j = j0; j < j1; j++) {
         __m512 x[4];
         for (int i = 0; i < nv; i++) x[i] = load16(v, j * dim + c + 16 * i, f16);
-        for (int i = 0; i < nv; i += f16 ? 2 : 1) prefetch16(next, j * dim + c + 16 * i, f16);
+        for (int i = 0; i < nv; i += f16 ? 2 : 1) prefetch16(later, j * dim + c + 16 * i, f16);
         for (int g = 0; g < ng; g++) {
             const __m512 p = _mm512_set1_ps(tmp[g * stride + j]);
             for (int i = 0; i < nv; i++) s[g][i] = _mm512_fmadd_ps(p, x[i], s[g][i]);
@@ -363,39 +366,39 @@ FORCE_INLINE size_t head_step(size_t left) {
 }
 
 FORCE_INLINE void scores(const float *q, size_t n_group, size_t dim, const void *page,
-                         const void *next, bool f16, float *tmp, size_t stride) {
+                         const void *later, bool f16, float *tmp, size_t stride) {
     for (size_t g = 0; g < n_group; g += MAX_NG) {
         const float *qg = q + g * dim;
         float *x = tmp + g * stride;
         switch (head_step(n_group - g)) {
-        case 1: page_scores(qg, 1, dim, page, next, f16, x, stride); break;
-        case 2: page_scores(qg, 2, dim, page, next, f16, x, stride); break;
-        case 3: page_scores(qg, 3, dim, page, next, f16, x, stride); break;
-        default: page_scores(qg, 4, dim, page, next, f16, x, stride);
+        case 1: page_scores(qg, 1, dim, page, later, f16, x, stride); break;
+        case 2: page_scores(qg, 2, dim, page, later, f16, x, stride); break;
+        case 3: page_scores(qg, 3, dim, page, later, f16, x, stride); break;
+        default: page_scores(qg, 4, dim, page, later, f16, x, stride);
         }
     }
 }
 
 FORCE_INLINE void values_of(const float *tmp, size_t stride, int ng, size_t dim, const void *v,
-                            const void *next, bool f16, size_t j0, size_t j1, float *acc) {
+                            const void *later, bool f16, size_t j0, size_t j1, float *acc) {
     size_t c = 0;
     for (; c + 64 <= dim; c += 64)
-        page_values(tmp, stride, ng, dim, v, next, f16, j0, j1, c, 4, acc);
+        page_values(tmp, stride, ng, dim, v, later, f16, j0, j1, c, 4, acc);
     for (; c < dim; c += 16)
-        page_values(tmp, stride, ng, dim, v, next, f16, j0, j1, c, 1, acc);
+        page_values(tmp, stride, ng, dim, v, later, f16, j0, j1, c, 1, acc);
 }
 
 FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t dim,
-                         const void *v, const void *next, bool f16, size_t j0, size_t j1,
+                         const void *v, const void *later, bool f16, size_t j0, size_t j1,
                          float *acc) {
     for (size_t g = 0; g < n_group; g += MAX_NG) {
         const float *x = tmp + g * stride;
         float *ag = acc + g * dim;
         switch (head_step(n_group - g)) {
-        case 1: values_of(x, stride, 1, dim, v, next, f16, j0, j1, ag); break;
-        case 2: values_of(x, stride, 2, dim, v, next, f16, j0, j1, ag); break;
-        case 3: values_of(x, stride, 3, dim, v, next, f16, j0, j1, ag); break;
-        default: values_of(x, stride, 4, dim, v, next, f16, j0, j1, ag);
+        case 1: values_of(x, stride, 1, dim, v, later, f16, j0, j1, ag); break;
+        case 2: values_of(x, stride, 2, dim, v, later, f16, j0, j1, ag); break;
+        case 3: values_of(x, stride, 3, dim, v, later, f16, j0, j1, ag); break;
+        default: values_of(x, stride, 4, dim, v, later, f16, j0, j1, ag);
         }
     }
 }
@@ -404,8 +407,10 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
                              size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
                              float *acc, bool f16) {
     const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
+    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
+    const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
     for (size_t p = p0; p < p1; p++)
-        scores(q, n_group, dim, pages[p], pages[p + 1 < p1 ? p + 1 : p], f16,
+        scores(q, n_group, dim, pages[p], pages[p + ahead < p1 ? p + ahead : p], f16,
                tmp + (p - p0) * 16, stride);
     /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
     const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
@@ -418,13 +423,12 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
         l[g] = exp_sum_f32(x, n_slot, m[g]);
     }
     memset(acc, 0, n_group * dim * sizeof *acc);
-    const size_t v_at = 16 * dim * (f16 ? 2 : 4);
     for (size_t p = p0; p < p1; p++) {
         /* 0 * NaN is NaN, so unused slots are not even multiplied */
         const size_t j0 = p == p0 ? head : 0, j1 = p + 1 == p1 ? used : 16;
-        const char *v = (const char *)pages[p] + v_at;
-        const char *next = (const char *)pages[p + 1 < p1 ? p + 1 : p] + v_at;
-        values(tmp + (p - p0) * 16, stride, n_group, dim, v, next, f16, j0, j1, acc);
+        const char *v = (const char *)pages[p] + half;
+        const char *later = (const char *)pages[p + ahead < p1 ? p + ahead : p] + half;
+        values(tmp + (p - p0) * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
     }
 }
 

@@ -5,8 +5,8 @@
  *
  * Prints CSV: row, kernel, case, figure, unit.  Each figure is the best of the
  * runs that fit the time: others on the machine can only slow it down.
- * Beside a GEMV stands a plain read loop over the same bytes, before a
- * GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
+ * Beside a GEMV and attention stands a plain read loop over the same bytes, before
+ * a GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
 #include "engine/base/rng.h"
 #include "engine/kernels/kernels.h"
 
@@ -58,19 +58,25 @@ static void *alloc(size_t bytes) {
 
 /* ---- plain read loop ---- */
 
-typedef struct {
-    const uint64_t *x;
-    size_t bytes;
-    volatile uint64_t sum; /* keeps the loop from being dropped */
-} read_arg;
+static volatile uint64_t sink; /* keeps the loops from being dropped */
 
 /* 8 independent sums, which the compiler turns into vector loads. */
-static void run_read(void *p) {
-    read_arg *a = p;
+static void read_block(const void *p, size_t bytes) {
+    const uint64_t *x = p;
     uint64_t s[8] = {0};
-    for (size_t i = 0; i < a->bytes / 8; i += 8)
-        for (int c = 0; c < 8; c++) s[c] += a->x[i + c];
-    for (int c = 0; c < 8; c++) a->sum += s[c];
+    for (size_t i = 0; i < bytes / 8; i += 8)
+        for (int c = 0; c < 8; c++) s[c] += x[i + c];
+    for (int c = 0; c < 8; c++) sink += s[c];
+}
+
+typedef struct {
+    const void *x;
+    size_t bytes;
+} read_arg;
+
+static void run_read(void *p) {
+    const read_arg *a = p;
+    read_block(a->x, a->bytes);
 }
 
 /* ---- the dot product instruction alone ---- */
@@ -138,7 +144,7 @@ static void gemm(const pd_kernels *k, unsigned bits, unsigned block, size_t n_ro
     char what[96];
     snprintf(what, sizeof what, "%u bit /%u %zux%zu %zu tok", bits, block, n_row, n_col, n_tok);
     if (n_tok <= 4) {
-        read_arg r = {.x = (const uint64_t *)(const void *)g.w.data, .bytes = bytes};
+        read_arg r = {.x = g.w.data, .bytes = bytes};
         report("-", "read", what, (double)bytes / best(run_read, &r) * 1e-9, "GB/s");
         report(k->isa, "gemm", what, (double)bytes / s * 1e-9, "GB/s");
     } else {
@@ -168,6 +174,16 @@ static void run_attn(void *p) {
                              a->n + 16, a->m, a->l, a->acc);
 }
 
+/* The same pages in the same order: keys, then values. */
+static void run_read_pages(void *p) {
+    const attn_arg *a = p;
+    const size_t n_page = a->n / 16, half = 32 * a->dim;
+    for (size_t h = 0; h < a->n_head; h++)
+        for (size_t at = 0; at < 2; at++)
+            for (size_t i = 0; i < n_page; i++)
+                read_block((const char *)a->pages[h * n_page + i] + at * half, half);
+}
+
 static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n) {
     pd_rng rng = {2};
     attn_arg a = {.k = k, .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
@@ -195,6 +211,7 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
     const double s = best(run_attn, &a), bytes = (double)(n_page * elems * 2);
     char what[96];
     snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu", n_group, dim, n, n_head);
+    report("-", "read pages", what, bytes / best(run_read_pages, &a) * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, bytes / s * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
     free(kv);
