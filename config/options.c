@@ -37,8 +37,8 @@ const pd__option pd__options[] = {
      .doc = "Arithmetic: int8 multiplies quantised blocks, f32 is exact and slow and keeps K and V "
             "in 32 bits."},
     {"Compute", "cpu-mask", NULL, "LIST", PD__STRING, FIELD(cpu_mask),
-     .doc = "Processor features that may be used, comma-separated, or scalar, or all. "
-            "pressd version lists the known ones."},
+     .doc = "Processor features that may be used, such as avx2,avx512; scalar for none, or all. "
+            "An unknown word is answered with the list."},
 
     {"KV cache", "kv-cache-bytes", NULL, "SIZE", PD__BYTES, FIELD(kv_cache_bytes),
      .max = (uint64_t)1 << 50, .zero = "chosen from the memory we may use",

