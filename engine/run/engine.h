@@ -57,6 +57,7 @@ typedef struct pd_engine_info {
     size_t ctx_train, ctx_size;
     unsigned parallel, queue_max, n_threads;
     const char *isa;                     /* kernel row in use */
+    const char *warning;                 /* what start-up found wrong and worked around, or NULL: log it */
     pd_compute compute;
     size_t page_tokens, page_bytes;
     size_t kv_token_bytes;               /* dense f16 bytes per token, all layers, no window */

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ragged paged cache of one sequence (see kv.h). */
+#include "engine/cache/kv.h"
+
+#include "engine/base/num.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = PD_PAGE_TOKENS };
+
+pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
+                     size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
+                     pd_err *err) {
+    *kv = (pd_kv){.pool = pool, .codec = codec, .kern = kern,
+                  .n_layer = n_layer, .n_head_kv = n_head_kv, .head_dim = head_dim};
+    size_t total = 0;
+    for (size_t l = 0; l < n_layer; l++) /* + 1: a window may straddle one page more */
+        total += n_head_kv * (pd_div_up(max_slots[l], N) + 1);
+    kv->head = calloc(n_layer * n_head_kv, sizeof *kv->head);
+    kv->page_list = malloc(total * sizeof *kv->page_list);
+    if (!kv->head || !kv->page_list) {
+        pd_kv_done(kv);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the page lists of a sequence");
+    }
+    uint32_t *next = kv->page_list;
+    for (size_t l = 0; l < n_layer; l++) {
+        for (size_t h = 0; h < n_head_kv; h++) {
+            pd_kv_head *kh = pd_kv_at(kv, l, h);
+            kh->page = next;
+            kh->cap_page = (uint32_t)(pd_div_up(max_slots[l], N) + 1);
+            next += kh->cap_page;
+        }
+    }
+    return PD_OK;
+}
+
+static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
+    for (uint32_t i = from; i < to; i++) pd_kvpool_give(kv->pool, kh->page[i]);
+    kv->n_pages -= to - from;
+}
+
+void pd_kv_done(pd_kv *kv) {
+    if (kv->head) {
+        for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++)
+            give_pages(kv, &kv->head[i], 0, kv->head[i].n_page);
+        assert(kv->n_pages == 0);
+    }
+    free(kv->head);
+    free(kv->page_list);
+    *kv = (pd_kv){0};
+}
+
+static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
+    if (kh->n_page == kh->cap_page || !pd_kvpool_take(kv->pool, PD_PAGE_SEQ, &kh->page[kh->n_page]))
+        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
+    kh->n_page++;
+    kv->n_pages++;
+    if (kv->n_pages > kv->peak_pages) kv->peak_pages = kv->n_pages;
+    return PD_OK;
+}
+
+pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                       size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    for (size_t i = 0; i < n;) {
+        const size_t at = (size_t)kh->first + kh->n, slot = at % N;
+        if (at == (size_t)kh->n_page * N) PD_TRY(add_page(kv, kh, err));
+        const uint32_t id = kh->page[at / N];
+        void *page = pd_kvpool_page(kv->pool, id);
+        int32_t *page_pos = pd_kvpool_pos(kv->pool, id);
+        size_t run = pd_min_size(N - slot, n - i);
+        if (idx) run = 1;
+        const size_t row = idx ? idx[i] : i;
+        kv->codec->write(kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride);
+        memcpy(page_pos + slot, pos + row, run * sizeof *pos);
+        kh->n += (uint32_t)run;
+        i += run;
+    }
+    return PD_OK;
+}
+
+void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    float skip[2][512];
+    assert((k && v) || kv->head_dim <= 512);
+    for (size_t i = 0; i < kh->n; i++) {
+        const size_t at = kh->first + i;
+        const uint32_t id = kh->page[at / N];
+        if (k || v)
+            kv->codec->read(kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
+                            k ? k + i * kv->head_dim : skip[0], v ? v + i * kv->head_dim : skip[1]);
+        if (pos) pos[i] = pd_kvpool_pos(kv->pool, id)[at % N];
+    }
+}
+
+void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(n >= 1 && n <= kh->n && keep[n - 1] < kh->n);
+    for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
+        const size_t from = kh->first + keep[i];
+        if (from == i) continue;
+        const uint32_t src = kh->page[from / N], dst = kh->page[i / N];
+        kv->codec->move(pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
+        pd_kvpool_pos(kv->pool, dst)[i % N] = pd_kvpool_pos(kv->pool, src)[from % N];
+    }
+    const uint32_t n_page = (uint32_t)pd_div_up(n, N);
+    give_pages(kv, kh, n_page, kh->n_page);
+    kh->n_page = n_page;
+    kh->first = 0;
+    kh->n = (uint32_t)n;
+}
+
+void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(n < kh->n || (n == 0 && kh->n == 0));
+    kh->first += (uint32_t)n;
+    kh->n -= (uint32_t)n;
+    const uint32_t dead = kh->first / N;
+    if (!dead) return;
+    give_pages(kv, kh, 0, dead);
+    memmove(kh->page, kh->page + dead, (kh->n_page - dead) * sizeof *kh->page);
+    kh->n_page -= dead;
+    kh->first %= N;
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a job will need, before it runs: its budget in tokens, the pages it may
+ * come to hold, its staging layer.
+ *
+ * A running sequence never runs out of pages: admission reserves the most it
+ * can hold.  With S the slots a full-attention layer may hold per head (mean
+ * over heads: presses may spread them unevenly), a layer of H heads holds at
+ * most H * (S/16 + 1) pages, since only the last page of a head is partly
+ * filled. */
+#include "engine/run/seq.h"
+
+#include "engine/base/num.h"
+
+static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
+    return (uint64_t)hp->n_head_kv * (slots / PD_PAGE_TOKENS + 1);
+}
+
+static uint64_t most_pages(const pd_hparams *hp, size_t full_slots, size_t window_tokens) {
+    uint64_t pages = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t w = hp->window[l];
+        /* a window straddles up to two pages more, and holds one token more for a moment */
+        pages += w ? layer_pages(hp, pd_min_size(window_tokens, w + 1)) + hp->n_head_kv : layer_pages(hp, full_slots);
+    }
+    return pages;
+}
+
+size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
+    const size_t total = job->n_tokens + job->max_tokens, w = hp->window[layer];
+    return w ? pd_min_size(total, w + 1) : total; /* one head may keep everything */
+}
+
+uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
+    uint64_t pages = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t slots = hp->window[l] ? pd_min_size(tokens, hp->window[l]) : n;
+        pages += hp->n_head_kv * pd_div_up(slots, PD_PAGE_TOKENS);
+    }
+    return pages;
+}
+
+/* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
+static size_t tokens_for_bytes(const pd_hparams *hp, size_t scope, uint64_t bytes, size_t page_bytes) {
+    size_t lo = 0, hi = scope;
+    while (lo < hi) {
+        const size_t mid = lo + (hi - lo + 1) / 2;
+        if (pd_admit_uniform_pages(hp, mid, scope) * page_bytes <= bytes)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    return lo;
+}
+
+static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_bytes, pd_err *err) {
+    const pd_compression *c = job->comp;
+    switch (c->budget) {
+    case PD_BUDGET_RATIO:
+        job->budget = (pd_budget){.ratio = c->ratio};
+        break;
+    case PD_BUDGET_TOKENS:
+        job->budget = (pd_budget){.by_count = true, .count = (size_t)c->amount};
+        break;
+    case PD_BUDGET_BYTES: {
+        const size_t n = tokens_for_bytes(hp, job->scope, c->amount, page_bytes);
+        if (n == 0)
+            return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
+                           "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",
+                           (unsigned long long)c->amount,
+                           (unsigned long long)(pd_admit_uniform_pages(hp, 1, job->scope) * page_bytes));
+        job->budget = (pd_budget){.by_count = true, .count = n};
+        break;
+    }
+    }
+    return PD_OK;
+}
+
+static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
+    if (!c->press) return 0;
+    if (c->scope == PD_SCOPE_TOKENS) return pd_min_size(c->scope_tokens, p->n_tokens);
+    if (c->scope == PD_SCOPE_CONTEXT && p->has_marks) return pd_min_size(p->marks.last_user_begin, p->n_tokens);
+    return p->n_tokens;
+}
+
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err) {
+    const pd_compression *c = p->compression;
+    job->comp = p->compression;
+    size_t kept = job->n_tokens;
+    if (c && c->press) {
+        job->scope = scope_of(c, p);
+        const size_t min = pd_press_min_tokens(c->press);
+        if (job->scope < c->min_tokens) job->skipped = "scope shorter than min_tokens";
+        else if (job->scope < min) job->skipped = "scope shorter than the press needs";
+        if (job->skipped) job->scope = 0;
+    }
+    if (job->scope) {
+        PD_TRY(plan_budget(job, hp, page_bytes, err));
+        if (c->protect_system && p->has_marks) {
+            job->protect_begin = pd_min_size(p->marks.system_begin, job->scope);
+            job->protect_end = pd_min_size(p->marks.system_end, job->scope);
+        }
+        const size_t scope_kept = pd_min_size(job->scope, pd_budget_keep(&job->budget, job->scope) +
+                                                              (job->protect_end - job->protect_begin));
+        kept = scope_kept + (job->n_tokens - job->scope);
+    }
+    size_t slots = kept + job->max_tokens;
+    if (c && c->decode && !c->decode_by_ratio) {
+        const size_t bound = pd_max_size(kept, c->decode_target) + c->decode_interval + 1;
+        slots = pd_min_size(slots, bound);
+    }
+    job->pages_reserved = most_pages(hp, slots, job->n_tokens + job->max_tokens);
+    job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, job->n_tokens);
+    return PD_OK;
+}

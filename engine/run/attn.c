@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention (see attn.h).
+ *
+ * Tile: one task = one query head and up to 64 rows.  Per block of 512 keys one
+ * sgemm for the scores and one for the sums; blocks above the diagonal or below
+ * the window are skipped.
+ * Step: one task = up to 32 pages of one (sequence, KV head); the group's query
+ * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
+ * the chunks of a head are joined in slot order. */
+#include "engine/run/attn.h"
+
+#include "engine/base/num.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = PD_ATTN_ROWS, KEYS = PD_ATTN_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
+
+typedef struct pd_attn_chunk {
+    uint32_t seq, head, page0, n_page;
+} pd_attn_chunk;
+
+/* m[G], l[G], acc[G][D] of one chunk. */
+static size_t part_floats(const pd_hparams *hp) {
+    return hp->n_head / hp->n_head_kv * (2 + hp->head_dim);
+}
+
+static float *floats(pd_attn *a, size_t n) {
+    const size_t bytes = (n * sizeof(float) + 63) / 64 * 64;
+    a->bytes += bytes;
+    return aligned_alloc(64, bytes);
+}
+
+pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
+                       size_t max_rows, size_t ctx, pd_err *err) {
+    const pd_hparams *hp = &m->hp;
+    const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
+    *a = (pd_attn){.model = m, .kern = kern, .workers = workers};
+    a->tile_floats = ROWS * (KEYS + hp->head_dim + 2);
+    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim;
+    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 2);
+    a->tile = floats(a, threads * a->tile_floats);
+    a->pages = floats(a, threads * a->pages_floats);
+    a->part = floats(a, a->part_cap * part_floats(hp));
+    a->chunk = malloc(a->part_cap * sizeof *a->chunk);
+    if (a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    pd_attn_done(a);
+    return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
+}
+
+void pd_attn_done(pd_attn *a) {
+    free(a->tile);
+    free(a->pages);
+    free(a->part);
+    free(a->chunk);
+    *a = (pd_attn){0};
+}
+
+/* ---- a tile of a prompt ---- */
+
+typedef struct {
+    pd_attn *a;
+    const pd_stage *s;
+    const float *q;
+    float *out;
+    size_t row0, n, n_block; /* row blocks per head */
+    uint32_t window;
+} tile_job;
+
+/* Keys [*lo, *hi) that the segment's row r sees, as slots of a head with
+ * `prior` slots before the segment.  Slots of a windowed layer are consecutive
+ * positions, so the window is a range of slots too. */
+static void visible(const tile_job *j, size_t prior, size_t r, size_t *lo, size_t *hi) {
+    *hi = prior + r + 1;
+    *lo = j->window && *hi > j->window ? *hi - j->window : 0;
+}
+
+static void tile_task(void *ctx, size_t task, unsigned thread) {
+    const tile_job *j = ctx;
+    pd_attn *a = j->a;
+    const pd_kernels *kern = a->kern;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, nq = hp->n_head * d;
+    const size_t head = task / j->n_block, r0 = task % j->n_block * ROWS;
+    const size_t n = pd_min_size(ROWS, j->n - r0);
+    const size_t kv_head = head / (hp->n_head / hp->n_head_kv), prior = j->s->n_prior[kv_head];
+    const float *q = j->q + r0 * nq + head * d;
+    const float *keys = pd_stage_k(j->s, kv_head), *values = pd_stage_v(j->s, kv_head);
+    float *score = a->tile + thread * a->tile_floats, *acc = score + ROWS * KEYS, *m = acc + ROWS * d, *l = m + ROWS;
+
+    memset(acc, 0, n * d * sizeof *acc);
+    for (size_t i = 0; i < n; i++) {
+        m[i] = -INFINITY;
+        l[i] = 0.0f;
+    }
+    size_t first, unused, end;
+    visible(j, prior, j->row0 + r0, &first, &unused);
+    visible(j, prior, j->row0 + r0 + n - 1, &unused, &end);
+    for (size_t b = first / KEYS * KEYS; b < end; b += KEYS) {
+        const size_t n_key = pd_min_size(KEYS, end - b);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_key, (int)d, hp->attn_scale,
+                    q, (int)nq, keys + b * d, (int)d, 0.0f, score, KEYS);
+        for (size_t i = 0; i < n; i++) {
+            float *row = score + i * KEYS;
+            size_t lo, hi;
+            visible(j, prior, j->row0 + r0 + i, &lo, &hi);
+            lo = pd_min_size(lo > b ? lo - b : 0, n_key);
+            hi = pd_min_size(hi > b ? hi - b : 0, n_key);
+            if (lo >= hi) { /* nothing of this block is visible to the row */
+                memset(row, 0, n_key * sizeof *row);
+                continue;
+            }
+            const float max = fmaxf(m[i], kern->max_f32(row + lo, hi - lo));
+            const float sum = kern->exp_sum_f32(row + lo, hi - lo, max);
+            memset(row, 0, lo * sizeof *row);
+            memset(row + hi, 0, (n_key - hi) * sizeof *row);
+            const float scale = m[i] == -INFINITY ? 0.0f : expf(m[i] - max);
+            if (scale != 1.0f)
+                for (size_t c = 0; c < d; c++) acc[i * d + c] *= scale;
+            l[i] = l[i] * scale + sum;
+            m[i] = max;
+        }
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)d, (int)n_key, 1.0f, score,
+                    KEYS, values + b * d, (int)d, 1.0f, acc, (int)d);
+    }
+    for (size_t i = 0; i < n; i++) {
+        float *out = j->out + (r0 + i) * nq + head * d;
+        const float inv = 1.0f / l[i];
+        for (size_t c = 0; c < d; c++) out[c] = acc[i * d + c] * inv;
+    }
+}
+
+void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out) {
+    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n, .n_block = pd_div_up(n, ROWS), .window = window};
+    pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head * job.n_block);
+}
+
+/* ---- one token per sequence ---- */
+
+typedef struct {
+    pd_attn *a;
+    pd_kv *const *kv;
+    size_t layer;
+    const float *q;
+} step_job;
+
+static void step_task(void *ctx, size_t task, unsigned thread) {
+    const step_job *j = ctx;
+    pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv;
+    const pd_attn_chunk *c = &a->chunk[task];
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const void *pages[PAGES];
+    for (size_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[c->page0 + i]);
+    const size_t first = c->page0 == 0 ? kh->first : 0;
+    const size_t end = pd_min_size((size_t)(c->page0 + c->n_page) * N, (size_t)kh->first + kh->n) - (size_t)c->page0 * N;
+    float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
+    const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
+    for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
+    float *m = a->part + task * part_floats(hp), *l = m + group, *acc = l + group;
+    kv->codec->attn(a->kern, q, group, d, pages, first, end - first, tmp, PAGES * N + 2 * N, m, l, acc);
+}
+
+/* Join the chunks of one head, in slot order. */
+static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp);
+    const float *part = a->part + chunk0 * stride;
+    for (size_t g = 0; g < group; g++) {
+        float max = -INFINITY, sum = 0.0f;
+        for (size_t i = 0; i < n_chunk; i++) max = fmaxf(max, part[i * stride + g]);
+        float *o = out + g * d;
+        memset(o, 0, d * sizeof *o);
+        for (size_t i = 0; i < n_chunk; i++) {
+            const float w = expf(part[i * stride + g] - max);
+            sum += w * part[i * stride + group + g];
+            a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
+        }
+        const float inv = 1.0f / sum;
+        for (size_t c = 0; c < d; c++) o[c] *= inv;
+    }
+}
+
+void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, const float *q, float *out) {
+    const pd_hparams *hp = &a->model->hp;
+    const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
+    size_t n = 0;
+    for (size_t s = 0; s < n_seq; s++) {
+        for (size_t h = 0; h < hp->n_head_kv; h++) {
+            const uint32_t n_page = pd_kv_at(kv[s], layer, h)->n_page;
+            for (uint32_t p = 0; p < n_page; p += PAGES)
+                a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, n_page - p < PAGES ? n_page - p : PAGES};
+        }
+    }
+    step_job job = {.a = a, .kv = kv, .layer = layer, .q = q};
+    pd_workers_run(a->workers, step_task, &job, n);
+    for (size_t i = 0; i < n;) {
+        size_t e = i + 1;
+        while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;
+        join(a, i, e - i, out + a->chunk[i].seq * hp->n_head * hp->head_dim + a->chunk[i].head * group_d);
+        i = e;
+    }
+}

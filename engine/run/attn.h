@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention, twice: a tile of a prompt against the staging layer, and one new
+ * token per sequence against its pages.
+ *
+ * Both walk keys in blocks with a running maximum (online softmax, Milakov and
+ * Gimelshein 2018).  Blocks are cut by slot index alone, so the sums do not
+ * depend on threads or on what else runs.  Thread: engine. */
+#ifndef PD_ENGINE_RUN_ATTN_H
+#define PD_ENGINE_RUN_ATTN_H
+
+#include "engine/base/workers.h"
+#include "engine/cache/kv.h"
+#include "engine/model/model.h"
+#include "engine/run/stage.h"
+
+enum { PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 32 };
+
+/* Scratch, one slice per thread. */
+typedef struct pd_attn {
+    const pd_model *model;
+    const pd_kernels *kern;
+    pd_workers *workers;
+    float *tile;    /* per thread: scores [ROWS][KEYS], sums [ROWS][D], m, l [ROWS] */
+    size_t tile_floats;
+    float *pages;   /* per thread: scores [G][PAGES*16 + 32] */
+    size_t pages_floats;
+    float *part;    /* partial results of decode chunks */
+    size_t part_cap;  /* chunks it has room for */
+    struct pd_attn_chunk *chunk;
+    size_t bytes;
+} pd_attn;
+
+/* max_rows sequences of up to ctx tokens in one decode step. */
+pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
+                       size_t max_rows, size_t ctx, pd_err *err);
+void pd_attn_done(pd_attn *a);
+
+/* Rows [row0, row0 + n) of the segment (q [n][n_head * D], rotated) against
+ * stage: row i sees the prior slots and the segment's slots up to itself, and in
+ * a layer with a window only positions > its own - window.
+ * out [n][n_head * D]. */
+void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out);
+
+/* One decode step of a layer: sequence i's query row q + i * n_head * D against
+ * kv[i]'s pages (its own new token included); out likewise. */
+void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, const float *q, float *out);
+
+#endif

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine from outside: start, stop, submit, look (see engine.h). */
+#include "engine/base/num.h"
+#include "engine/base/sysmem.h"
+#include "engine/run/state.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PARALLEL_DEFAULT = 16, PARALLEL_MAX = 256, QUEUE_DEFAULT = 128, THREADS_DEFAULT_MAX = 16 };
+
+/* ---- start ---- */
+
+/* The best row of kernels that agrees with scalar code on this CPU. */
+static void choose_kernels(pd_engine *e, unsigned mask) {
+    unsigned flags = pd_cpu_detect() & mask;
+    for (;;) {
+        pd_err err = {0};
+        pd_kernels_init(&e->kern, flags);
+        if (flags == 0 || pd_kernels_selftest(&e->kern, &err) == PD_OK) return;
+        snprintf(e->warning, sizeof e->warning, "kernels '%s' disagree with scalar code (%.120s): falling back", e->kern.isa, err.msg);
+        unsigned top = 1u << 31;
+        while (!(flags & top)) top >>= 1;
+        flags &= ~top;
+    }
+}
+
+/* Old OpenBLAS builds compute wrong results on CPUs newer than they are. */
+static pd_status check_blas(pd_err *err) {
+    enum { M = 33, N = 47, K = 65 };
+    static float a[M * K], b[N * K], c[M * N];
+    pd_rng rng = {1};
+    for (size_t i = 0; i < M * K; i++) a[i] = pd_rng_f32(&rng);
+    for (size_t i = 0; i < N * K; i++) b[i] = pd_rng_f32(&rng);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, M, N, K, 1.0f, a, K, b, K, 0.0f, c, N);
+    for (size_t i = 0; i < M; i++) {
+        for (size_t j = 0; j < N; j++) {
+            double want = 0.0, size = 0.0;
+            for (size_t k = 0; k < K; k++) {
+                want += (double)a[i * K + k] * b[j * K + k];
+                size += fabs((double)a[i * K + k] * b[j * K + k]);
+            }
+            if (!(fabs(want - c[i * N + j]) <= K * 1.2e-7 * size))
+                return pd_fail(err, PD_EINTERNAL, NULL,
+                               "OpenBLAS computes wrong products on this CPU; set OPENBLAS_CORETYPE (e.g. Haswell) or use a newer OpenBLAS");
+        }
+    }
+    return PD_OK;
+}
+
+static uint64_t default_kv_bytes(const pd_engine *e) {
+    const uint64_t limit = pd_sysmem_limit(), weights = e->model->weight_bytes;
+    const uint64_t half = limit > weights ? (limit - weights) / 2 : 0;
+    return half > (64u << 20) ? half : 64u << 20;
+}
+
+static void fill_info(pd_engine *e, const pd_engine_opts *o, pd_chat_origin origin) {
+    const pd_model *m = e->model;
+    const pd_hparams *hp = &m->hp;
+    e->info = (pd_engine_info){
+        .arch = m->arch->name, .name = m->name, .file_type = m->file_type,
+        .n_params = m->n_params, .weight_bytes = m->weight_bytes,
+        .n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv,
+        .head_dim = hp->head_dim, .n_embd = hp->n_embd, .n_vocab = hp->n_vocab,
+        .ctx_train = hp->ctx_train, .ctx_size = o->ctx_size ? o->ctx_size : hp->ctx_train,
+        .parallel = o->parallel ? o->parallel : PARALLEL_DEFAULT,
+        .queue_max = o->queue_max ? o->queue_max : QUEUE_DEFAULT,
+        .n_threads = pd_workers_count(e->workers), .isa = e->kern.isa, .compute = o->compute,
+        .warning = e->warning[0] ? e->warning : NULL,
+        .page_tokens = PD_PAGE_TOKENS,
+        .kv_token_bytes = hp->n_layer * hp->n_head_kv * hp->head_dim * 2 * sizeof(uint16_t),
+        .chat_template = e->chat ? pd_chat_name(e->chat) : NULL, .chat_origin = origin,
+        .press_model = {hp->n_layer, hp->n_head, hp->n_head_kv, hp->head_dim, hp->n_embd},
+    };
+}
+
+static pd_status open_tokenizer(pd_engine *e, const pd_gguf *g, const char *chat, pd_chat_origin *origin, pd_err *err) {
+    PD_TRY(pd_tokenizer_open(&e->tok, g, err));
+    pd_err none = {0};
+    const pd_status rc = pd_chat_open(&e->chat, g, chat, origin, &none);
+    if (rc == PD_OK) return PD_OK;
+    if (chat && *chat) return pd_fail(err, none.code, "chat-template", "%s", none.msg);
+    /* Completions work without a template; chat requests get this answer. */
+    e->chat = NULL;
+    snprintf(e->warning, sizeof e->warning, "%.190s", none.msg);
+    return PD_OK;
+}
+
+static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
+                       void (*progress)(void *, double), void *arg, pd_err *err) {
+    if (o->parallel > PARALLEL_MAX)
+        return pd_fail(err, PD_EINVAL, "parallel", "parallel must be 1..%d, not %u", PARALLEL_MAX, o->parallel);
+    openblas_set_num_threads(1); /* our threads do the splitting */
+    PD_TRY(check_blas(err));
+    choose_kernels(e, o->cpu_mask);
+    unsigned threads = o->n_threads;
+    if (threads == 0) threads = (unsigned)pd_min_size(pd_cpu_count(), THREADS_DEFAULT_MAX);
+    PD_TRY(pd_workers_open(&e->workers, threads, err));
+    pd_chat_origin origin = PD_CHAT_FROM_FILE;
+    PD_TRY(open_tokenizer(e, g, o->chat_template, &origin, err));
+    const pd_mat_form form = o->compute == PD_COMPUTE_F32 ? PD_FORM_F32 : PD_FORM_PACKED;
+    PD_TRY(pd_model_open(&e->model, g, form, e->workers, progress, arg, err));
+    if (pd_tokenizer_get_info(e->tok)->n_vocab > e->model->hp.n_vocab)
+        return pd_fail(err, PD_EFILE, NULL, "the vocabulary has %u tokens, the embedding matrix %zu rows",
+                       pd_tokenizer_get_info(e->tok)->n_vocab, e->model->hp.n_vocab);
+    fill_info(e, o, origin);
+    if (e->info.ctx_size < 16 || e->info.ctx_size > (1u << 24))
+        return pd_fail(err, PD_EINVAL, "ctx-size", "ctx-size %zu is not in 16..%u", e->info.ctx_size, 1u << 24);
+    const pd_codec_id codec = o->compute == PD_COMPUTE_F32 ? PD_CODEC_F32 : PD_CODEC_F16;
+    PD_TRY(pd_run_init(&e->run, e->model, &e->kern, e->workers, codec, o->kv_bytes ? o->kv_bytes : default_kv_bytes(e),
+                       e->info.parallel, e->info.ctx_size, err));
+    e->info.page_bytes = e->run.pool.page_bytes;
+    e->info.kv_pool_bytes = (uint64_t)e->run.pool.n_total * e->run.pool.page_bytes;
+    e->seq = calloc(e->info.parallel, sizeof *e->seq);
+    if (!e->seq) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the batch");
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->wake, NULL);
+    e->sync_ready = true;
+    e->inbox_end = &e->inbox;
+    if (pthread_create(&e->thread, NULL, pd__engine_main, e) != 0)
+        return pd_fail(err, PD_ENOMEM, NULL, "cannot start the engine thread");
+    e->thread_started = true;
+    return PD_OK;
+}
+
+pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *opts, void (*progress)(void *arg, double done), void *arg, pd_err *err) {
+    pd_engine *e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
+    if (!e) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the engine");
+    memset(e, 0, sizeof *e);
+    pd_gguf *g;
+    pd_status rc = pd_gguf_open(&g, opts->model_path, err);
+    if (rc == PD_OK) {
+        rc = start(e, opts, g, progress, arg, err);
+        pd_gguf_close(g);
+    }
+    if (rc != PD_OK) {
+        pd_engine_close(e);
+        return rc;
+    }
+    *ret = e;
+    return PD_OK;
+}
+
+void pd_engine_close(pd_engine *e) {
+    if (!e) return;
+    if (e->thread_started) {
+        pthread_mutex_lock(&e->lock);
+        e->stop = true;
+        pthread_cond_signal(&e->wake);
+        pthread_mutex_unlock(&e->lock);
+        pthread_join(e->thread, NULL);
+    }
+    if (e->sync_ready) {
+        pthread_cond_destroy(&e->wake);
+        pthread_mutex_destroy(&e->lock);
+    }
+    free(e->seq);
+    if (e->run.model) pd_run_done(&e->run);
+    pd_model_close(e->model);
+    pd_tokenizer_close(e->tok);
+    pd_workers_close(e->workers);
+    free(e);
+}
+
+/* ---- look ---- */
+
+const pd_engine_info *pd_engine_get_info(const pd_engine *e) {
+    return &e->info;
+}
+
+const pd_tokenizer *pd_engine_tokenizer(const pd_engine *e) {
+    return e->tok;
+}
+
+const pd_chat *pd_engine_chat(const pd_engine *e) {
+    return e->chat;
+}
+
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio) {
+    const pd_budget b = {.ratio = ratio};
+    return pd_admit_uniform_pages(&e->model->hp, pd_budget_keep(&b, n), n) * e->info.page_bytes;
+}
+
+void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
+    const pd_kvpool *p = &e->run.pool;
+    *ret = (pd_engine_stats){
+        .pages_total = p->n_total, .pages_free = atomic_load(&p->n_free),
+        .pages_seq = atomic_load(&p->n_seq), .pages_store = atomic_load(&p->n_store),
+        .kv_bytes_dirty = (uint64_t)atomic_load(&p->n_dirty) * p->page_bytes,
+        .kv_bytes_staging = atomic_load(&e->c_staging), .kv_bytes_dense = atomic_load(&e->c_dense),
+        .kv_bytes_peak = atomic_load(&e->c_peak), .scratch_bytes = atomic_load(&e->c_scratch),
+        .running = atomic_load(&e->n_running), .waiting = atomic_load(&e->n_waiting),
+        .prompt_tokens = atomic_load(&e->c_prompt), .generated_tokens = atomic_load(&e->c_generated),
+        .decode_steps = atomic_load(&e->c_steps), .prefill_units = atomic_load(&e->c_units),
+        .last_step_ns = atomic_load(&e->c_alive),
+    };
+    ret->kv_bytes_resident = (ret->pages_seq + ret->pages_store) * p->page_bytes;
+}
+
+/* ---- submit ---- */
+
+static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err *err) {
+    if (p->n_tokens == 0) return pd_fail(err, PD_EINVAL, "prompt", "the prompt is empty: at least one token is needed");
+    for (size_t i = 0; i < p->n_tokens && p->n_tokens <= e->info.ctx_size; i++)
+        if (p->tokens[i] < 0 || (size_t)p->tokens[i] >= e->info.n_vocab)
+            return pd_fail(err, PD_EINVAL, "prompt", "prompt[%zu] is token %d; the vocabulary has 0..%zu", i, p->tokens[i], e->info.n_vocab - 1);
+    if (p->n_stop > PD_STOP_MAX) return pd_fail(err, PD_EINVAL, "stop", "stop has %zu entries; at most %d are allowed", p->n_stop, PD_STOP_MAX);
+    for (size_t i = 0; i < p->n_stop; i++)
+        if (p->stop[i].len == 0 || p->stop[i].len > PD_STOP_BYTES_MAX)
+            return pd_fail(err, PD_EINVAL, "stop", "stop[%zu] has %zu bytes; 1 to %d are allowed", i, p->stop[i].len, PD_STOP_BYTES_MAX);
+    if (p->n_logprobs > PD_LOGPROBS_MAX)
+        return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
+    return PD_OK;
+}
+
+static uint64_t need_bytes(const pd_engine *e, const pd_job *job) {
+    return job->pages_reserved * e->info.page_bytes + job->staging_bytes;
+}
+
+/* Most tokens to generate when the client left it open: the context's rest, or
+ * what an empty pool could hold if that is less. */
+static pd_status open_ended(pd_engine *e, pd_job *job, const pd_job_params *p, pd_err *err) {
+    size_t lo = 0, hi = job->max_tokens;
+    while (lo < hi) {
+        job->max_tokens = lo + (hi - lo + 1) / 2;
+        job->skipped = NULL;
+        PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
+        if (need_bytes(e, job) <= e->info.kv_pool_bytes)
+            lo = job->max_tokens;
+        else
+            hi = job->max_tokens - 1;
+    }
+    job->max_tokens = lo ? lo : 1;
+    job->skipped = NULL;
+    return pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err);
+}
+
+static pd_status plan(pd_engine *e, pd_job *job, const pd_job_params *p, pd_err *err) {
+    PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
+    if (!p->max_given && !p->explain && need_bytes(e, job) > e->info.kv_pool_bytes) PD_TRY(open_ended(e, job, p, err));
+    if (need_bytes(e, job) > e->info.kv_pool_bytes)
+        return pd_fail(err, PD_EBUDGET, p->max_given ? "max_tokens" : "prompt",
+                       "the request needs up to %llu bytes of KV cache (%zu prompt + %zu new tokens, one dense layer of %llu bytes included); the pool has %llu: "
+                       "shorten it, or ask for more compression",
+                       (unsigned long long)need_bytes(e, job), job->n_tokens, job->max_tokens,
+                       (unsigned long long)job->staging_bytes, (unsigned long long)e->info.kv_pool_bytes);
+    return PD_OK;
+}
+
+/* The press as the reply names it. */
+static void name_press(pd_job *job) {
+    pd_kv_report *r = &job->result.kv;
+    pd_buf text = {0};
+    const pd_compression *c = job->comp;
+    pd_press_inst_text(c ? c->press : NULL, &text);
+    if (c && c->decode) {
+        pd_buf_puts(&text, "+decode:");
+        pd_press_inst_text(c->decode, &text);
+    }
+    snprintf(r->press, sizeof r->press, "%s", text.data ? text.data : "none");
+    pd_buf_done(&text);
+    r->name = c && c->press ? c->press->press->name : c && c->decode ? c->decode->press->name : "none";
+    r->ratio_requested = c && c->press && c->budget == PD_BUDGET_RATIO ? c->ratio : 0.0;
+}
+
+pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
+    PD_TRY(check_params(e, p, err));
+    const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
+    const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
+    if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
+        return pd_fail(err, PD_ECONTEXT, "prompt",
+                       "this model's context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
+                       ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
+    pd_job *job;
+    PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
+    pd_status rc = plan(e, job, p, err);
+    if (rc == PD_OK) {
+        name_press(job);
+        pthread_mutex_lock(&e->lock);
+        if (e->stop)
+            rc = pd_fail(err, PD_EUNAVAIL, NULL, "the server is shutting down");
+        else if (atomic_load(&e->n_waiting) >= e->info.queue_max)
+            rc = pd_fail(err, PD_EBUSY, NULL, "%u requests are waiting already; try again later", e->info.queue_max);
+        if (rc == PD_OK) {
+            pd_job_ref(job); /* the engine's */
+            job->engine = e;
+            *e->inbox_end = job;
+            e->inbox_end = &job->next;
+            atomic_fetch_add(&e->n_waiting, 1);
+            *ret = job;
+            pthread_cond_signal(&e->wake);
+        }
+        pthread_mutex_unlock(&e->lock);
+    }
+    if (rc != PD_OK) {
+        job->comp = NULL; /* still the caller's */
+        pd_job_unref(job);
+    }
+    return rc;
+}
+
+void pd_job_cancel(pd_job *job) {
+    if (pd_job_get_state(job) == PD_JOB_DONE) return; /* its engine may be gone */
+    atomic_store(&job->cancel, true);
+    pd_engine *e = job->engine;
+    pthread_mutex_lock(&e->lock);
+    atomic_store(&e->nudge, true);
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Jobs (see job.h): references, the outbox, stop strings. */
+#include "engine/run/job.h"
+
+#include "engine/base/num.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void job_free(pd_job *job) {
+    pd_compression_close(job->comp);
+    pd_arena_done(&job->tops);
+    pd_arena_done(&job->keep);
+    pd_buf_done(&job->text);
+    pthread_mutex_destroy(&job->lock);
+    free(job->piece);
+    free(job->ev);
+    free(job->tokens);
+    free(job);
+}
+
+void pd_job_ref(pd_job *job) {
+    atomic_fetch_add_explicit(&job->refs, 1, memory_order_relaxed);
+}
+
+void pd_job_unref(pd_job *job) {
+    if (job && atomic_fetch_sub_explicit(&job->refs, 1, memory_order_acq_rel) == 1) job_free(job);
+}
+
+pd_job_state pd_job_get_state(const pd_job *job) {
+    return (pd_job_state)atomic_load_explicit(&job->state, memory_order_acquire);
+}
+
+void pd__job_set_state(pd_job *job, pd_job_state state) {
+    atomic_store_explicit(&job->state, (int)state, memory_order_release);
+}
+
+const pd_job_result *pd_job_get_result(const pd_job *job) {
+    return pd_job_get_state(job) == PD_JOB_DONE ? &job->result : NULL;
+}
+
+pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
+    pd_job *job = calloc(1, sizeof *job);
+    if (!job) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job");
+    atomic_store(&job->refs, 1);
+    pthread_mutex_init(&job->lock, NULL);
+    job->n_tokens = p->n_tokens;
+    job->max_tokens = max_tokens;
+    job->sampling = p->sampling;
+    job->n_stop = p->n_stop;
+    for (size_t i = 0; i < p->n_stop; i++) {
+        job->stop_len[i] = p->stop[i].len;
+        memcpy(job->stop[i], p->stop[i].text, p->stop[i].len);
+    }
+    job->n_logprobs = p->n_logprobs;
+    job->ignore_eos = p->ignore_eos;
+    job->explain = p->explain;
+    job->explain_scores = p->explain_scores;
+    job->verbose = p->verbose;
+    job->notify = p->notify;
+    job->notify_arg = p->notify_arg;
+    job->tok = tok;
+    job->t_submit = pd_now_ns();
+    pd_buf_init(&job->text, (size_t)64 << 20);
+    job->tokens = malloc(p->n_tokens * sizeof *job->tokens);
+    job->ev = malloc((max_tokens + 1) * sizeof *job->ev);
+    job->piece = malloc(pd_detok_max(tok));
+    if (!job->tokens || !job->ev || !job->piece) {
+        job_free(job);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job of %zu + %zu tokens", p->n_tokens, max_tokens);
+    }
+    memcpy(job->tokens, p->tokens, p->n_tokens * sizeof *job->tokens);
+    *ret = job;
+    return PD_OK;
+}
+
+/* Where the first stop string begins in text[from..len), or len. */
+static size_t find_stop(const pd_job *job, size_t from) {
+    size_t best = job->text.len;
+    for (size_t i = 0; i < job->n_stop; i++) {
+        const char *hit = job->text.len > from
+            ? memmem(job->text.data + from, job->text.len - from, job->stop[i], job->stop_len[i]) : NULL;
+        if (hit) best = pd_min_size(best, (size_t)(hit - job->text.data));
+    }
+    return best;
+}
+
+/* Bytes at the end of the text that may be the beginning of a stop string. */
+static size_t held(const pd_job *job) {
+    size_t most = 0;
+    for (size_t i = 0; i < job->n_stop; i++) {
+        const size_t max = pd_min_size(job->stop_len[i] - 1, job->text.len);
+        for (size_t n = max; n > most; n--)
+            if (memcmp(job->text.data + job->text.len - n, job->stop[i], n) == 0) most = n;
+    }
+    return most;
+}
+
+pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_prob *top, size_t n_top,
+                       pd_finish *done, pd_err *err) {
+    job->n_sampled++;
+    const size_t n = pd_detok_next(job->tok, &job->detok, id, false, job->piece, pd_detok_max(job->tok));
+    pthread_mutex_lock(&job->lock);
+    const size_t before = job->text.len;
+    pd_buf_add(&job->text, job->piece, n);
+    bool ok = !job->text.failed;
+    size_t longest = 0;
+    for (size_t i = 0; i < job->n_stop; i++) longest = pd_max_size(longest, job->stop_len[i]);
+    /* A match must end in the new bytes. */
+    const size_t from = before + 1 > longest ? before + 1 - longest : 0;
+    const size_t hit = ok && job->n_stop ? find_stop(job, pd_max_size(from, job->text_released)) : job->text.len;
+    if (ok && hit < job->text.len) {
+        job->text.len = hit;
+        job->text_released = hit;
+        job->cut = true;
+        *done = PD_FINISH_STOP;
+    } else if (ok) {
+        job->text_released = job->text.len - held(job);
+        pd_token_prob *kept = NULL;
+        if (n_top) {
+            kept = pd_arena_alloc(&job->tops, n_top, sizeof *kept);
+            ok = kept != NULL;
+            if (ok) memcpy(kept, top, n_top * sizeof *kept);
+        }
+        if (ok) job->ev[job->n_ev++] = (pd_job_event){id, logprob, job->text_released, kept, (uint32_t)n_top};
+    }
+    pthread_mutex_unlock(&job->lock);
+    return ok ? PD_OK : pd_fail(err, PD_ENOMEM, NULL, "no memory for the answer's text");
+}
+
+void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err) {
+    char tail[16];
+    pthread_mutex_lock(&job->lock);
+    if (!job->cut) {
+        pd_buf_add(&job->text, tail, pd_detok_end(&job->detok, tail, sizeof tail));
+        job->text_released = job->text.len;
+    }
+    pthread_mutex_unlock(&job->lock);
+
+    pd_job_result *r = &job->result;
+    r->finish = finish;
+    if (err) r->err = *err;
+    r->scope_tokens = job->scope;
+    const uint64_t now = pd_now_ns();
+    pd_job_timing *t = &r->timing;
+    t->prompt_n = job->n_tokens;
+    t->predicted_n = job->n_sampled;
+    t->queue_ms = 1e-6 * (double)((job->t_start ? job->t_start : now) - job->t_submit);
+    if (job->t_first) {
+        t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);
+        t->ttft_ms = 1e-6 * (double)(job->t_first - job->t_submit);
+        if (job->t_last > job->t_first) t->predicted_ms = 1e-6 * (double)(job->t_last - job->t_first);
+    }
+    pd__job_set_state(job, PD_JOB_DONE);
+    if (job->notify) job->notify(job->notify_arg, job);
+}
+
+size_t pd_job_take(pd_job *job, pd_token_event *out, size_t cap, pd_buf *text, size_t *tail_len) {
+    const bool done = pd_job_get_state(job) == PD_JOB_DONE; /* before the lock: then nothing is added */
+    size_t n = 0;
+    *tail_len = 0;
+    pthread_mutex_lock(&job->lock);
+    while (n < cap && job->n_taken < job->n_ev) {
+        const pd_job_event *e = &job->ev[job->n_taken++];
+        const size_t len = e->text_end - job->text_taken;
+        out[n++] = (pd_token_event){.id = e->id, .logprob = e->logprob, .text_off = (uint32_t)text->len,
+                                    .text_len = (uint32_t)len, .top = e->top, .n_top = e->n_top};
+        if (len) pd_buf_add(text, job->text.data + job->text_taken, len);
+        job->text_taken = e->text_end;
+    }
+    if (done && job->n_taken == job->n_ev && job->text_taken < job->text_released) {
+        *tail_len = job->text_released - job->text_taken;
+        pd_buf_add(text, job->text.data + job->text_taken, *tail_len);
+        job->text_taken = job->text_released;
+    }
+    pthread_mutex_unlock(&job->lock);
+    return n;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A job inside the engine: what the caller asked, what it may take, the result.
+ *
+ * Fields up to `lock` are written at submit and then read-only.  `lock` guards
+ * the outbox (events and text); the engine writes, one taker reads.  The result
+ * is written by the engine before `state` becomes DONE (release) and read by
+ * others after they saw DONE (acquire). */
+#ifndef PD_ENGINE_RUN_JOB_H
+#define PD_ENGINE_RUN_JOB_H
+
+#include "engine/base/arena.h"
+#include "engine/base/clock.h"
+#include "engine/run/engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+typedef struct pd_job_event {
+    int32_t id;
+    float logprob;
+    size_t text_end; /* released text up to and with this token */
+    const pd_token_prob *top;
+    uint32_t n_top;
+} pd_job_event;
+
+struct pd_job {
+    _Atomic int refs;
+    _Atomic int state;   /* pd_job_state */
+    _Atomic bool cancel; /* set by anyone, read by the engine between units */
+    pd_job *next;        /* in the engine's lists */
+    pd_engine *engine;   /* whom pd_job_cancel wakes; valid until DONE */
+
+    int32_t *tokens;
+    size_t n_tokens, max_tokens;
+    pd_sampling sampling;
+    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
+    size_t stop_len[PD_STOP_MAX], n_stop;
+    int n_logprobs;
+    bool ignore_eos, explain, explain_scores, verbose;
+    pd_compression *comp;        /* NULL = dense */
+    size_t scope;                /* prompt tokens that are pressed; 0 = none */
+    size_t protect_begin, protect_end;
+    pd_budget budget;            /* of the scope */
+    const char *skipped;
+    uint64_t pages_reserved;     /* most pages it may ever hold */
+    uint64_t staging_bytes;      /* dense layer of its prefill */
+    void (*notify)(void *arg, pd_job *job);
+    void *notify_arg;
+    const pd_tokenizer *tok;
+    uint64_t t_submit, t_start, t_first, t_last; /* ns; engine thread after submit */
+
+    pthread_mutex_t lock;
+    pd_job_event *ev; /* [max_tokens] */
+    size_t n_ev, n_taken;
+    pd_buf text;
+    size_t text_released, text_taken;
+    bool cut; /* a stop string ended the text: nothing may follow */
+    pd_arena tops; /* pd_token_prob arrays */
+
+    /* engine thread only */
+    pd_detok detok;
+    char *piece; /* [pd_detok_max] */
+    size_t n_sampled;
+
+    pd_job_result result;
+    pd_arena keep; /* arrays of the result */
+};
+
+/* New job from checked parameters, one reference.  Takes nothing.  ENOMEM. */
+pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err);
+
+/* The engine sampled `id`.  Puts an event out; *done gets STOP when a stop
+ * string came up (then there is no event), else stays.  Thread: engine. */
+pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_prob *top, size_t n_top,
+                       pd_finish *done, pd_err *err);
+
+/* Release held text, publish the result (finish, err, timing; kv is already in)
+ * and notify.  Thread: engine. */
+void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
+
+void pd__job_set_state(pd_job *job, pd_job_state state);
+
+#endif

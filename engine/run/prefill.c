@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Prefill: a prompt into the cache, layer by layer, in resumable units.
+ *
+ * Segment 1 is the press's scope (the whole prompt by default), segment 2 what
+ * follows it; segment 2 attends to the pressed cache, as kvpress's question
+ * does.  Inside a segment a unit is (layer, tile of 128 tokens):
+ *
+ *     for each layer:  for each tile:  norm, q k v, rope, k v -> staging,
+ *                                      attention, output, feed-forward
+ *                      then staging -> pages (presser.c)
+ *
+ * Hidden states of the segment stay resident (n * n_embd floats).  In the last
+ * layer only what is asked for is computed: keys and values always, the rest
+ * only for the tile that ends the prompt. */
+#include "engine/run/seq.h"
+
+#include "engine/base/num.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static size_t seg_len(const pd_prefill *p) {
+    return p->seg_end - p->seg_begin;
+}
+
+static void close_segment(pd_prefill *p) {
+    free(p->x);
+    free(p->pos);
+    for (size_t r = 0; r < PD_ROPE_MAX; r++) {
+        free(p->cos[r]);
+        free(p->sin[r]);
+        p->cos[r] = p->sin[r] = NULL;
+    }
+    p->x = NULL;
+    p->pos = NULL;
+    pd_stage_close(&p->stage);
+    pd_collect_done(&p->collect);
+}
+
+void pd_prefill_close(pd_prefill *p) {
+    close_segment(p);
+    *p = (pd_prefill){0};
+}
+
+/* Most slots any head already holds: they precede the segment in staging. */
+static size_t most_prior(const pd_seq *s) {
+    size_t most = 0;
+    for (size_t i = 0; i < s->kv.n_layer * s->kv.n_head_kv; i++) most = pd_max_size(most, s->kv.head[i].n);
+    return most;
+}
+
+/* Prior slots of the layer from pages to the front of staging; the segment's
+ * positions behind them. */
+static void load_prior(pd_prefill *p) {
+    const pd_seq *s = p->seq;
+    for (size_t h = 0; h < s->kv.n_head_kv; h++) {
+        const size_t n = pd_kv_at(&s->kv, p->layer, h)->n;
+        p->stage.n_prior[h] = n;
+        if (n) pd_kv_read(&s->kv, p->layer, h, pd_stage_k(&p->stage, h), pd_stage_v(&p->stage, h), pd_stage_pos(&p->stage, h));
+        for (size_t i = 0; i < seg_len(p); i++)
+            pd_stage_pos(&p->stage, h)[n + i] = p->pos[i] - s->shift[p->layer];
+    }
+}
+
+static void begin_layer(pd_prefill *p) {
+    load_prior(p);
+    /* A sliding window is a bound already: such layers are not pressed. */
+    p->collecting = p->pressed && p->seq->run->model->layer[p->layer].window == 0;
+    if (p->collecting) pd_collect_begin(&p->collect);
+}
+
+static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err) {
+    pd_seq *s = p->seq;
+    const pd_model *m = s->run->model;
+    const size_t n = end - begin, d = m->hp.n_embd, half = m->hp.head_dim / 2;
+    p->seg_begin = begin;
+    p->seg_end = end;
+    p->pressed = pressed;
+    p->layer = p->row = 0;
+    p->x = malloc(n * d * sizeof *p->x);
+    p->pos = malloc(n * sizeof *p->pos);
+    bool ok = p->x && p->pos;
+    for (size_t r = 0; r < m->hp.n_rope; r++) {
+        p->cos[r] = malloc(n * half * sizeof(float));
+        p->sin[r] = malloc(n * half * sizeof(float));
+        ok = ok && p->cos[r] && p->sin[r];
+    }
+    if (!ok) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the hidden states of %zu tokens", n);
+    p->bytes = n * (d + 2 * half * m->hp.n_rope + 1) * sizeof(float);
+    PD_TRY(pd_stage_open(&p->stage, m->hp.n_head_kv, m->hp.head_dim, most_prior(s) + n, err));
+    pd_press_needs needs = {0};
+    if (pressed) pd_press_collect_needs(s->job->comp->press, &needs);
+    PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, PD_TILE, err));
+    for (size_t i = 0; i < n; i++) {
+        p->pos[i] = (int32_t)(begin + i);
+        pd_fwd_embed(&s->run->fwd, s->job->tokens[begin + i], p->x + i * d);
+    }
+    for (size_t r = 0; r < m->hp.n_rope; r++) pd_rope_table(m, r, p->pos, n, p->cos[r], p->sin[r]);
+    begin_layer(p);
+    return PD_OK;
+}
+
+pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err) {
+    *p = (pd_prefill){.seq = seq};
+    const size_t scope = seq->job->scope, n = seq->job->n_tokens;
+    return scope ? open_segment(p, 0, scope, true, err) : open_segment(p, 0, n, false, err);
+}
+
+/* Keys and values of the tile behind what staging holds, as the pages will hold
+ * them: what a tile attends to is then what decode attends to. */
+static void to_stage(pd_prefill *p, size_t n) {
+    const pd_run *run = p->seq->run;
+    const pd_hparams *hp = &run->model->hp;
+    const size_t d = hp->head_dim, nkv = hp->n_head_kv * d;
+    run->codec->round(run->kern, run->fwd.k, n * nkv);
+    run->codec->round(run->kern, run->fwd.v, n * nkv);
+    for (size_t h = 0; h < hp->n_head_kv; h++) {
+        const size_t at = (p->stage.n_prior[h] + p->row) * d;
+        for (size_t i = 0; i < n; i++) {
+            memcpy(pd_stage_k(&p->stage, h) + at + i * d, run->fwd.k + i * nkv + h * d, d * sizeof(float));
+            memcpy(pd_stage_v(&p->stage, h) + at + i * d, run->fwd.v + i * nkv + h * d, d * sizeof(float));
+        }
+    }
+}
+
+/* The last W queries before RoPE also start the decode press's ring. */
+static void to_ring(pd_prefill *p, size_t n) {
+    pd_qring *ring = &p->seq->ring;
+    if (!ring->rows) return;
+    for (size_t i = 0; i < n; i++)
+        if (p->row + i + ring->rows >= seg_len(p))
+            pd_qring_put(ring, p->layer, p->row + i, p->seq->run->fwd.q + i * ring->nq);
+}
+
+static void rope_tile(pd_prefill *p, size_t n, bool kv_only) {
+    pd_fwd *f = &p->seq->run->fwd;
+    const pd_layer *ly = &f->model->layer[p->layer];
+    const size_t half = f->model->hp.head_dim / 2;
+    const int32_t shift = p->seq->shift[p->layer];
+    if (!shift) {
+        pd_fwd_rope(f, n, p->cos[ly->rope] + p->row * half, p->sin[ly->rope] + p->row * half, kv_only);
+        return;
+    }
+    int32_t pos[PD_TILE]; /* re-rotated layers count positions from what they kept */
+    for (size_t i = 0; i < n; i++) pos[i] = p->pos[p->row + i] - shift;
+    pd_rope_table(f->model, ly->rope, pos, n, f->cos, f->sin);
+    pd_fwd_rope(f, n, f->cos, f->sin, kv_only);
+}
+
+static void run_tile(pd_prefill *p, size_t n) {
+    pd_seq *s = p->seq;
+    pd_fwd *f = &s->run->fwd;
+    const pd_hparams *hp = &f->model->hp;
+    float *x = p->x + p->row * hp->n_embd;
+    const bool last_layer = p->layer + 1 == hp->n_layer;
+    const bool ends_prompt = p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0);
+    const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows;
+    const bool kv_only = !output && !wants_q;
+
+    pd_fwd_qkv(f, p->layer, x, n, kv_only, 0);
+    if (p->collecting) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
+    if (!kv_only) to_ring(p, n);
+    rope_tile(p, n, kv_only);
+    if (p->collecting && !kv_only) pd_collect_rotated(&p->collect, p->row, n, f->q, p->pos + p->row);
+    to_stage(p, n);
+    if (!output) return;
+    pd_attn_tile(&s->run->attn, &p->stage, f->q, p->row, n, f->model->layer[p->layer].window, f->attn);
+    pd_fwd_finish(f, p->layer, x, n, 0);
+}
+
+static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
+    pd_seq *s = p->seq;
+    for (size_t i = 0; s->ring.rows && i < seg_len(p); i++) pd_qring_advance(&s->ring, p->pos[i]);
+    s->n_seen = p->seg_end;
+    if (p->seg_end < s->job->n_tokens) {
+        close_segment(p);
+        return open_segment(p, p->seg_end, s->job->n_tokens, false, err);
+    }
+    s->bytes_after_prefill = pd_kv_bytes(&s->kv);
+    if (s->job->max_tokens > 0)
+        pd_fwd_logits(&s->run->fwd, p->x + (seg_len(p) - 1) * s->run->model->hp.n_embd, 1, s->run->logits);
+    *done = true;
+    return PD_OK;
+}
+
+pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
+    *done = false;
+    const size_t n = pd_min_size(PD_TILE, seg_len(p) - p->row);
+    run_tile(p, n);
+    p->row += n;
+    if (p->row < seg_len(p)) return PD_OK;
+    p->row = 0;
+    pd_seq_note_peak(p->seq, p->stage.bytes);
+    PD_TRY(pd_presser_layer(p, err));
+    pd_seq_note_peak(p->seq, p->stage.bytes);
+    if (++p->layer < p->seq->run->model->hp.n_layer) {
+        begin_layer(p);
+        return PD_OK;
+    }
+    return next_segment(p, done, err);
+}

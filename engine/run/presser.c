@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between presses and the cache: views out, plans in.
+ *
+ * A press sees borrowed f32 arrays and answers with slots to keep; only this
+ * file moves KV memory for it.  In prefill the view is the staging layer and
+ * the kept slots are all that ever reaches pages; while decoding the pages of a
+ * layer are read into scratch, ranked, and compacted in place.
+ * Layers with a sliding window are never pressed: they hold their window. */
+#include "engine/run/seq.h"
+
+#include "engine/base/num.h"
+
+#include <assert.h>
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+static pd_view view_base(pd_seq *s, size_t layer, pd_phase phase) {
+    const pd_run *run = s->run;
+    const pd_hparams *hp = &run->model->hp;
+    return (pd_view){
+        .phase = phase, .layer = (int)layer, .n_layer = (int)hp->n_layer,
+        .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim, .n_embd = hp->n_embd,
+        .n_seen = s->n_seen, .inv_freq = run->model->rope[run->model->layer[layer].rope].inv_freq,
+        .rope_scale = 1.0f, .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
+        .seed = s->job->comp->seed,
+    };
+}
+
+/* Rotate a key from position `from` to `to`: kvpress's KeyRerotationPress. */
+static void rerotate(const pd_view *v, float *k, int32_t from, int32_t to, float *cos, float *sin) {
+    for (size_t i = 0; i < v->head_dim / 2; i++) {
+        const float angle = (float)(to - from) * v->inv_freq[i];
+        cos[i] = cosf(angle);
+        sin[i] = sinf(angle);
+    }
+    v->kern->rope(k, 1, v->head_dim, cos, sin);
+}
+
+/* ---- prefill ---- */
+
+/* What the plan changes in the kept rows is changed in staging, then they are
+ * written to pages like any others. */
+static void edit_staging(const pd_view *view, const pd_plan *plan, pd_stage *st, size_t h) {
+    const size_t d = st->head_dim;
+    float cos[256], sin[256];
+    for (size_t i = 0; i < plan->n_keep[h]; i++) {
+        const size_t slot = plan->keep[h][i];
+        if (plan->v_new) memcpy(pd_stage_v(st, h) + slot * d, plan->v_new[h] + i * d, d * sizeof(float));
+        if (plan->rerotate) {
+            int32_t *pos = &pd_stage_pos(st, h)[slot];
+            rerotate(view, pd_stage_k(st, h) + slot * d, *pos, (int32_t)i, cos, sin);
+            *pos = (int32_t)i;
+        }
+    }
+}
+
+static pd_status explain_head(pd_seq *s, size_t layer, size_t h, const int32_t *pos, const uint32_t *keep,
+                              size_t n, const float *scores, pd_err *err) {
+    pd_explain_head *e = &s->explain[layer * s->kv.n_head_kv + h];
+    int32_t *kept = pd_arena_alloc(&s->job->keep, n, sizeof *kept);
+    if (!kept) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+    for (size_t i = 0; i < n; i++) kept[i] = pos[keep ? keep[i] : i];
+    *e = (pd_explain_head){.n_kept = n, .kept = kept, .scores = scores};
+    return PD_OK;
+}
+
+static pd_status press_layer(pd_prefill *p, pd_err *err) {
+    pd_seq *s = p->seq;
+    const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
+    pd_arena *tmp = &s->run->tmp;
+    pd_arena_reset(tmp);
+    pd_collect_finish(&p->collect);
+
+    size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
+    const int32_t **pos = PD_ARENA_NEW(tmp, heads, const int32_t *);
+    const float **k = PD_ARENA_NEW(tmp, heads, const float *), **v = PD_ARENA_NEW(tmp, heads, const float *);
+    const uint8_t **protect = PD_ARENA_NEW(tmp, heads, const uint8_t *);
+    float **scores = s->job->explain_scores ? PD_ARENA_NEW(tmp, heads, float *) : NULL;
+    uint8_t *mask = pd_arena_zalloc(tmp, n, 1);
+    if (!n_h || !pos || !k || !v || !protect || !mask || (s->job->explain_scores && !scores))
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+    const bool protects = s->job->protect_begin < s->job->protect_end;
+    if (protects) memset(mask + s->job->protect_begin, 1, pd_min_size(s->job->protect_end, n) - s->job->protect_begin);
+    for (size_t h = 0; h < heads; h++) {
+        n_h[h] = n;
+        pos[h] = pd_stage_pos(&p->stage, h);
+        k[h] = pd_stage_k(&p->stage, h);
+        v[h] = pd_stage_v(&p->stage, h);
+        protect[h] = mask;
+        if (scores) {
+            scores[h] = pd_arena_zalloc(&s->job->keep, n, sizeof(float));
+            if (!scores[h]) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+        }
+    }
+    pd_view view = view_base(s, p->layer, PD_PHASE_PREFILL);
+    view.n = n;
+    view.n_seen = p->seg_end;
+    view.n_h = n_h;
+    view.pos = pos;
+    view.k = k;
+    view.v = v;
+    view.protect = protects ? protect : NULL;
+    view.q_rows = p->collect.tail_rows;
+    view.q = p->collect.tail;
+    view.q_pos = p->collect.tail_pos;
+    view.moments = p->collect.moments;
+    view.n_moments = p->collect.needs.n_moments;
+    view.stat_rows = n;
+    view.x_rows = p->collect.x ? n : 0;
+    view.x = p->collect.x;
+
+    pd_plan plan = {0};
+    const uint64_t t0 = pd_now_ns();
+    PD_TRY(pd_press_plan(s->job->comp->press, &view, &s->job->budget, &plan, scores, err));
+    s->press_ns += pd_now_ns() - t0;
+
+    const size_t d = s->kv.head_dim;
+    for (size_t h = 0; h < heads; h++) {
+        const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
+        const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
+        s->pairs_scope += n;
+        s->pairs_kept += n_keep;
+        s->evicted += n - n_keep;
+        if (s->explain) PD_TRY(explain_head(s, p->layer, h, pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
+        if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
+        PD_TRY(pd_kv_append(&s->kv, p->layer, h, k[h], v[h], d, pos[h], keep, n_keep, err));
+    }
+    if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
+    return PD_OK;
+}
+
+/* The segment's rows as they are; of a windowed layer what later tokens see. */
+static pd_status store_layer(pd_prefill *p, pd_err *err) {
+    pd_seq *s = p->seq;
+    const size_t n = p->seg_end - p->seg_begin, d = s->kv.head_dim;
+    const size_t window = s->run->model->layer[p->layer].window;
+    for (size_t h = 0; h < s->kv.n_head_kv; h++) {
+        const size_t prior = p->stage.n_prior[h], keep = window ? pd_min_size(n, window) : n;
+        if (window && prior + keep > window) pd_kv_drop_front(&s->kv, p->layer, h, prior + keep - window);
+        const size_t from = prior + n - keep;
+        const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
+        PD_TRY(pd_kv_append(&s->kv, p->layer, h, pd_stage_k(&p->stage, h) + from * d,
+                            pd_stage_v(&p->stage, h) + from * d, d, pos, NULL, keep, err));
+        if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
+    }
+    return PD_OK;
+}
+
+pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
+    return p->collecting ? press_layer(p, err) : store_layer(p, err);
+}
+
+/* ---- while decoding ---- */
+
+/* Moments of the ring's rows: mean, and covariance by one ssyrk per head over
+ * centred rows. */
+static pd_status ring_moments(const pd_seq *s, size_t layer, bool cov, pd_moments *ret, pd_err *err) {
+    const pd_qring *r = &s->ring;
+    const size_t n = pd_qring_count(r), nq = r->nq, d = s->kv.head_dim;
+    *ret = (pd_moments){.n_sink = 0, .count = n};
+    if (n == 0) return PD_OK;
+    pd_arena *tmp = &s->run->tmp;
+    float *mean = pd_arena_zalloc(tmp, nq, sizeof *mean), *rows = PD_ARENA_NEW(tmp, n * nq, float);
+    float *c = cov ? pd_arena_zalloc(tmp, nq * d, sizeof *c) : NULL;
+    if (!mean || !rows || (cov && !c)) return pd_fail(err, PD_ENOMEM, NULL, "no memory for query statistics");
+    for (size_t i = 0; i < n; i++) {
+        memcpy(rows + i * nq, pd_qring_row(r, layer, i, NULL), nq * sizeof *rows);
+        s->run->kern->axpy_f32(1.0f / (float)n, rows + i * nq, mean, nq);
+    }
+    ret->mean = mean;
+    if (!cov) return PD_OK;
+    for (size_t i = 0; i < n; i++) s->run->kern->axpy_f32(-1.0f, mean, rows + i * nq, nq);
+    for (size_t h = 0; h < nq / d; h++) {
+        float *m = c + h * d * d;
+        cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)d, (int)n, 1.0f / (float)n, rows + h * d, (int)nq, 0.0f, m, (int)d);
+        for (size_t a = 0; a < d; a++)
+            for (size_t b = 0; b < a; b++) m[a * d + b] = m[b * d + a];
+    }
+    ret->cov = c;
+    return PD_OK;
+}
+
+/* The last `want` queries, each rotated at its own position. */
+static pd_status ring_tail(const pd_seq *s, size_t layer, size_t want, pd_view *view, pd_err *err) {
+    const pd_qring *r = &s->ring;
+    const size_t have = pd_qring_count(r), n = pd_min_size(want, have), d = s->kv.head_dim, half = d / 2;
+    pd_arena *tmp = &s->run->tmp;
+    float *q = PD_ARENA_NEW(tmp, n * r->nq, float), *cs = PD_ARENA_NEW(tmp, d, float);
+    int32_t *pos = PD_ARENA_NEW(tmp, n, int32_t);
+    if (!q || !cs || !pos) return pd_fail(err, PD_ENOMEM, NULL, "no memory for recent queries");
+    for (size_t i = 0; i < n; i++) {
+        memcpy(q + i * r->nq, pd_qring_row(r, layer, have - n + i, &pos[i]), r->nq * sizeof *q);
+        pos[i] -= s->shift[layer];
+        pd_rope_table(s->run->model, s->run->model->layer[layer].rope, &pos[i], 1, cs, cs + half);
+        s->run->kern->rope(q + i * r->nq, r->nq / d, d, cs, cs + half);
+    }
+    view->q = q;
+    view->q_pos = pos;
+    view->q_rows = n;
+    return PD_OK;
+}
+
+/* K, V and positions of the layer's heads into scratch. */
+static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, pd_err *err) {
+    const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
+    pd_arena *tmp = &s->run->tmp;
+    size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
+    int32_t **pos = PD_ARENA_NEW(tmp, heads, int32_t *);
+    float **k = PD_ARENA_NEW(tmp, heads, float *), **v = PD_ARENA_NEW(tmp, heads, float *);
+    if (!n_h || !pos || !k || !v) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+    for (size_t h = 0; h < heads; h++) {
+        n_h[h] = pd_kv_at(&s->kv, layer, h)->n;
+        pos[h] = PD_ARENA_NEW(tmp, n_h[h], int32_t);
+        k[h] = PD_ARENA_NEW(tmp, n_h[h] * d, float);
+        v[h] = PD_ARENA_NEW(tmp, n_h[h] * d, float);
+        if (!pos[h] || !k[h] || !v[h]) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+        pd_kv_read(&s->kv, layer, h, k[h], v[h], pos[h]);
+        view->n = pd_max_size(view->n, n_h[h]);
+    }
+    view->n_h = n_h;
+    view->pos = (const int32_t *const *)pos;
+    view->k = (const float *const *)k;
+    view->v = (const float *const *)v;
+    *ret_k = k;
+    return PD_OK;
+}
+
+static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *const *k) {
+    assert(!plan->rerotate); /* PD_CAN_PRUNE_STEP excludes it */
+    const size_t d = s->kv.head_dim;
+    for (size_t h = 0; h < s->kv.n_head_kv; h++) {
+        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        s->evicted += kh->n - plan->n_keep[h];
+        pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
+        for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
+            s->kv.codec->write(s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d, i % PD_PAGE_TOKENS,
+                               1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d);
+    }
+}
+
+static pd_status step_layer(pd_seq *s, size_t layer, const pd_press_needs *needs, const pd_budget *budget, pd_err *err) {
+    pd_arena_reset(&s->run->tmp);
+    pd_view view = view_base(s, layer, PD_PHASE_STEP);
+    float **k = NULL;
+    pd_moments moments;
+    PD_TRY(gather(s, layer, &view, &k, err));
+    if (needs->n_moments) {
+        PD_TRY(ring_moments(s, layer, needs->bits & PD_NEEDS_Q_COV, &moments, err));
+        view.moments = &moments;
+        view.n_moments = 1;
+        view.stat_rows = moments.count;
+    }
+    if (needs->bits & PD_NEEDS_Q_TAIL) PD_TRY(ring_tail(s, layer, needs->q_tail, &view, err));
+    pd_plan plan = {0};
+    PD_TRY(pd_press_plan(s->job->comp->decode, &view, budget, &plan, NULL, err));
+    if (!plan.keep_all) apply_step(s, layer, &plan, k);
+    return PD_OK;
+}
+
+pd_status pd_presser_step(pd_seq *s, pd_err *err) {
+    const pd_compression *c = s->job->comp;
+    if (!c || !c->decode || ++s->since_press < c->decode_interval) return PD_OK;
+    s->since_press = 0;
+    pd_press_needs needs;
+    pd_press_collect_needs(c->decode, &needs);
+    pd_budget budget = {.by_count = true, .count = c->decode_target};
+    if (c->decode_by_ratio) {
+        const pd_budget by_ratio = {.ratio = c->decode_ratio};
+        budget.count = pd_budget_keep(&by_ratio, s->n_seen);
+    }
+    const uint64_t t0 = pd_now_ns();
+    for (size_t l = 0; l < s->kv.n_layer; l++)
+        if (s->run->model->layer[l].window == 0) PD_TRY(step_layer(s, l, &needs, &budget, err));
+    s->press_ns += pd_now_ns() - t0;
+    assert(pd_kvpool_check(&s->run->pool));
+    return PD_OK;
+}

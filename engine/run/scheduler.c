@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine thread: who runs next.
+ *
+ *   forever:  take new jobs, drop cancelled ones
+ *             admit the oldest waiting job if its pages fit (first come, first served)
+ *             prefill: units of the one prompt at work, for a slice of time
+ *             decode:  one step of all running sequences
+ *
+ * One prompt is prefilled at a time, so that the dense peak is one layer of one
+ * prompt.  While streams run, prefill gets SLICE_MS between two steps: a long
+ * prompt costs them that and no more. */
+#include "engine/run/state.h"
+
+#include <stdlib.h>
+
+enum { SLICE_MS = 20 };
+
+/* ---- lists ---- */
+
+static void take_inbox(pd_engine *e, bool idle) {
+    pthread_mutex_lock(&e->lock);
+    while (idle && !e->inbox && !e->stop && !atomic_load(&e->nudge)) pthread_cond_wait(&e->wake, &e->lock);
+    pd_job **end = &e->wait;
+    while (*end) end = &(*end)->next;
+    *end = e->inbox;
+    e->inbox = NULL;
+    e->inbox_end = &e->inbox;
+    atomic_store(&e->nudge, false);
+    pthread_mutex_unlock(&e->lock);
+}
+
+static bool stopping(pd_engine *e) {
+    pthread_mutex_lock(&e->lock);
+    const bool stop = e->stop;
+    pthread_mutex_unlock(&e->lock);
+    return stop;
+}
+
+/* The head of the waiting list leaves it. */
+static pd_job *pop_wait(pd_engine *e) {
+    pd_job *job = e->wait;
+    e->wait = job->next;
+    job->next = NULL;
+    atomic_fetch_sub(&e->n_waiting, 1);
+    return job;
+}
+
+static void drop_cancelled(pd_engine *e, bool all) {
+    for (pd_job **at = &e->wait; *at;) {
+        pd_job *job = *at;
+        if (!all && !atomic_load_explicit(&job->cancel, memory_order_relaxed)) {
+            at = &job->next;
+            continue;
+        }
+        *at = job->next;
+        atomic_fetch_sub(&e->n_waiting, 1);
+        pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
+        pd_job_unref(job);
+    }
+}
+
+/* ---- sequences ---- */
+
+static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err) {
+    e->reserved -= s->job->pages_reserved;
+    pd_seq_close(s, finish, err);
+    free(s);
+    atomic_fetch_sub(&e->n_running, 1);
+}
+
+static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
+    pd_prefill_close(&e->prefill);
+    end_seq(e, e->filling, finish, err);
+    e->filling = NULL;
+}
+
+/* Sequence i leaves the batch; the others keep their order. */
+static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *err) {
+    pd_seq *s = e->seq[i];
+    e->n_seq--;
+    for (; i < e->n_seq; i++) e->seq[i] = e->seq[i + 1];
+    end_seq(e, s, finish, err);
+}
+
+static bool cancelled(const pd_seq *s) {
+    return atomic_load_explicit(&s->job->cancel, memory_order_relaxed);
+}
+
+static bool fits(const pd_engine *e, const pd_job *job) {
+    const uint64_t pages = (e->reserved + job->pages_reserved) * e->run.pool.page_bytes;
+    return pages + job->staging_bytes <= e->info.kv_pool_bytes;
+}
+
+static void admit(pd_engine *e) {
+    if (e->filling || !e->wait || e->n_seq >= e->run.parallel || !fits(e, e->wait)) return;
+    pd_job *job = pop_wait(e);
+    pd_err err = {0};
+    pd_seq *s = calloc(1, sizeof *s);
+    atomic_fetch_add(&e->n_running, 1);
+    e->reserved += job->pages_reserved;
+    job->t_start = pd_now_ns();
+    pd__job_set_state(job, PD_JOB_PREFILL);
+    if (!s) {
+        pd_fail(&err, PD_ENOMEM, NULL, "no memory for a sequence");
+        e->reserved -= job->pages_reserved;
+        atomic_fetch_sub(&e->n_running, 1);
+        pd__job_finish(job, PD_FINISH_ERROR, &err);
+    } else {
+        e->filling = s;
+        pd_status rc = pd_seq_open(s, &e->run, job, &err);
+        if (rc == PD_OK) rc = pd_prefill_open(&e->prefill, s, &err);
+        if (rc != PD_OK) end_prefill(e, PD_FINISH_ERROR, &err);
+    }
+    pd_job_unref(job); /* the sequence has its own reference */
+}
+
+/* ---- work ---- */
+
+static void count_tokens(pd_engine *e, const pd_seq *s) {
+    atomic_fetch_add_explicit(&e->c_generated, 1, memory_order_relaxed);
+    (void)s;
+}
+
+/* The prompt is in: first token, then the batch. */
+static void prefilled(pd_engine *e) {
+    pd_seq *s = e->filling;
+    pd_err err = {0};
+    pd_finish finish = PD_FINISH_LENGTH; /* a job that wants no token is done */
+    pd_prefill_close(&e->prefill);
+    e->filling = NULL;
+    atomic_fetch_add_explicit(&e->c_prompt, s->job->n_tokens, memory_order_relaxed);
+    if (s->job->max_tokens > 0) {
+        pd__job_set_state(s->job, PD_JOB_DECODE);
+        if (pd_seq_sample(s, e->run.logits, &finish, &err) != PD_OK) finish = PD_FINISH_ERROR;
+        if (finish != PD_FINISH_ERROR) count_tokens(e, s);
+    } else {
+        s->job->t_first = s->job->t_last = pd_now_ns();
+    }
+    if (finish == PD_FINISH_NONE)
+        e->seq[e->n_seq++] = s;
+    else
+        end_seq(e, s, finish, finish == PD_FINISH_ERROR ? &err : NULL);
+}
+
+static void prefill_slice(pd_engine *e) {
+    const uint64_t t0 = pd_now_ns();
+    while (e->filling) {
+        if (cancelled(e->filling)) {
+            end_prefill(e, PD_FINISH_CANCELLED, NULL);
+            return;
+        }
+        bool done;
+        pd_err err = {0};
+        atomic_fetch_add_explicit(&e->c_units, 1, memory_order_relaxed);
+        if (pd_prefill_unit(&e->prefill, &done, &err) != PD_OK) {
+            end_prefill(e, PD_FINISH_ERROR, &err);
+            return;
+        }
+        if (done) {
+            prefilled(e);
+            return;
+        }
+        /* Alone, come back after every unit: a cancel or a new job is cheap to see. */
+        if (e->n_seq == 0 || pd_ms_since(t0) >= SLICE_MS) return;
+    }
+}
+
+static void decode(pd_engine *e) {
+    for (size_t i = e->n_seq; i-- > 0;)
+        if (cancelled(e->seq[i])) end_running(e, i, PD_FINISH_CANCELLED, NULL);
+    if (e->n_seq == 0) return;
+    size_t bad;
+    pd_err err = {0};
+    atomic_fetch_add_explicit(&e->c_steps, 1, memory_order_relaxed);
+    if (pd_decode_step(&e->run, e->seq, e->n_seq, &bad, &err) != PD_OK) {
+        /* The step is half done for everyone: nobody's cache can be trusted. */
+        while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_ERROR, &err);
+        return;
+    }
+    for (size_t i = e->n_seq; i-- > 0;) { /* from the end: leaving shifts the rest */
+        pd_seq *s = e->seq[i];
+        pd_finish finish = PD_FINISH_NONE;
+        pd_err fault = {0};
+        const float *logits = e->run.logits + i * e->model->hp.n_vocab;
+        pd_status rc = pd_presser_step(s, &fault);
+        if (rc == PD_OK) rc = pd_seq_sample(s, logits, &finish, &fault);
+        if (rc == PD_OK) count_tokens(e, s);
+        if (rc != PD_OK)
+            end_running(e, i, PD_FINISH_ERROR, &fault);
+        else if (finish != PD_FINISH_NONE)
+            end_running(e, i, finish, NULL);
+    }
+}
+
+/* What the counters show of this moment. */
+static void publish(pd_engine *e) {
+    uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
+    for (size_t i = 0; i < e->n_seq; i++) {
+        dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
+        scratch += e->seq[i]->ring.bytes;
+    }
+    if (e->filling) {
+        dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
+        staging = e->prefill.stage.bytes;
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes;
+    }
+    resident = (uint64_t)atomic_load(&e->run.pool.n_seq) * e->run.pool.page_bytes;
+    atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);
+    atomic_store_explicit(&e->c_staging, staging, memory_order_relaxed);
+    atomic_store_explicit(&e->c_scratch, scratch, memory_order_relaxed);
+    if (resident + staging > atomic_load_explicit(&e->c_peak, memory_order_relaxed))
+        atomic_store_explicit(&e->c_peak, resident + staging, memory_order_relaxed);
+    atomic_store_explicit(&e->c_alive, pd_now_ns(), memory_order_relaxed);
+}
+
+void *pd__engine_main(void *arg) {
+    pd_engine *e = arg;
+    for (;;) {
+        const bool idle = !e->filling && e->n_seq == 0 && !e->wait;
+        if (idle) {
+            pd_kvpool_trim(&e->run.pool, 0); /* nobody needs the hysteresis now */
+            publish(e);
+        }
+        take_inbox(e, idle);
+        if (stopping(e)) break;
+        drop_cancelled(e, false);
+        admit(e);
+        if (e->filling) prefill_slice(e);
+        decode(e);
+        publish(e);
+    }
+    drop_cancelled(e, true);
+    if (e->filling) end_prefill(e, PD_FINISH_CANCELLED, NULL);
+    while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_CANCELLED, NULL);
+    publish(e);
+    return NULL;
+}

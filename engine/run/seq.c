@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sequences and the engine thread's scratch (see seq.h). */
+#include "engine/run/seq.h"
+
+#include "engine/base/num.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HYSTERESIS_BYTES = 512 << 10 };
+
+pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
+                      pd_codec_id codec, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err) {
+    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_get(codec), .parallel = parallel};
+    pd_status rc = pd_kvpool_init(&r->pool, pd_codec_page_bytes(r->codec, m->hp.head_dim), kv_bytes, HYSTERESIS_BYTES, err);
+    if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, parallel), err);
+    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, err);
+    if (rc == PD_OK) rc = pd_sampler_init(&r->sampler, m->hp.n_vocab, err);
+    if (rc != PD_OK) {
+        pd_run_done(r);
+        return rc;
+    }
+    r->x = malloc(parallel * m->hp.n_embd * sizeof *r->x);
+    r->logits = malloc(parallel * m->hp.n_vocab * sizeof *r->logits);
+    r->top = malloc(PD_LOGPROBS_MAX * sizeof *r->top);
+    r->step_kv = malloc(parallel * sizeof *r->step_kv);
+    r->step_pos = malloc(parallel * sizeof *r->step_pos);
+    if (r->x && r->logits && r->top && r->step_kv && r->step_pos) return PD_OK;
+    pd_run_done(r);
+    return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
+}
+
+void pd_run_done(pd_run *r) {
+    free(r->x);
+    free(r->logits);
+    free(r->top);
+    free(r->step_kv);
+    free(r->step_pos);
+    pd_sampler_done(&r->sampler);
+    pd_attn_done(&r->attn);
+    pd_fwd_done(&r->fwd);
+    pd_arena_done(&r->tmp);
+    pd_kvpool_done(&r->pool);
+    *r = (pd_run){0};
+}
+
+uint64_t pd_run_scratch_bytes(const pd_run *r) {
+    return r->fwd.bytes + r->attn.bytes + r->parallel * (r->model->hp.n_embd + r->model->hp.n_vocab) * sizeof(float) +
+           r->model->hp.n_vocab * (sizeof(float) + sizeof(pd_token_prob));
+}
+
+uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n) {
+    uint64_t slots = 0;
+    for (size_t l = 0; l < hp->n_layer; l++)
+        slots += hp->window[l] ? pd_min_size(n, hp->window[l]) : n;
+    return slots * hp->n_head_kv * hp->head_dim * 2 * sizeof(uint16_t);
+}
+
+pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
+    const pd_hparams *hp = &run->model->hp;
+    *s = (pd_seq){.run = run, .job = job, .rng = {job->sampling.seed}};
+    pd_job_ref(job);
+    size_t slots[PD_LAYERS_MAX];
+    for (size_t l = 0; l < hp->n_layer; l++) slots[l] = pd_admit_list_slots(job, hp, l);
+    pd_status rc = pd_kv_init(&s->kv, &run->pool, run->codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err);
+    if (rc != PD_OK) return rc;
+    s->shift = calloc(hp->n_layer, sizeof *s->shift);
+    if (!s->shift) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
+    if (job->explain) {
+        s->explain = pd_arena_zalloc(&job->keep, hp->n_layer * hp->n_head_kv, sizeof *s->explain);
+        if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+    }
+    if (job->comp && job->comp->decode) {
+        pd_press_needs needs;
+        pd_press_collect_needs(job->comp->decode, &needs);
+        const unsigned queries = PD_NEEDS_Q_TAIL | PD_NEEDS_Q_MEAN | PD_NEEDS_Q_COV;
+        if (needs.bits & queries)
+            PD_TRY(pd_qring_init(&s->ring, hp->n_layer, hp->n_head * hp->head_dim, pd_max_size(PD_QRING_ROWS, needs.q_tail), err));
+    }
+    return PD_OK;
+}
+
+static void report(pd_seq *s) {
+    const pd_hparams *hp = &s->run->model->hp;
+    pd_job *job = s->job;
+    pd_kv_report *r = &job->result.kv;
+    const size_t heads = hp->n_layer * hp->n_head_kv;
+    r->skipped = job->skipped;
+    r->ratio = s->pairs_scope ? 1.0 - (double)s->pairs_kept / (double)s->pairs_scope : 0.0;
+    r->tokens_seen = s->n_seen;
+    r->tokens_evicted = s->evicted;
+    r->bytes = pd_kv_bytes(&s->kv);
+    r->pages = s->kv.n_pages;
+    r->bytes_after_prefill = s->bytes_after_prefill;
+    r->bytes_peak = s->bytes_peak;
+    r->bytes_dense = pd_dense_bytes(hp, s->n_seen);
+    r->press_ms = 1e-6 * (double)s->press_ns;
+    r->n_layer = hp->n_layer;
+    r->n_head_kv = hp->n_head_kv;
+    double kept = 0.0;
+    uint32_t *n = NULL, *pages = NULL;
+    if ((job->verbose || job->explain) && s->kv.head) {
+        n = pd_arena_alloc(&job->keep, heads, sizeof *n);
+        pages = pd_arena_alloc(&job->keep, heads, sizeof *pages);
+    }
+    for (size_t i = 0; s->kv.head && i < heads; i++) {
+        kept += s->kv.head[i].n;
+        if (n && pages) {
+            n[i] = s->kv.head[i].n;
+            pages[i] = s->kv.head[i].n_page;
+        }
+    }
+    r->tokens_kept = kept / (double)heads;
+    if (n && pages) {
+        r->kept = n;
+        r->head_pages = pages;
+    }
+    job->result.explain = s->explain;
+}
+
+void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
+    pd_seq_note_peak(s, 0);
+    report(s);
+    pd_kv_done(&s->kv); /* pages first: who sees DONE sees them free */
+    assert(pd_kvpool_check(&s->run->pool));
+    pd_qring_done(&s->ring);
+    free(s->shift);
+    pd_job *job = s->job;
+    *s = (pd_seq){0};
+    pd__job_finish(job, finish, err);
+    pd_job_unref(job);
+}
+
+void pd_seq_note_peak(pd_seq *s, uint64_t staging) {
+    const uint64_t now = pd_kv_bytes(&s->kv) + staging;
+    if (now > s->bytes_peak) s->bytes_peak = now;
+}
+
+pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_err *err) {
+    pd_job *job = s->job;
+    pd_run *run = s->run;
+    *finish = PD_FINISH_NONE;
+    for (size_t i = 0; i < run->model->hp.n_vocab; i += 997)
+        if (!isfinite(logits[i])) return pd_fail(err, PD_EINTERNAL, NULL, "the model's output is not finite");
+    const int32_t id = pd_sample(&run->sampler, run->kern, logits, &job->sampling, &s->rng);
+    job->t_last = pd_now_ns();
+    if (!job->t_first) job->t_first = job->t_last;
+    if (pd_token_is_eog(job->tok, id) && !job->ignore_eos) {
+        job->n_sampled++;
+        *finish = PD_FINISH_STOP;
+        return PD_OK;
+    }
+    float logprob = 0.0f;
+    size_t n_top = 0;
+    if (job->n_logprobs >= 0) {
+        n_top = pd_min_size((size_t)job->n_logprobs, run->model->hp.n_vocab);
+        logprob = pd_logprobs(&run->sampler, run->kern, logits, id, run->top, n_top);
+    }
+    PD_TRY(pd__job_emit(job, id, logprob, run->top, n_top, finish, err));
+    if (*finish == PD_FINISH_NONE && job->n_sampled >= job->max_tokens) *finish = PD_FINISH_LENGTH;
+    s->next = id;
+    if (*finish == PD_FINISH_NONE && job->notify) job->notify(job->notify_arg, job);
+    return PD_OK;
+}

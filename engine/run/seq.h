@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A running sequence and what all sequences share.  Thread: engine. */
+#ifndef PD_ENGINE_RUN_SEQ_H
+#define PD_ENGINE_RUN_SEQ_H
+
+#include "engine/cache/kv.h"
+#include "engine/run/attn.h"
+#include "engine/run/collect.h"
+#include "engine/run/forward.h"
+#include "engine/run/job.h"
+#include "engine/run/sampler.h"
+
+enum { PD_TILE = 128 }; /* prefill rows per unit: a layer of them takes a few ms */
+
+/* What the engine thread works with. */
+typedef struct pd_run {
+    const pd_model *model;
+    const pd_kernels *kern;
+    pd_workers *workers;
+    const pd_codec *codec;
+    pd_kvpool pool;
+    pd_fwd fwd;
+    pd_attn attn;
+    pd_sampler sampler;
+    pd_arena tmp;     /* one press call */
+    size_t parallel;
+    float *x;         /* [parallel][n_embd] hidden states of a decode step */
+    float *logits;    /* [parallel][n_vocab] */
+    pd_token_prob *top; /* [PD_LOGPROBS_MAX] */
+    pd_kv **step_kv;  /* [parallel] */
+    int32_t *step_pos; /* [parallel] */
+} pd_run;
+
+pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
+                      pd_codec_id codec, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
+void pd_run_done(pd_run *r);
+uint64_t pd_run_scratch_bytes(const pd_run *r);
+
+typedef struct pd_seq {
+    pd_run *run;
+    pd_job *job; /* one reference */
+    pd_kv kv;
+    size_t n_seen;    /* tokens in the cache so far = next logical position */
+    int32_t *shift;   /* [n_layer] logical position - RoPE position, after re-rotation */
+    int32_t next;     /* the token to feed */
+    pd_rng rng;
+    pd_qring ring;    /* rows 0 = none */
+    size_t since_press; /* decode steps since the last pruning */
+
+    /* for the report */
+    uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */
+    uint64_t pairs_scope, pairs_kept;         /* over pressed layers */
+    uint64_t evicted;
+    uint64_t press_ns;
+    pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep */
+} pd_seq;
+
+/* A sequence for an admitted job (takes a reference).  Errors: ENOMEM. */
+pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err);
+/* Pages back, then the job gets its report and is done.  `err` as pd__job_finish. */
+void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err);
+
+/* Note the memory held now (pages + staging bytes) for the peak. */
+void pd_seq_note_peak(pd_seq *s, uint64_t staging);
+
+/* f16 bytes a dense cache of n tokens holds: all layers, windows respected. */
+uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n);
+
+/* Sample the next token from logits, put it out.  *finish != NONE ends the
+ * sequence.  Used by prefill (first token) and decode. */
+pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_err *err);
+
+/* ---- prefill.c: resumable units ---- */
+
+typedef struct pd_prefill {
+    pd_seq *seq;
+    size_t seg_begin, seg_end; /* tokens of the segment at work */
+    bool pressed;              /* the segment is the press's scope */
+    bool collecting;           /* and the layer at work is one that is pressed */
+    size_t layer, row;         /* next unit: this layer, this row of the segment */
+    float *x;                  /* [seg tokens][n_embd] hidden states */
+    float *cos[PD_ROPE_MAX], *sin[PD_ROPE_MAX]; /* [seg tokens][D/2] */
+    int32_t *pos;              /* [seg tokens] */
+    pd_stage stage;
+    pd_collect collect;
+    size_t bytes;              /* hidden states and tables */
+} pd_prefill;
+
+pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err);
+void pd_prefill_close(pd_prefill *p);
+/* Run one unit.  *done when the prompt is in the cache; then the last token's
+ * logits are in run->logits (unless the job wants no token). */
+pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err);
+
+/* ---- presser.c: plans applied ---- */
+
+/* The layer's staging to pages: pressed if `p->pressed` and the layer is one
+ * that is pressed, else all (a window's worth in windowed layers). */
+pd_status pd_presser_layer(pd_prefill *p, pd_err *err);
+/* After a decode step: prune if the interval is over. */
+pd_status pd_presser_step(pd_seq *s, pd_err *err);
+
+/* ---- decode.c ---- */
+
+/* Feed every sequence's next token, leave logits row i for seq[i] in
+ * run->logits.  On error *bad tells whose fault it is (SIZE_MAX: nobody's). */
+pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad, pd_err *err);
+
+/* ---- admit.c: what a job will need ---- */
+
+/* Slots per head a layer holds at most, for the page lists. */
+size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
+/* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
+ * protection, pages_reserved and staging_bytes for job->max_tokens.
+ * Errors: EBUDGET (a byte budget below one page per head). */
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err);
+/* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
+uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
+
+#endif
