@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* POST /v1/chat/completions: the chat shape of a choice. */
+#include "server/generate.h"
+#include "server/router.h"
+#include "server/server.h"
+
+static void finish_member(pd_buf *out, const char *finish) {
+    pd_buf_puts(out, ",\"finish_reason\":"); /* always there: null inside a stream */
+    pd_json_cstr(out, finish);
+    pd_buf_putc(out, '}');
+}
+
+static void collect(pd_gen *g, const pd_token_event *ev) {
+    if (g->chat_logprobs.len) pd_buf_putc(&g->chat_logprobs, ',');
+    pd_logprob_chat(&g->chat_logprobs, g->srv->tok, ev);
+}
+
+static void whole(pd_gen *g, pd_buf *out, const char *finish) {
+    pd_buf_puts(out, "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
+    pd_json_str(out, g->text.data, g->text.len);
+    pd_buf_puts(out, ",\"refusal\":null},\"logprobs\":");
+    if (g->rq.n_logprobs >= 0) {
+        pd_buf_puts(out, "{\"content\":[");
+        if (g->chat_logprobs.len) pd_buf_add(out, g->chat_logprobs.data, g->chat_logprobs.len);
+        pd_buf_puts(out, "],\"refusal\":null}");
+    } else {
+        pd_buf_puts(out, "null");
+    }
+    finish_member(out, finish);
+}
+
+static void opening(pd_gen *g, pd_buf *out) {
+    pd_buf_puts(out, "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
+    finish_member(out, NULL);
+}
+
+static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len, const char *finish) {
+    pd_buf_puts(out, "{\"index\":0,\"delta\":{");
+    if (!finish) {
+        pd_buf_puts(out, "\"content\":");
+        pd_json_str(out, text, len);
+    }
+    pd_buf_puts(out, "},\"logprobs\":");
+    if (ev && g->rq.n_logprobs >= 0) {
+        pd_buf_puts(out, "{\"content\":[");
+        pd_logprob_chat(out, g->srv->tok, ev);
+        pd_buf_puts(out, "],\"refusal\":null}");
+    } else {
+        pd_buf_puts(out, "null");
+    }
+    finish_member(out, finish);
+}
+
+static const pd_shape shape = {
+    .kind = PD_REQUEST_CHAT,
+    .id_prefix = "chatcmpl-",
+    .object = "chat.completion",
+    .chunk_object = "chat.completion.chunk",
+    .whole = whole,
+    .opening = opening,
+    .chunk = chunk,
+    .collect = collect,
+};
+
+static pd_status decode(pd_req *q, pd_err *err) {
+    return pd_gen_decode(q, &shape, err);
+}
+
+const pd_route pd_route_chat = {
+    .method = "POST", .path = "/v1/chat/completions", .label = "/v1/chat/completions", .decode = decode, .run = pd_gen_run};

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reply metadata (see meta.h). */
+#include "server/meta.h"
+
+#include "server/json.h"
+
+static void member_u64(pd_buf *out, const char *name, uint64_t v) {
+    pd_buf_printf(out, ",\"%s\":%llu", name, (unsigned long long)v);
+}
+
+static void member_num(pd_buf *out, const char *name, double v) {
+    pd_buf_printf(out, ",\"%s\":", name);
+    pd_json_num(out, v);
+}
+
+/* Measured times: a microsecond is all they are worth. */
+static void member_ms(pd_buf *out, const char *name, double v) {
+    pd_buf_printf(out, ",\"%s\":%.3f", name, v);
+}
+
+void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv) {
+    pd_buf_printf(out, "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
+                       "\"prompt_tokens_details\":{\"cached_tokens\":0}",
+                  n_prompt, n_out, n_prompt + n_out);
+    if (kv) {
+        member_u64(out, "kv_cache_bytes", kv->bytes);
+        member_u64(out, "kv_cache_bytes_dense", kv->bytes_dense);
+        member_u64(out, "kv_cache_bytes_peak", kv->bytes_peak);
+    }
+    pd_buf_putc(out, '}');
+}
+
+static void layers(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+    pd_buf_puts(out, ",\"layers\":[");
+    for (size_t l = 0; l < kv->n_layer; l++) {
+        uint64_t pages = 0;
+        for (size_t h = 0; h < kv->n_head_kv; h++) pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
+        pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
+                      (unsigned long long)(pages * info->page_bytes));
+        for (size_t h = 0; h < kv->n_head_kv; h++) {
+            const size_t i = l * kv->n_head_kv + h;
+            pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
+                          (unsigned long long)(kv->head_pages ? (uint64_t)kv->head_pages[i] * info->page_bytes : 0));
+        }
+        pd_buf_puts(out, "]}");
+    }
+    pd_buf_putc(out, ']');
+}
+
+void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+    pd_buf_puts(out, "{\"press\":");
+    pd_json_cstr(out, kv->press);
+    member_num(out, "ratio_requested", kv->ratio_requested);
+    member_num(out, "ratio", kv->ratio);
+    member_u64(out, "tokens_seen", kv->tokens_seen);
+    member_num(out, "tokens_kept", kv->tokens_kept);
+    member_u64(out, "bytes_after_prefill", kv->bytes_after_prefill);
+    member_u64(out, "bytes", kv->bytes);
+    member_u64(out, "bytes_dense", kv->bytes_dense);
+    member_u64(out, "bytes_peak", kv->bytes_peak);
+    member_u64(out, "page_tokens", info->page_tokens);
+    member_u64(out, "pages", kv->pages);
+    member_ms(out, "press_ms", kv->press_ms);
+    if (kv->skipped) {
+        pd_buf_puts(out, ",\"skipped\":");
+        pd_json_cstr(out, kv->skipped);
+    }
+    if (kv->kept) layers(out, kv, info);
+    pd_buf_putc(out, '}');
+}
+
+static double per_second(size_t n, double ms) {
+    return ms > 0 ? (double)n * 1e3 / ms : 0.0;
+}
+
+void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
+    pd_buf_printf(out, "{\"prompt_n\":%zu", t->prompt_n);
+    member_ms(out, "prompt_ms", t->prompt_ms);
+    member_ms(out, "prompt_per_second", per_second(t->prompt_n, t->prompt_ms));
+    member_u64(out, "predicted_n", t->predicted_n);
+    member_ms(out, "predicted_ms", t->predicted_ms);
+    member_ms(out, "predicted_per_second", per_second(t->predicted_n, t->predicted_ms));
+    member_ms(out, "queue_ms", t->queue_ms);
+    pd_buf_putc(out, '}');
+}
+
+void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage, size_t n_prompt,
+                     size_t n_out) {
+    if (usage) {
+        pd_buf_puts(out, "\"usage\":");
+        pd_meta_usage(out, n_prompt, n_out, &r->kv);
+        pd_buf_putc(out, ',');
+    }
+    pd_buf_puts(out, "\"kv_cache\":");
+    pd_meta_kv_cache(out, &r->kv, info);
+    pd_buf_puts(out, ",\"timings\":");
+    pd_meta_timings(out, &r->timing);
+}
+
+void pd_meta_headers(pd_req *q, const pd_kv_report *kv) {
+    pd_req_add_header(q, "X-KV-Press", "%s", kv->press);
+    pd_req_add_header(q, "X-KV-Cache-Bytes", "%llu", (unsigned long long)kv->bytes);
+    pd_req_add_header(q, "X-KV-Cache-Bytes-Dense", "%llu", (unsigned long long)kv->bytes_dense);
+    pd_req_add_header(q, "X-KV-Cache-Bytes-Peak", "%llu", (unsigned long long)kv->bytes_peak);
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a reply says about its cost: integers in `usage`, the `kv_cache` object,
+ * `timings`, headers.  Each function appends one JSON value.  Thread: any. */
+#ifndef PD_SERVER_META_H
+#define PD_SERVER_META_H
+
+#include "engine/run/engine.h"
+#include "server/http.h"
+
+/* kv NULL: the counts alone (running usage of a stream). */
+void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv);
+void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info);
+void pd_meta_timings(pd_buf *out, const pd_job_timing *t);
+
+/* `"usage":...,"kv_cache":...,"timings":...`; usage only if asked. */
+void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage, size_t n_prompt,
+                     size_t n_out);
+
+/* X-KV-Press, X-KV-Cache-Bytes, -Dense, -Peak. */
+void pd_meta_headers(pd_req *q, const pd_kv_report *kv);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A completion or chat request, from JSON to what the engine takes.
+ *
+ * Two steps: pd_request_decode checks every field against types, ranges and what
+ * is served (no tokenizer needed), pd_request_tokenize makes the prompt's ids.
+ * Both may run on a pool thread: they read only the request and what is constant
+ * after loading.  A null field is an absent one.  A field of OpenAI's that we do
+ * not serve and that would change the answer is refused by name unless it holds
+ * its neutral value; all other unknown fields are ignored. */
+#ifndef PD_SERVER_REQUEST_H
+#define PD_SERVER_REQUEST_H
+
+#include "engine/run/engine.h"
+#include "server/json.h"
+
+enum {
+    PD_REQUEST_MESSAGES_MAX = 2048,
+    PD_REQUEST_RATIOS_MAX = 64,
+    PD_COMPLETION_MAX_TOKENS = 16, /* OpenAI's default where max_tokens is absent */
+};
+
+typedef enum { PD_REQUEST_COMPLETION, PD_REQUEST_CHAT } pd_request_kind;
+
+/* What the server knows; borrowed. */
+typedef struct pd_request_env {
+    const char *model_id;
+    const pd_press_model *press_model;
+    const char *compression; /* server default, NULL = dense */
+    size_t n_vocab;
+    const pd_tokenizer *tok; /* for pd_request_tokenize */
+    const pd_chat *chat;
+} pd_request_env;
+
+typedef struct pd_request {
+    json_t *body;     /* owned until pd_request_trim; strings below borrow from it or the arena */
+    pd_arena arena;
+    pd_request_kind kind;
+    bool stream, include_usage, continuous_usage;
+
+    const char *text; /* completion: the prompt as text, or NULL when it came as ids */
+    size_t text_len;
+    pd_chat_msg *msg; /* chat */
+    size_t n_msg;
+    bool add_generation_prompt;
+    pd_ids prompt;    /* given, or made by pd_request_tokenize */
+    pd_chat_marks marks;
+    bool has_marks;
+
+    bool max_given;
+    size_t max_tokens;
+    pd_sampling sampling;
+    bool seed_given;
+    struct { const char *text; size_t len; } stop[PD_STOP_MAX];
+    size_t n_stop;
+    int n_logprobs;
+    bool ignore_eos, verbose;
+    pd_compression *compression; /* NULL = dense */
+
+    bool scores;      /* explain */
+    double ratio[PD_REQUEST_RATIOS_MAX];
+    size_t n_ratio;
+} pd_request;
+
+/* Takes `body` always.  `explain` reads "scores" and "ratios" too.  *ret is
+ * written only on success; pd_request_done frees it.  Errors: EINVAL with the
+ * JSON path, the value and what is allowed; ENOMEM. */
+pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain, const pd_request_env *env,
+                            pd_request *ret, pd_err *err);
+
+/* Messages, "messages" as in a chat request, to r->msg: used by /tokenize too. */
+pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err);
+
+/* Text or messages -> r->prompt.  Errors: EINVAL (empty prompt, a role the
+ * template refuses, no template), ENOMEM. */
+pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
+
+/* What the engine takes: borrows from r; r->compression moves on success of the
+ * submit (the caller sets it NULL then). */
+void pd_request_params(const pd_request *r, pd_job_params *ret);
+
+void pd_request_trim(pd_request *r); /* after submit: free what only decoding needed */
+void pd_request_done(pd_request *r);
+
+#endif

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Refused by name (see unserved.h). */
+#include "server/unserved.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum {
+    ONE,      /* the number 1 */
+    ZERO,     /* the number 0 */
+    FALSE,    /* false */
+    EMPTY,    /* an empty array, object or string */
+    TEXT,     /* {"type": "text"} */
+    NO_TOOL,  /* "none" or "auto" (there are no tools to choose) */
+    ONLY_TEXT, /* ["text"] */
+    ABSENT,   /* nothing but null */
+} neutral;
+
+static const struct {
+    const char *name;
+    neutral ok;
+} field[] = {
+    {"n", ONE},
+    {"best_of", ONE},
+    {"echo", FALSE},
+    {"suffix", EMPTY},
+    {"logit_bias", EMPTY},
+    {"presence_penalty", ZERO},
+    {"frequency_penalty", ZERO},
+    {"repetition_penalty", ONE},
+    {"repeat_penalty", ONE},
+    {"min_tokens", ZERO},
+    {"stop_token_ids", EMPTY},
+    {"prompt_logprobs", ABSENT},
+    {"use_beam_search", FALSE},
+    {"continue_final_message", FALSE},
+    {"chat_template", ABSENT},
+    {"tools", EMPTY},
+    {"functions", EMPTY},
+    {"tool_choice", NO_TOOL},
+    {"function_call", NO_TOOL},
+    {"response_format", TEXT},
+    {"modalities", ONLY_TEXT},
+    {"audio", ABSENT},
+    {"grammar", EMPTY},
+    {"json_schema", ABSENT},
+    {"guided_json", ABSENT},
+    {"guided_regex", ABSENT},
+    {"guided_choice", ABSENT},
+    {"guided_grammar", ABSENT},
+    {"structured_outputs", ABSENT},
+};
+
+static bool is_string(const json_t *v, const char *s) {
+    return json_is_string(v) && strcmp(json_string_value(v), s) == 0;
+}
+
+static bool is_neutral(const json_t *v, neutral ok) {
+    switch (ok) {
+    case ONE: return json_is_number(v) && json_number_value(v) == 1.0;
+    case ZERO: return json_is_number(v) && json_number_value(v) == 0.0;
+    case FALSE: return json_is_false(v);
+    case EMPTY:
+        return (json_is_array(v) && json_array_size(v) == 0) || (json_is_object(v) && json_object_size(v) == 0) ||
+               is_string(v, "");
+    case TEXT: return json_is_object(v) && is_string(json_object_get(v, "type"), "text");
+    case NO_TOOL: return is_string(v, "none") || is_string(v, "auto");
+    case ONLY_TEXT: return json_array_size(v) == 1 && is_string(json_array_get(v, 0), "text");
+    case ABSENT: break;
+    }
+    return false;
+}
+
+pd_status pd_unserved_check(const json_t *body, pd_err *err) {
+    static const char *const accepted[] = {
+        "1", "0", "false", "an empty value", "{\"type\": \"text\"}", "\"none\" or \"auto\"", "[\"text\"]", "null",
+    };
+    for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
+        const json_t *v = pd_json_get(body, field[i].name);
+        if (!v || is_neutral(v, field[i].ok)) continue;
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        pd_fail(err, PD_EINVAL, field[i].name, "%s is %.60s; it is not served, only %s is accepted", field[i].name,
+                text ? text : "?", accepted[field[i].ok]);
+        free(text);
+        return PD_EINVAL;
+    }
+    return PD_OK;
+}
