@@ -11,9 +11,9 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "engine/base/buf.h"
 #include "engine/base/rng.h"
 #include "engine/gguf/internal.h"
+#include "tests/unit/gguf_writer.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -65,7 +65,7 @@ char *__wrap_strdup(const char *s) {
     return allocation_fails() ? NULL : __real_strdup(s);
 }
 
-/* ---- writing ---- */
+/* ---- writing, with the places to damage marked ---- */
 
 /* A field that the hostile set overwrites.  `ok` says for which of the boundary
  * values the file stays valid: "01" = for 0 and 1. */
@@ -85,15 +85,15 @@ static void raw(writer *w, const void *data, size_t n) {
 }
 
 static void u8(writer *w, uint8_t v) {
-    raw(w, &v, 1);
+    gw_u8(&w->b, v);
 }
 
 static void u32(writer *w, uint32_t v) {
-    raw(w, &v, 4);
+    gw_u32(&w->b, v);
 }
 
 static void u64(writer *w, uint64_t v) {
-    raw(w, &v, 8);
+    gw_u64(&w->b, v);
 }
 
 static void mark(writer *w, const char *what, const char *ok, size_t width) {
@@ -102,12 +102,11 @@ static void mark(writer *w, const char *what, const char *ok, size_t width) {
 }
 
 static void str_n(writer *w, const char *s, size_t n) {
-    u64(w, n);
-    raw(w, s, n);
+    gw_str_n(&w->b, s, n);
 }
 
 static void str(writer *w, const char *s) {
-    str_n(w, s, strlen(s));
+    gw_str(&w->b, s);
 }
 
 static void head(writer *w, uint32_t version, uint64_t n_tensors, uint64_t n_kv) {
@@ -134,15 +133,11 @@ static void key_u32(writer *w, const char *name, uint32_t v) {
 
 static void tensor(writer *w, const char *name, uint32_t type, unsigned n_dims, const uint64_t *ne,
                    uint64_t offset) {
-    str(w, name);
-    u32(w, n_dims);
-    for (unsigned i = 0; i < n_dims; i++) u64(w, ne[i]);
-    u32(w, type);
-    u64(w, offset);
+    gw_tensor(&w->b, name, type, n_dims, ne, offset);
 }
 
 static void pad(writer *w, size_t align) {
-    while (w->b.len % align) u8(w, 0);
+    gw_pad(&w->b, align);
 }
 
 enum { F32 = 0, Q8_0 = 8, T0_BYTES = 128, T1_BYTES = 68 };
