@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention of the last queries over the cache (see shared.h).
  *
- * One task per query head; the queries go in blocks, so that the logits of a
- * block (BLOCK x L floats per thread) are the only scratch however wide the
- * window is.  A query sees a prefix of the slots: they are in time order. */
+ * One task per query head; the queries go in blocks, so that the logits of one
+ * block (about 4 MB per thread) are the only scratch however wide the window is.
+ * Blocks shrink for long caches, not below 16 rows: BLAS packs K anew for each.
+ * A query sees a prefix of the slots: they are in time order. */
 #include "compression/shared.h"
 
 #include "engine/base/num.h"
@@ -12,12 +13,12 @@
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK = 16 };
+enum { BLOCK_MIN = 16, BLOCK_MAX = 64, BLOCK_FLOATS = 1 << 20 };
 
 typedef struct {
     const pd_view *view;
-    size_t w;
-    float **logits; /* [thread] BLOCK x n */
+    size_t w, block; /* queries in all, and at a time */
+    float **logits;  /* [thread] block x n */
     float *const *out;
 } window_job;
 
@@ -25,14 +26,19 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
     const window_job *j = ctx;
     const pd_view *view = j->view;
     const size_t d = view->head_dim, h = hq / (view->n_head / view->n_head_kv), ldq = view->n_head * d;
+    const float scale = 1.0f / sqrtf((float)d);
     float *s = j->logits[thread], *mean = j->out[hq];
     memset(mean, 0, view->n_h[h] * sizeof *mean);
-    for (size_t row = view->q_rows - j->w; row < view->q_rows; row += BLOCK) {
-        const size_t rows = pd_min_size(BLOCK, view->q_rows - row);
+    for (size_t row = view->q_rows - j->w; row < view->q_rows; row += j->block) {
+        const size_t rows = pd_min_size(j->block, view->q_rows - row);
         const size_t n = pd__slots_before(view, h, (int64_t)view->q_pos[row + rows - 1] + 1);
         if (n == 0) continue;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, 1.0f / sqrtf((float)d),
-                    view->q + row * ldq + hq * d, (int)ldq, view->k[h], (int)d, 0.0f, s, (int)n);
+        const float *q = view->q + row * ldq + hq * d;
+        if (rows == 1) /* a gemm would pack all of K for one row */
+            cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, scale, view->k[h], (int)d, q, 1, 0.0f, s, 1);
+        else
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, scale, q, (int)ldq,
+                        view->k[h], (int)d, 0.0f, s, (int)n);
         for (size_t i = 0; i < rows; i++) {
             const size_t seen = pd__slots_before(view, h, (int64_t)view->q_pos[row + i] + 1);
             if (seen == 0) continue;
@@ -47,10 +53,12 @@ pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out,
     window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .out = out};
     if (!view->q || j.w == 0)
         return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d", view->layer);
+    j.block = pd_max_size(BLOCK_MIN, pd_min_size(BLOCK_MAX, BLOCK_FLOATS / view->n));
+    j.block = pd_min_size(j.block, j.w);
     const size_t n_thread = pd_workers_count(view->workers);
     j.logits = PD_ARENA_NEW(view->tmp, n_thread, float *);
     for (size_t t = 0; j.logits && t < n_thread; t++)
-        if (!(j.logits[t] = PD_ARENA_NEW(view->tmp, BLOCK * view->n, float))) j.logits = NULL;
+        if (!(j.logits[t] = PD_ARENA_NEW(view->tmp, j.block * view->n, float))) j.logits = NULL;
     if (!j.logits) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the attention of %zu queries", j.w);
     pd_workers_run(view->workers, window_head, &j, view->n_head);
     return PD_OK;

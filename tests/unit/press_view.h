@@ -86,7 +86,7 @@ static void tv_add_moments(test_view *t, size_t first_row, size_t n_rows, size_t
 /* A prefill view of n tokens.  Keys 2u, values u, pre-RoPE queries 1.5u + a
  * per-channel offset u, u uniform in [-1, 1); drawn in the order offset [Hq][D],
  * queries [n][Hq][D], keys [H][n][D], values [H][n][D].  Moments for n_sink 4, 0. */
-static test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, size_t d) {
+static inline test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, size_t d) {
     test_view *t = calloc(1, sizeof *t);
     if (!t || h > TV_H_MAX) abort();
     pd_rng rng = {seed};
@@ -127,7 +127,7 @@ static test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, size_t d
 /* Drop slots head by head (seeded, about `share` of them; the last stays), as
  * an earlier head-wise press would have, and make it a decoding view: moments
  * of the last n_recent queries, and those queries alone. */
-static void tv_make_step(test_view *t, uint64_t seed, double share, size_t n_recent) {
+static inline void tv_make_step(test_view *t, uint64_t seed, double share, size_t n_recent) {
     pd_view *v = &t->view;
     pd_rng rng = {seed};
     const size_t n = v->n, d = v->head_dim;
@@ -157,7 +157,7 @@ static void tv_make_step(test_view *t, uint64_t seed, double share, size_t n_rec
     tv_add_moments(t, n - n_recent, n_recent, 0);
 }
 
-static void tv_close(test_view *t) {
+static inline void tv_close(test_view *t) {
     pd_arena_done(&t->data);
     pd_arena_done(&t->tmp);
     free(t);

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* compression: every press against kvpress' own scores and kept sets on the same
+ * seeded inputs (tests/golden/presses_unit.py describes the file). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "compression/press.h"
+#include "compression/spec.h"
+#include "tests/unit/press_view.h"
+
+#include <cblas.h>
+#include <stdio.h>
+
+/* Both sides compute in f32; their sums run in other orders. */
+static const double score_rel = 1e-4;
+
+typedef struct {
+    unsigned long long seed;
+    size_t n, d, hq, h;
+    double ratio;
+    int with_scores;
+    char press[128];
+} golden_case;
+
+static void must_read(void *p, size_t n, FILE *f) {
+    if (fread(p, 1, n, f) != n) fail_msg("the golden file is cut short");
+}
+
+static void compare_scores(const golden_case *c, float *const *got, FILE *f) {
+    float want;
+    for (size_t h = 0; h < c->h; h++)
+        for (size_t i = 0; i < c->n; i++) {
+            must_read(&want, sizeof want, f);
+            /* keydiff's cosines cross zero: the bound is relative to their scale, 1 */
+            const double scale = strncmp(c->press, "keydiff", 7) == 0 ? 1.0 : fabs((double)want);
+            if (!(fabs((double)got[h][i] - (double)want) <= score_rel * scale))
+                fail_msg("%s, seed %llu, head %zu, slot %zu: %.9g, kvpress %.9g", c->press, c->seed, h, i,
+                         (double)got[h][i], (double)want);
+        }
+}
+
+static void compare_kept(const golden_case *c, const pd_plan *plan, FILE *f) {
+    const size_t bytes = (c->n + 7) / 8;
+    uint8_t bits[64];
+    assert_true(bytes <= sizeof bits);
+    for (size_t h = 0; h < c->h; h++) {
+        must_read(bits, bytes, f);
+        size_t k = 0;
+        for (size_t i = 0; i < c->n; i++) {
+            const bool want = bits[i / 8] >> (7 - i % 8) & 1, got = k < plan->n_keep[h] && plan->keep[h][k] == i;
+            if (want != got)
+                fail_msg("%s, seed %llu, head %zu, slot %zu: %s, kvpress %s it", c->press, c->seed, h, i,
+                         got ? "kept" : "dropped", want ? "keeps" : "drops");
+            k += got;
+        }
+        assert_int_equal(k, plan->n_keep[h]);
+    }
+}
+
+static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
+    const pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d};
+    pd_err err = {0};
+    pd_spec *spec;
+    double ratio;
+    pd_press_inst *inst = NULL;
+    test_view *t = tv_open(c->seed, c->n, c->hq, c->h, c->d);
+    t->view.kern = kern;
+    float **scores = pd_scores_new(&t->view);
+    pd_plan plan;
+    const pd_budget budget = {.ratio = c->ratio};
+    if (pd_spec_parse_text(c->press, "press", &t->data, &spec, &ratio, &err) != PD_OK ||
+        pd_spec_resolve(spec, &model, &inst, &err) != PD_OK ||
+        pd_press_plan(inst, &t->view, &budget, &plan, scores, &err) != PD_OK)
+        fail_msg("%s: %s", c->press, err.msg);
+    if (c->with_scores) compare_scores(c, scores, f);
+    compare_kept(c, &plan, f);
+    pd_press_inst_close(inst);
+    tv_close(t);
+}
+
+static void run_file(const pd_kernels *kern) {
+    FILE *f = fopen(PD_SOURCE_DIR "/tests/golden/data/presses_unit.bin", "rb");
+    assert_non_null(f);
+    char line[256];
+    size_t n = 0;
+    for (; fgets(line, sizeof line, f); n++) {
+        golden_case c;
+        if (sscanf(line, "case %llu %zu %zu %zu %zu %lf %d %127s", &c.seed, &c.n, &c.d, &c.hq, &c.h, &c.ratio,
+                   &c.with_scores, c.press) != 8)
+            fail_msg("not a case: %s", line);
+        run_case(&c, kern, f);
+    }
+    fclose(f);
+    assert_true(n >= 60); /* all of them were there */
+}
+
+static void as_kvpress(void **state) {
+    (void)state;
+    run_file(&tv_kernels);
+}
+
+static void as_kvpress_with_this_cpu(void **state) {
+    (void)state;
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    run_file(&kern);
+}
+
+int main(void) {
+    openblas_set_num_threads(1); /* as the engine does */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(as_kvpress),
+        cmocka_unit_test(as_kvpress_with_this_cpu),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
