@@ -116,9 +116,8 @@ static void admit(pd_engine *e) {
 
 /* ---- work ---- */
 
-static void count_tokens(pd_engine *e, const pd_seq *s) {
+static void count_token(pd_engine *e) {
     atomic_fetch_add_explicit(&e->c_generated, 1, memory_order_relaxed);
-    (void)s;
 }
 
 /* The prompt is in: first token, then the batch. */
@@ -132,7 +131,7 @@ static void prefilled(pd_engine *e) {
     if (s->job->max_tokens > 0) {
         pd__job_set_state(s->job, PD_JOB_DECODE);
         if (pd_seq_sample(s, e->run.logits, &finish, &err) != PD_OK) finish = PD_FINISH_ERROR;
-        if (finish != PD_FINISH_ERROR) count_tokens(e, s);
+        if (finish != PD_FINISH_ERROR) count_token(e);
     } else {
         s->job->t_first = s->job->t_last = pd_now_ns();
     }
@@ -184,7 +183,7 @@ static void decode(pd_engine *e) {
         const float *logits = e->run.logits + i * e->model->hp.n_vocab;
         pd_status rc = pd_presser_step(s, &fault);
         if (rc == PD_OK) rc = pd_seq_sample(s, logits, &finish, &fault);
-        if (rc == PD_OK) count_tokens(e, s);
+        if (rc == PD_OK) count_token(e);
         if (rc != PD_OK)
             end_running(e, i, PD_FINISH_ERROR, &fault);
         else if (finish != PD_FINISH_NONE)
