@@ -5,7 +5,7 @@
         status, headers, body = s.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4})
         for t, event in s.stream("/v1/completions", {...}): ...
 
-The binary is PRESSD_BIN (default build/pressd).  Servers listen on 127.0.0.1 on a port the kernel
+The binary is PRESSD_BIN (default build/server/pressd).  Servers listen on 127.0.0.1 on a port the kernel
 picked, so suites can run side by side.  A server that dies or hangs shows the end of its log.
 """
 
@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def binary():
-    return os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build", "pressd")
+    return os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build", "server", "pressd")
 
 
 def model_path(kind="smollm2"):

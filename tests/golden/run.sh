@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Golden suite: the real server beside the torch reference's recorded numbers, exact (f32) and fast (int8).
 #
-#   PRESSD_BIN               the server's binary (build/pressd)
+#   PRESSD_BIN               the server's binary (build/server/pressd)
 #   PRESSD_TEST_MODEL        SmolLM2-135M-Instruct Q4_1     PRESSD_TEST_MODEL_GEMMA  Gemma 3 270M Q4_K_M
 #   PRESSD_PYTHON            python3 >= 3.9, standard library only
 #   PRESSD_GOLDEN_MODES      "f32 int8"

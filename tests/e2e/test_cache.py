@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pressing really frees memory, the reply's numbers are true, and explain shows what was kept."""
+
+import unittest
+
+import common
+import text
+
+C, CHAT, EXPLAIN = "/v1/completions", "/v1/chat/completions", "/v1/compression/explain"
+N = 1024
+
+
+def kept(n, ratio):
+    return max(1, int(n * (1 - ratio)))
+
+
+class Bytes(unittest.TestCase):
+    SHAPE = common.SHAPES["smollm2"]
+
+    def setUp(self):
+        self.s = common.server()
+
+    def run_one(self, n=N, tokens=4, **compression):
+        extra = {"compression": compression} if compression else {}
+        return common.complete(self.s, common.ids(self.s, n), tokens, **extra)
+
+    def between(self, value, low, high):
+        self.assertGreaterEqual(value, low)
+        self.assertLessEqual(value, high)
+
+    def test_dense(self):
+        r = self.run_one()
+        u, kv = r["usage"], r["kv_cache"]
+        # the last token of an answer need not be fed back, so it may hold no slot
+        self.assertIn(u["kv_cache_bytes_dense"], (self.SHAPE.dense(N + 3), self.SHAPE.dense(N + 4)))
+        self.between(u["kv_cache_bytes"], self.SHAPE.paged(N + 3), self.SHAPE.paged(N + 4))
+        self.assertEqual((kv["press"], kv["bytes"]), ("none", u["kv_cache_bytes"]))
+        self.assertEqual(kv["bytes"], kv["pages"] * self.SHAPE.page_bytes)
+        self.assertNotIn("skipped", {k for k, v in kv.items() if v is not None})
+
+    def test_bytes_fall_as_the_ratio_says(self):
+        dense = self.run_one()["usage"]["kv_cache_bytes"]
+        for name in ("knorm", "streaming_llm", "snapkv", "expected_attention", "tova", "keydiff", "random"):
+            for ratio in (0.25, 0.5, 0.9):
+                with self.subTest(press=name, ratio=ratio):
+                    r = self.run_one(press=name, ratio=ratio)
+                    u, kv = r["usage"], r["kv_cache"]
+                    left = kept(N, ratio)
+                    self.assertEqual(kv["bytes_after_prefill"], self.SHAPE.paged(left))
+                    self.between(u["kv_cache_bytes"], self.SHAPE.paged(left + 3), self.SHAPE.paged(left + 4))
+                    self.between(u["kv_cache_bytes"] / dense, 1 - ratio - 0.01, 1 - ratio + 0.03)
+                    self.assertAlmostEqual(kv["ratio"], 1 - left / N, places=3)
+                    self.assertEqual(kv["ratio_requested"], ratio)
+                    # one dense layer beside the pressed rest, not a dense cache
+                    self.assertLess(u["kv_cache_bytes_peak"], u["kv_cache_bytes"] + dense * 0.15)
+
+    def test_ratio_zero_and_none_are_dense(self):
+        want = self.run_one(n=200, tokens=24)
+        for c in ({"press": "snapkv", "ratio": 0}, {"press": "none"}, {"press": "adakv(expected_attention)", "ratio": 0.0}):
+            got = self.run_one(n=200, tokens=24, **c)
+            self.assertEqual(got["choices"], want["choices"], c)
+            self.assertEqual(got["usage"]["kv_cache_bytes"], want["usage"]["kv_cache_bytes"], c)
+
+    def test_budgets(self):
+        r = self.run_one(press="knorm", budget_tokens=96)
+        self.assertEqual(r["kv_cache"]["bytes_after_prefill"], self.SHAPE.paged(96))
+        r = self.run_one(press="knorm", budget_bytes=4_000_000)
+        self.between(r["kv_cache"]["bytes_after_prefill"], 3_000_000, 4_000_000)
+
+    def test_spellings_agree(self):
+        body = {"prompt": common.ids(self.s, 300), "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        want = self.s.ask(C, {**body, "compression": {"press": {"name": "snapkv", "params": {"window_size": 32}}, "ratio": 0.5}})
+        self.assertEqual(want["kv_cache"]["press"], "snapkv:window_size=32")
+        for other in ({"compression": {"press": "snapkv", "params": {"window_size": 32}, "ratio": 0.5}},
+                      {"compression": {"press": "snapkv:window_size=32", "ratio": 0.5}},
+                      {"compression": "snapkv:window_size=32@0.5"},
+                      {"model": "anything@snapkv:window_size=32@0.5"}):
+            got = self.s.ask(C, {**body, **other})
+            self.assertEqual(got["choices"], want["choices"], other)
+            self.assertEqual(got["kv_cache"]["press"], want["kv_cache"]["press"], other)
+        status, headers, got = self.s.post(C, {**body, "model": "smollm2@snapkv:0.5"})
+        self.assertEqual((status, headers["x-kv-press"], got["kv_cache"]["ratio_requested"]), (200, "snapkv", 0.5))
+
+    def test_skipped_below_min_tokens(self):
+        r = self.run_one(n=100, press="knorm", ratio=0.5, min_tokens=101)
+        self.assertTrue(r["kv_cache"]["skipped"])
+        self.between(r["usage"]["kv_cache_bytes"], self.SHAPE.paged(103), self.SHAPE.paged(104))
+        self.assertFalse(self.run_one(n=101, press="knorm", ratio=0.5, min_tokens=101)["kv_cache"].get("skipped"))
+
+    def test_decode_press_bounds_a_long_answer(self):
+        interval, target, n, tokens = 64, 128, 100, 600
+        r = common.complete(self.s, common.ids(self.s, n), tokens,
+                            compression={"decode": {"press": "streaming_llm", "interval": interval, "target_tokens": target}})
+        self.assertEqual(r["usage"]["completion_tokens"], tokens)
+        bound = self.SHAPE.paged(target + interval)
+        self.between(r["usage"]["kv_cache_bytes"], self.SHAPE.paged(target), bound)
+        # a page a head may be held while a pruned copy is written
+        self.assertLessEqual(r["usage"]["kv_cache_bytes_peak"], bound + self.SHAPE.paged(2 * common.PAGE))
+        self.assertIn(r["usage"]["kv_cache_bytes_dense"], (self.SHAPE.dense(n + tokens - 1), self.SHAPE.dense(n + tokens)))
+
+    def test_prompt_and_decode_presses_together(self):
+        r = common.complete(self.s, common.ids(self.s, 512), 200,
+                            compression={"press": "snapkv", "ratio": 0.5,
+                                         "decode": {"press": "knorm", "interval": 32, "target_tokens": 200}})
+        self.assertEqual(r["kv_cache"]["bytes_after_prefill"], self.SHAPE.paged(256))
+        self.between(r["usage"]["kv_cache_bytes"], self.SHAPE.paged(200), self.SHAPE.paged(200 + 32))
+
+    def test_adakv_frees_pages_per_head(self):
+        r = self.run_one(press="adakv(expected_attention:epsilon=0.01)", ratio=0.5, verbose=True)
+        heads = [[h["kept"] for h in layer["heads"]] for layer in r["kv_cache"]["layers"]]
+        self.assertEqual((len(heads), {len(h) for h in heads}), (30, {3}))
+        uneven = sum(max(h) - min(h) > 32 for h in heads)
+        self.assertGreater(uneven, 15, "most layers give their heads unequal shares")
+        for h in heads:  # the layer's total is what the ratio says
+            self.between(sum(h), 3 * kept(N, 0.5), 3 * (kept(N, 0.5) + 4))
+        pages = sum(-(-k // common.PAGE) for h in heads for k in h)
+        self.assertEqual(r["kv_cache"]["bytes"], pages * self.SHAPE.page_bytes)
+        self.assertLess(r["kv_cache"]["bytes"] / r["kv_cache"]["bytes_dense"], 0.53)
+        common.say("adakv heads of layer 0, 10, 20:", heads[0], heads[10], heads[20])
+
+    def test_needle_survives_where_the_reference_keeps_it(self):
+        """Question outside the scope: the press does not see it.  Dense must find the number."""
+        messages = [{"role": "user", "content": text.haystack(40)}, {"role": "assistant", "content": "I have read it."},
+                    {"role": "user", "content": text.QUESTION}]
+        body = {"messages": messages, "max_tokens": 24, "temperature": 0}
+        dense = self.s.ask(CHAT, body)
+        self.assertIn(text.ANSWER, dense["choices"][0]["message"]["content"])
+        pressed = self.s.ask(CHAT, {**body, "compression": {"press": "keydiff", "ratio": 0.1, "scope": "context"}})
+        self.assertIn(text.ANSWER, pressed["choices"][0]["message"]["content"])
+        self.assertLess(pressed["usage"]["kv_cache_bytes"], dense["usage"]["kv_cache_bytes"])
+
+
+class Resident(unittest.TestCase):
+    """The process's memory, read from outside, follows what the replies say."""
+
+    TOKENS = 2048
+
+    def setUp(self):
+        self.s = common.server()
+
+    def while_running(self, ids, **extra):
+        """(RSS, /metrics' resident bytes) between two tokens of a running answer; it is then left."""
+        body = {"prompt": ids, "max_tokens": 400, "temperature": 0, "ignore_eos": True, **extra}
+        stream = self.s.stream(C, body)
+        for _ in range(3):
+            next(stream)
+        seen = self.s.memory()["VmRSS"], common.pressd.total(self.s.metrics(), "pressd_kv_cache_resident_bytes")
+        stream.close()
+        self.assertTrue(common.wait_until(lambda: common.idle(self.s), 2))
+        return seen
+
+    def test_rss_falls_with_the_cache(self):
+        ids = common.ids(self.s, self.TOKENS)
+        self.while_running(ids)  # scratch of this length is held from now on: not what is measured
+        base = self.s.memory()["VmRSS"]
+        dense, dense_kv = self.while_running(ids)
+        pressed, pressed_kv = self.while_running(ids, compression="knorm@0.75")
+        after = self.s.memory()["VmRSS"]
+        mb = lambda n: f"{n / 1e6:.1f} MB"
+        common.say("RSS idle", mb(base), "dense", mb(dense), "pressed 0.75", mb(pressed), "after", mb(after),
+                   "KV", mb(dense_kv), mb(pressed_kv))
+        full = common.SHAPES["smollm2"].dense(self.TOKENS)
+        self.assertGreaterEqual(dense_kv, full)
+        self.assertLess(pressed_kv, 0.30 * full)
+        self.assertGreater(dense - pressed, 0.60 * full, "pressing gives memory back to the system while it runs")
+        self.assertLess(after - base, 0.20 * full, "an answer that ended leaves nothing behind")
+
+
+class Explain(unittest.TestCase):
+    def setUp(self):
+        self.s = common.server()
+
+    def explain(self, n=300, **compression):
+        ids = common.ids(self.s, n)
+        return self.s.ask(EXPLAIN, {"prompt": ids, "compression": compression, "scores": True, "ratios": [0.25, 0.5, 0.75]})
+
+    def test_kept_sets(self):
+        for name in ("knorm", "snapkv", "expected_attention", "keydiff"):
+            with self.subTest(press=name):
+                r = self.explain(press=name, ratio=0.5)
+                self.assertEqual((r["object"], r["prompt_tokens"], r["scope_tokens"], r["press"], r["ratio"]),
+                                 ("compression.explain", 300, 300, name, 0.5))
+                self.assertEqual([x["layer"] for x in r["layers"]], list(range(30)))
+                self.assertEqual(sum(x["bytes"] for x in r["layers"]), r["bytes"])
+                for layer in r["layers"]:
+                    self.assertEqual(len(layer["heads"]), 3)
+                    for head in layer["heads"]:
+                        k, scores = head["kept"], head["scores"]
+                        self.assertEqual(k, sorted(set(k)))
+                        self.assertEqual((len(k), len(scores)), (150, 300))
+                        self.assertTrue(0 <= k[0] and k[-1] < 300)
+                        # what is kept scores at least as much as what is not; null is "must stay"
+                        inf = float("inf")
+                        value = [inf if x is None else x for x in scores]
+                        rest = [v for i, v in enumerate(value) if i not in set(k)]
+                        self.assertGreaterEqual(min(value[i] for i in k), max(rest))
+
+    def test_streaming_llm_is_exact(self):
+        r = self.explain(press="streaming_llm", ratio=0.5)
+        want = list(range(4)) + list(range(300 - 146, 300))
+        self.assertTrue(all(h["kept"] == want for x in r["layers"] for h in x["heads"]))
+
+    def test_forecast_is_what_happens(self):
+        r = self.explain(press="knorm", ratio=0.75)
+        shape = common.SHAPES["smollm2"]
+        self.assertEqual(r["forecast"], [{"ratio": x, "bytes": shape.paged(kept(300, x))} for x in (0.25, 0.5, 0.75)])
+        self.assertEqual(r["bytes"], r["forecast"][2]["bytes"])
+        self.assertEqual(r["bytes_dense"], shape.dense(300))
+
+    def test_scope(self):
+        r = self.explain(press="knorm", ratio=0.5, scope={"context_tokens": 100})
+        self.assertEqual((r["prompt_tokens"], r["scope_tokens"]), (300, 100))
+        for layer in r["layers"]:
+            for h in layer["heads"]:
+                inside = [p for p in h["kept"] if p < 100]
+                self.assertEqual(len(inside), 50)
+                self.assertIn([p for p in h["kept"] if p >= 100], ([], list(range(100, 300))))
+
+    def test_protect_system(self):
+        messages = [{"role": "system", "content": "You answer in rhyme and never mention boats, rivers or the weather."},
+                    {"role": "user", "content": text.prose(12)}]
+        kept_by = {}
+        for protect in (False, True):
+            r = self.s.ask(EXPLAIN, {"messages": messages, "compression": {"press": "keydiff", "ratio": 0.8, "protect_system": protect}})
+            kept_by[protect] = [set(h["kept"]) for x in r["layers"] for h in x["heads"]]
+        system = set(range(3, 16))  # well inside the message, whatever the template puts around it
+        self.assertTrue(all(system <= k for k in kept_by[True]))
+        self.assertFalse(all(system <= k for k in kept_by[False]))
+
+    def test_the_answer_keeps_what_explain_shows(self):
+        ids = common.ids(self.s, 300)
+        a = self.s.ask(EXPLAIN, {"prompt": ids, "compression": {"press": "snapkv", "ratio": 0.6}})
+        b = common.complete(self.s, ids, 1, compression={"press": "snapkv", "ratio": 0.6})
+        self.assertEqual(a["bytes"], b["kv_cache"]["bytes_after_prefill"])
+
+
+class Gemma(unittest.TestCase):
+    """A second architecture: sliding layers hold their window and are not pressed."""
+
+    def setUp(self):
+        self.s = common.server("gemma3")
+        self.shape = common.SHAPES["gemma3"]
+
+    def test_answers(self):
+        for prompt, answer in (("Paris is the capital of", "France"), ("The opposite of hot is", "cold"),
+                               ("The first president of the United States was George", "Washington")):
+            self.assertIn(answer, common.complete(self.s, prompt, 6)["choices"][0]["text"])
+
+    def heads(self, n, **compression):
+        r = common.complete(self.s, common.ids(self.s, n), 4, compression={**compression, "verbose": True})
+        return r, {x["layer"]: x["heads"][0]["kept"] for x in r["kv_cache"]["layers"]}
+
+    def test_sliding_layers_hold_their_window(self):
+        n = 1200
+        r, held = self.heads(n, press="none")
+        for layer in range(18):
+            if layer in self.shape.full:
+                self.assertIn(held[layer], (n + 3, n + 4))
+            else:  # whole pages leave the window, so up to a page more than it
+                self.assertGreaterEqual(held[layer], 512 - 1)
+                self.assertLess(held[layer], 512 + 2 * common.PAGE)
+        dense = r["usage"]["kv_cache_bytes_dense"]
+        self.assertIn(dense, (self.shape.dense(n + 3), self.shape.dense(n + 4)))
+        self.assertLess(abs(r["usage"]["kv_cache_bytes"] / dense - 1), 0.06)
+
+    def test_presses_touch_full_layers_only(self):
+        n = 1200
+        _, plain = self.heads(n, press="none")
+        r, held = self.heads(n, press="snapkv", ratio=0.5)
+        for layer in range(18):
+            if layer in self.shape.full:
+                self.assertIn(held[layer], (600 + 3, 600 + 4))
+            else:
+                self.assertEqual(held[layer], plain[layer])
+        self.assertAlmostEqual(r["kv_cache"]["ratio"], 0.5, places=3)  # of the layers that are pressed
+
+
+if __name__ == "__main__":
+    unittest.main()
