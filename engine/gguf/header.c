@@ -221,9 +221,11 @@ static pd_status read_tensor(cursor *c, pd_gguf_tensor *t) {
     PD_TRY(take_u32(c, "type of tensor", t->name, &type));
     PD_TRY(take_u64(c, "offset of tensor", t->name, &t->offset));
     t->type = pd_qtype_find(type);
-    if (!t->type)
-        return FAIL(c, "tensor '%s' has type %u, which is unknown or not served",
-                    pd__quote(t->name).text, type);
+    if (!t->type) {
+        const char *known = pd__qtype_unserved_name(type);
+        return FAIL(c, "tensor '%s' has type %u (%s), which is not served", pd__quote(t->name).text,
+                    type, known ? known : "unknown");
+    }
     t->file = 0;
     return size_tensor(c, t);
 }

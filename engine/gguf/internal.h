@@ -55,6 +55,11 @@ typedef struct {
 } pd__quoted;
 pd__quoted pd__quote(pd_str s);
 
+/* ---- quant.c ---- */
+
+/* What the format calls a type that pd_qtype_find does not know; NULL if neither. */
+const char *pd__qtype_unserved_name(uint32_t id);
+
 /* ---- header.c ---- */
 
 typedef struct pd__part {

@@ -59,9 +59,9 @@ static void unpack_q3_k(PD__BLOCK_ARGS) {
         for (size_t j = 0; j < 32; j++) q[32 * g + j] |= (uint8_t)((high[j] >> g & 1) << 2);
 }
 
-/* 8 scales and 8 minima of 6 bits in 12 bytes: bytes 0..3 and 4..7 hold the low
- * six bits' worth of the first four; the other four have their low nibble in
- * bytes 8..11 and their top pair above those of the first. */
+/* 8 scales and 8 minima of 6 bits in 12 bytes.  Scale j < 4: the low six bits of
+ * byte j; scale j + 4: the low nibble of byte j + 8 under the top pair of byte j.
+ * Minima: likewise from byte j + 4 and the high nibble of byte j + 8. */
 static void scales_k4(const uint8_t *restrict sc, float scale, float min, float *restrict d,
                       float *restrict m) {
     for (size_t j = 0; j < 4; j++) {

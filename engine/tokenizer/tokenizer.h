@@ -2,7 +2,7 @@
 /* Text <-> token ids, from the vocabulary in a GGUF file.
  *
  * tokenizer.ggml.model "gpt2": byte-level BPE behind a pre-tokenizer chosen by
- * tokenizer.ggml.pre (one row per family in pretok.c).  "llama": SentencePiece
+ * tokenizer.ggml.pre (rows in pretok.c).  "llama": SentencePiece
  * BPE by scores with byte fallback.  Ids equal llama.cpp's and Hugging Face's.
  * Time is linear (n log n in the worst merge case) in the text's length.
  * Thread: open/close one, the rest any. */
@@ -41,7 +41,7 @@ typedef struct {
 
 const pd_tokenizer_info *pd_tokenizer_get_info(const pd_tokenizer *t);
 bool pd_token_is_eog(const pd_tokenizer *t, int32_t id);     /* ends a generation (eos, eot, <|im_end|>, <end_of_turn> ...) */
-bool pd_token_is_special(const pd_tokenizer *t, int32_t id); /* control or user-defined-special */
+bool pd_token_is_special(const pd_tokenizer *t, int32_t id); /* control or unknown; user-defined pieces are text */
 
 enum {
     PD_TOK_BOS = 1u << 0,     /* put bos first if the model asks for it (add_bos) */
@@ -49,8 +49,10 @@ enum {
     PD_TOK_CONTINUE = 1u << 2 /* the text follows other tokens: no space prefix at its start */
 };
 
-/* Append the ids of text[0..len) to *out.  Broken UTF-8 is tokenised byte by
- * byte as llama.cpp does.  Errors: ENOMEM; *out may then hold a part. */
+/* Append the ids of text[0..len) to *out.  Broken UTF-8 is read as llama.cpp
+ * does: byte-level BPE sees one U+FFFD per broken byte, SentencePiece the bytes.
+ * User-defined pieces (Gemma's runs of newlines) are found whatever the flags.
+ * Errors: EINVAL over 256 MiB, ENOMEM; *out may then hold a part. */
 pd_status pd_tokenize(const pd_tokenizer *t, const char *text, size_t len, unsigned flags, pd_ids *out, pd_err *err);
 
 /* The id of a vocabulary entry written out (special tokens included), or -1. */
@@ -60,8 +62,8 @@ int32_t pd_token_find(const pd_tokenizer *t, const char *text, size_t len);
  * nothing unless `special`.  Borrowed; len 0 for an id out of range. */
 pd_str pd_token_bytes(const pd_tokenizer *t, int32_t id, bool special);
 
-/* Streamed detokenisation: bytes go out only in whole code points; a byte that
- * can never become well-formed goes out as U+FFFD. */
+/* Streamed detokenisation: bytes go out only in whole code points; a sequence
+ * that can never become well-formed goes out as one U+FFFD. */
 typedef struct {
     char hold[4];
     unsigned n_hold;

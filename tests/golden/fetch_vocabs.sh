@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Vocabulary-only GGUF files and published chat templates to judge against, into
+# the folder given: they ship in the sources of PyPI's llama_cpp_python (77 MB,
+# fetched by pip once; nothing is built).  Does nothing if the folder is full.
+set -euo pipefail
+[ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
+version=0.3.36
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
+[ -e "$folder/.complete-$version" ] && exit 0
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python=${PRESSD_PYTHON:-python3}
+"$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$work" "llama_cpp_python==$version"
+tar -xzf "$work"/llama_cpp_python-$version.tar.gz -C "$work" --wildcards \
+    '*/vendor/llama.cpp/models/ggml-vocab-*' '*/vendor/llama.cpp/models/templates/*'
+models=$work/llama_cpp_python-$version/vendor/llama.cpp/models
+for name in gpt-2 llama-bpe qwen2 llama-spm phi-3 command-r starcoder refact qwen35; do
+    cp "$models/ggml-vocab-$name.gguf" "$models/ggml-vocab-$name.gguf.inp" "$models/ggml-vocab-$name.gguf.out" "$folder/"
+done
+mkdir -p "$folder/templates"
+cp "$models"/templates/*.jinja "$folder/templates/"
+touch "$folder/.complete-$version"
