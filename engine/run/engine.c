@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PARALLEL_DEFAULT = 16, PARALLEL_MAX = 256, QUEUE_DEFAULT = 128, THREADS_DEFAULT_MAX = 16 };
+enum { PARALLEL_DEFAULT = 16, PARALLEL_MAX = 1024, QUEUE_DEFAULT = 128, THREADS_DEFAULT_MAX = 16 };
 
 /* ---- start ---- */
 
