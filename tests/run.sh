@@ -7,24 +7,25 @@
 #   tests/run.sh unit http    these
 #
 # unit and kernel are meson's; asan runs both once more, built by clang with
-# ASan and UBSan.  Every other suite is a script tests/<suite>/run.sh that ends
-# in `N passed, N failed`; it finds in its environment
+# ASan and UBSan; fuzz runs each target for 20 s from its seeds.  Every other
+# suite is a script tests/<suite>/run.sh that ends in `N passed, N failed`; it
+# finds in its environment
 #   PRESSD_BIN                the built pressd
 #   PRESSD_PYTHON             a python3 with tests/requirements.txt installed
 #   PRESSD_TEST_MODEL         SmolLM2-135M-Instruct, Q4_1
 #   PRESSD_TEST_MODEL_GEMMA   Gemma 3 270M, Q4_K_M
 #   PRESSD_TEST_VOCABS        a folder filled by tests/golden/fetch_vocabs.sh
-# Builds are in build/tests and build/asan, logs in build/testlog.
+# Builds are in build/tests, build/asan and build/fuzz, logs in build/testlog.
 set -euo pipefail
 PRESSD_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$PRESSD_TOP"
 . deploy/lib.sh
 exec </dev/null # nothing here may wait for a person
 
-all=(lint unit kernel asan cli golden http e2e)
+all=(lint unit kernel asan fuzz cli golden http e2e)
 known() { case " ${all[*]} " in *" $1 "*) return 0 ;; esac; return 1; }
 case ${1-} in -h | --help)
-    sed -n '3,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '3,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 0
     ;;
 esac
@@ -74,6 +75,9 @@ prepare() {
         CC=clang pd_build "$PRESSD_TOP/build/asan" all -Dwerror=true -Dtests=true -Dbuildtype=debugoptimized \
             -Db_sanitize=address,undefined -Db_ndebug=false -Db_lundef=false
     fi
+    if wanted fuzz; then
+        CC=clang pd_build "$PRESSD_TOP/build/fuzz" fuzz -Dwerror=true -Dtests=true -Dfuzz=true
+    fi
 }
 
 # One venv per content of requirements.txt, in the cache, whole or not there.
@@ -116,13 +120,14 @@ run_suite() {
         export UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1
         meson_suite build/asan unit kernel
         ;;
+    fuzz) meson_suite build/fuzz fuzz ;;
     *) timeout -k 10 600 "tests/$1/run.sh" ;;
     esac
 }
 
 one_suite() {
     local name=$1 log=$logs/$1.log rc=0 line ok bad t0=$SECONDS
-    case $name in unit | kernel | asan) ;; *)
+    case $name in unit | kernel | asan | fuzz) ;; *)
         if [ ! -x "tests/$name/run.sh" ]; then
             printf '%-8s not there\n' "$name"
             return 0
