@@ -210,11 +210,16 @@ static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s
 
 /* Without VNNI the dot product goes through 16-bit sums.  A weight is cut in
  * 4-bit planes, so that a pair of products is at most 2 * 15 * 127 and 8 groups
- * of them stay below 2^15: nothing saturates. */
+ * of them stay below 2^15: nothing saturates.
+ *
+ * The empty asm pins the order: GCC would delay and regroup the additions, and
+ * spill. */
 FORCE_INLINE __m512i dot_u4(__m512i sum16, __m512i w, const int8_t *a) {
     int32_t four;
     memcpy(&four, a, sizeof four);
-    return _mm512_add_epi16(sum16, _mm512_maddubs_epi16(w, _mm512_set1_epi32(four)));
+    sum16 = _mm512_add_epi16(sum16, _mm512_maddubs_epi16(w, _mm512_set1_epi32(four)));
+    __asm__ volatile("" : "+v"(sum16));
+    return sum16;
 }
 
 /* Integer dot products of one block (n_group groups of 4 columns) with nt tokens. */
@@ -233,6 +238,7 @@ FORCE_INLINE void dot_block(const uint8_t *w, unsigned bits, int n_group, const 
                 lo[t] = dot_u4(lo[t], v1, a + t * lda + 4 * (g + n_group / 2));
         }
     } else {
+#pragma GCC unroll 8
         for (int g = 0; g < n_group; g++) {
             const __m512i v = _mm512_load_si512(w + 64 * g);
             const __m512i v0 = _mm512_and_si512(v, low4);
