@@ -195,7 +195,8 @@ static pd_status size_tensor(cursor *c, pd_gguf_tensor *t) {
             return FAIL(c, "tensor '%s': its dimensions overflow", name.text);
     }
     if (t->ne[0] % ty->block != 0)
-        return FAIL(c, "tensor '%s': rows of %llu elements are not a multiple of %zu, the block of %s",
+        return FAIL(c,
+                    "tensor '%s': rows of %llu elements are not a multiple of %zu, the block of %s",
                     name.text, (ull)t->ne[0], ty->block, ty->name);
     if (!pd_mul_u64(t->ne[0] / ty->block, ty->bytes, &t->row_bytes) ||
         !pd_mul_u64(t->row_bytes, rows, &whole) || whole > INT64_MAX ||
@@ -251,7 +252,8 @@ static pd_status place_tensors(cursor *c, uint64_t align) {
         uint64_t end;
         if (!pd_add_u64(data, t->offset, &t->offset) || !pd_add_u64(t->offset, t->n_bytes, &end) ||
             end > size)
-            return FAIL(c, "tensor '%s': %llu bytes at %llu are past the end of the file (%llu bytes)",
+            return FAIL(c,
+                        "tensor '%s': %llu bytes at %llu are past the end of the file (%llu bytes)",
                         name.text, (ull)t->n_bytes, (ull)t->offset, (ull)size);
         order[i] = (uint32_t)i;
     }

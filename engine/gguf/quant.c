@@ -56,9 +56,12 @@ static void dequant_bf16(const void *src, float *dst, size_t n) {
     for (size_t i = 0; i < n; i++) dst[i] = pd_bf16_to_f32(pd_le16(p + 2 * i));
 }
 
-static const pd_qtype qtype_f32 = {.id = 0, .name = "F32", .block = 1, .bytes = 4, .dequant = dequant_f32};
-static const pd_qtype qtype_f16 = {.id = 1, .name = "F16", .block = 1, .bytes = 2, .dequant = dequant_f16};
-static const pd_qtype qtype_bf16 = {.id = 30, .name = "BF16", .block = 1, .bytes = 2, .dequant = dequant_bf16};
+static const pd_qtype qtype_f32 = {
+    .id = 0, .name = "F32", .block = 1, .bytes = 4, .dequant = dequant_f32};
+static const pd_qtype qtype_f16 = {
+    .id = 1, .name = "F16", .block = 1, .bytes = 2, .dequant = dequant_f16};
+static const pd_qtype qtype_bf16 = {
+    .id = 30, .name = "BF16", .block = 1, .bytes = 2, .dequant = dequant_bf16};
 
 /* ---- blocks of 32 ---- */
 

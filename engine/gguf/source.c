@@ -86,8 +86,9 @@ void pd__source_close(pd__source *s) {
 pd_status pd__source_read(const pd__source *s, uint64_t offset, void *dst, size_t n, pd_err *err) {
     if (n == 0) return PD_OK;
     if (offset > s->size || n > s->size - offset)
-        return pd__source_fail(s, err, "%zu bytes at %llu are past the end of the file (%llu bytes)",
-                               n, (unsigned long long)offset, (unsigned long long)s->size);
+        return pd__source_fail(s, err,
+                               "%zu bytes at %llu are past the end of the file (%llu bytes)", n,
+                               (unsigned long long)offset, (unsigned long long)s->size);
     if (s->fd < 0) {
         memcpy(dst, s->mem + offset, n);
         return PD_OK;

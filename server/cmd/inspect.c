@@ -46,7 +46,8 @@ typedef struct {
 /* ---- collecting ---- */
 
 /* One per layer (an array, in some architectures) is not one number. */
-static pd_status get_number(const pd_gguf *g, const char *key, uint32_t max, number *ret, pd_err *err) {
+static pd_status get_number(const pd_gguf *g, const char *key, uint32_t max, number *ret,
+                            pd_err *err) {
     const pd_gguf_kv *kv = pd_gguf_find(g, key);
     if (!kv || kv->type == PD_GGUF_ARRAY) return PD_OK;
     uint32_t v = 0;
@@ -70,7 +71,8 @@ static key_text arch_key(const facts *f, const char *name) {
     return k;
 }
 
-static pd_status get_arch_number(facts *f, const char *name, uint32_t max, number *ret, pd_err *err) {
+static pd_status get_arch_number(facts *f, const char *name, uint32_t max, number *ret,
+                                 pd_err *err) {
     return get_number(f->g, arch_key(f, name).s, max, ret, err);
 }
 
@@ -82,13 +84,15 @@ static pd_status get_kv_heads(facts *f, pd_err *err) {
         return PD_OK;
     }
     if (kv->type != PD_GGUF_ARRAY) return get_number(f->g, key.s, HEADS_MAX, &f->kv_heads, err);
-    if ((kv->elem != PD_GGUF_U32 && kv->elem != PD_GGUF_I32) || !f->layers.known || kv->n != f->layers.v)
+    if ((kv->elem != PD_GGUF_U32 && kv->elem != PD_GGUF_I32) || !f->layers.known ||
+        kv->n != f->layers.v)
         return pd_fail(err, PD_EFILE, NULL, "%.200s: key '%s' must be an integer, or one per layer",
                        pd_gguf_path(f->g), key.s);
     for (size_t i = 0; i < kv->n; i++) {
         const uint32_t n = pd_le32((const char *)kv->v.array + 4 * i);
         if (n > HEADS_MAX)
-            return pd_fail(err, PD_EFILE, NULL, "%.200s: key '%s' is %" PRIu32 " in layer %zu, must be at most %d",
+            return pd_fail(err, PD_EFILE, NULL,
+                           "%.200s: key '%s' is %" PRIu32 " in layer %zu, must be at most %d",
                            pd_gguf_path(f->g), key.s, n, i, HEADS_MAX);
     }
     f->kv_heads_of = kv;
@@ -96,12 +100,14 @@ static pd_status get_kv_heads(facts *f, pd_err *err) {
 }
 
 static uint64_t kv_heads_in(const facts *f, size_t layer) {
-    return f->kv_heads_of ? pd_le32((const char *)f->kv_heads_of->v.array + 4 * layer) : f->kv_heads.v;
+    return f->kv_heads_of ? pd_le32((const char *)f->kv_heads_of->v.array + 4 * layer)
+                          : f->kv_heads.v;
 }
 
 /* Dense f16 bytes that one more token costs, by kind of layer. */
 static pd_status count_kv(facts *f, pd_err *err) {
-    if (!f->layers.known || !f->k_len.known || !f->v_len.known || !(f->kv_heads.known || f->kv_heads_of))
+    if (!f->layers.known || !f->k_len.known || !f->v_len.known ||
+        !(f->kv_heads.known || f->kv_heads_of))
         return PD_OK;
     number pattern = {true, GEMMA3_PATTERN};
     PD_TRY(get_arch_number(f, "attention.sliding_window_pattern", LAYERS_MAX, &pattern, err));
@@ -120,7 +126,8 @@ static pd_status collect_hyper(facts *f, pd_err *err) {
     PD_TRY(get_text(f->g, "general.architecture", &f->arch, err));
     PD_TRY(get_text(f->g, "general.name", &f->name, err));
     if (f->arch.len > 64)
-        return pd_fail(err, PD_EFILE, NULL, "%.200s: key 'general.architecture' is %zu bytes long, must be at most 64",
+        return pd_fail(err, PD_EFILE, NULL,
+                       "%.200s: key 'general.architecture' is %zu bytes long, must be at most 64",
                        pd_gguf_path(f->g), f->arch.len);
     PD_TRY(get_arch_number(f, "block_count", LAYERS_MAX, &f->layers, err));
     PD_TRY(get_arch_number(f, "attention.head_count", HEADS_MAX, &f->heads, err));
@@ -182,7 +189,8 @@ static void put_text(pd_buf *out, pd_str s, size_t max) {
     const bool cut = n < s.len;
     n = pd_utf8_sanitize(text, n);
     for (size_t i = 0; i + 1 < n; i++) /* U+0080 to U+009F drive some terminals too */
-        if ((unsigned char)text[i] == 0xC2 && (unsigned char)text[i + 1] < 0xA0) text[i] = text[i + 1] = '?';
+        if ((unsigned char)text[i] == 0xC2 && (unsigned char)text[i + 1] < 0xA0)
+            text[i] = text[i + 1] = '?';
     pd_buf_add(out, text, n);
     if (cut) pd_buf_puts(out, "...");
 }
@@ -249,7 +257,8 @@ static void put_tokenizer(pd_buf *out, const facts *f) {
         pd_buf_puts(out, ids[i].name);
         put_number(out, ids[i].n);
     }
-    pd_buf_printf(out, "; adds bos: %s, eos: %s\n", f->add_bos ? "yes" : "no", f->add_eos ? "yes" : "no");
+    pd_buf_printf(out, "; adds bos: %s, eos: %s\n", f->add_bos ? "yes" : "no",
+                  f->add_eos ? "yes" : "no");
     put_label(out, "chat template");
     if (f->chat.data) {
         pd_buf_printf(out, "%zu bytes: ", f->chat.len);
@@ -268,9 +277,10 @@ static void put_kv_cache(pd_buf *out, const facts *f) {
     }
     pd_buf_printf(out, "%" PRIu64 " bytes per token in f16, dense\n", f->kv_bytes.v);
     if (!f->window_layers) return;
-    pd_buf_printf(out, "  %-12s %6u layers, %" PRIu64 " bytes per token\n", "full", f->full_layers, f->kv_full);
-    pd_buf_printf(out, "  %-12s %6u layers, %" PRIu64 " bytes per token of the last %" PRIu64 "\n", "window",
-                  f->window_layers, f->kv_window, f->window.v);
+    pd_buf_printf(out, "  %-12s %6u layers, %" PRIu64 " bytes per token\n", "full", f->full_layers,
+                  f->kv_full);
+    pd_buf_printf(out, "  %-12s %6u layers, %" PRIu64 " bytes per token of the last %" PRIu64 "\n",
+                  "window", f->window_layers, f->kv_window, f->window.v);
 }
 
 static void put_facts(pd_buf *out, const facts *f) {
@@ -280,7 +290,8 @@ static void put_facts(pd_buf *out, const facts *f) {
     put_bytes(out, pd_gguf_file_bytes(f->g));
     pd_buf_printf(out, " in %" PRIu64 " %s\n", f->n_files, f->n_files == 1 ? "file" : "files");
     put_label(out, "format");
-    pd_buf_printf(out, "GGUF version %" PRIu32 ", %zu keys\n", pd_gguf_version(f->g), pd_gguf_n_kv(f->g));
+    pd_buf_printf(out, "GGUF version %" PRIu32 ", %zu keys\n", pd_gguf_version(f->g),
+                  pd_gguf_n_kv(f->g));
     put_line_text(out, "architecture", f->arch);
     put_line_text(out, "name", f->name);
     put_line_number(out, "parameters", (number){true, f->n_param});
@@ -330,8 +341,9 @@ static json_t *json_types(const facts *f) {
     json_t *list = json_array();
     for (size_t k = 0; list && pd_qtype_at(k); k++) {
         if (!f->type[k].tensors) continue;
-        json_t *t = json_pack("{s:s, s:I, s:I}", "type", pd_qtype_at(k)->name, "tensors",
-                              (json_int_t)f->type[k].tensors, "bytes", (json_int_t)f->type[k].bytes);
+        json_t *t =
+            json_pack("{s:s, s:I, s:I}", "type", pd_qtype_at(k)->name, "tensors",
+                      (json_int_t)f->type[k].tensors, "bytes", (json_int_t)f->type[k].bytes);
         if (json_array_append_new(list, t) != 0) {
             json_decref(list);
             return NULL;
@@ -343,16 +355,18 @@ static json_t *json_types(const facts *f) {
 static json_t *json_kv_cache(const facts *f) {
     if (!f->kv_bytes.known) return json_null();
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "bytes_per_token", (json_int_t)f->kv_bytes.v,
-                     "full_layers", (json_int_t)f->full_layers, "full_bytes_per_token", (json_int_t)f->kv_full,
-                     "window_layers", (json_int_t)f->window_layers, "window_bytes_per_token",
-                     (json_int_t)f->kv_window, "window", json_number_or_null(f->window));
+                     "full_layers", (json_int_t)f->full_layers, "full_bytes_per_token",
+                     (json_int_t)f->kv_full, "window_layers", (json_int_t)f->window_layers,
+                     "window_bytes_per_token", (json_int_t)f->kv_window, "window",
+                     json_number_or_null(f->window));
 }
 
 static json_t *json_tokenizer(const facts *f) {
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b}", "model", json_text_or_null(f->tok_model), "pre",
-                     json_text_or_null(f->tok_pre), "bos_id", json_number_or_null(f->bos), "eos_id",
-                     json_number_or_null(f->eos), "unk_id", json_number_or_null(f->unk), "pad_id",
-                     json_number_or_null(f->pad), "add_bos", f->add_bos, "add_eos", f->add_eos);
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b}", "model",
+                     json_text_or_null(f->tok_model), "pre", json_text_or_null(f->tok_pre),
+                     "bos_id", json_number_or_null(f->bos), "eos_id", json_number_or_null(f->eos),
+                     "unk_id", json_number_or_null(f->unk), "pad_id", json_number_or_null(f->pad),
+                     "add_bos", f->add_bos, "add_eos", f->add_eos);
 }
 
 static void put_json(pd_buf *out, const facts *f) {
@@ -430,6 +444,7 @@ static int run(int argc, char **argv) {
 const pd_cmd pd_cmd_inspect = {
     .name = "inspect",
     .usage = "[--json] FILE",
-    .summary = "describe a GGUF file: architecture, sizes, quant types, tokenizer, KV bytes per token",
+    .summary =
+        "describe a GGUF file: architecture, sizes, quant types, tokenizer, KV bytes per token",
     .run = run,
 };

@@ -94,7 +94,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     for (size_t i = 0; i < pd_gguf_n_kv(g); i++) check_kv(g, pd_gguf_kv_at(g, i));
-    for (size_t i = 0; i < pd_gguf_n_tensors(g); i++) check_tensor(g, pd_gguf_tensor_at(g, i), size);
+    for (size_t i = 0; i < pd_gguf_n_tensors(g); i++)
+        check_tensor(g, pd_gguf_tensor_at(g, i), size);
     pd_gguf_close(g);
     return 0;
 }

@@ -86,7 +86,8 @@ static void split_agrees_with_dequant(void **state) {
         assert_true(t->pack_block == 16 || t->pack_block == 32);
         const size_t n = PATTERNS * t->block, n_sub = n / t->pack_block;
         uint8_t *src = malloc(PATTERNS * t->bytes), *q = malloc(n);
-        float *x = malloc(n * sizeof *x), *d = malloc(n_sub * sizeof *d), *m = malloc(n_sub * sizeof *m);
+        float *x = malloc(n * sizeof *x), *d = malloc(n_sub * sizeof *d),
+              *m = malloc(n_sub * sizeof *m);
         random_blocks(t, &rng, src, x, PATTERNS);
         memset(q, 0xEE, n);
         t->split(src, n, q, d, m);
