@@ -57,14 +57,14 @@ trap 'exit 130' INT TERM
 prepare() {
     pd_need "${PRESSD_BUILD_PACKAGES[@]}" libcmocka-dev clang libclang-rt-dev prometheus \
         python3 python3-venv procps curl ca-certificates
-    if wanted golden || wanted http || wanted e2e; then
+    if wanted unit || wanted asan || wanted golden || wanted http || wanted e2e; then
         need_venv
         pd_model_smollm2
         export PRESSD_TEST_MODEL=$PD_MODEL
         pd_model_gemma3
         export PRESSD_TEST_MODEL_GEMMA=$PD_MODEL
     fi
-    if [ -x tests/golden/fetch_vocabs.sh ] && { wanted golden || wanted unit || wanted asan; }; then
+    if [ -x tests/golden/fetch_vocabs.sh ] && { wanted unit || wanted asan; }; then
         export PRESSD_TEST_VOCABS=$PRESSD_CACHE/vocabs
         tests/golden/fetch_vocabs.sh "$PRESSD_TEST_VOCABS" >"$logs/vocabs.log" 2>&1 ||
             { tail -n 20 "$logs/vocabs.log" >&2; pd_die "tests/golden/fetch_vocabs.sh failed"; }
@@ -121,33 +121,43 @@ run_suite() {
         meson_suite build/asan unit kernel
         ;;
     fuzz) meson_suite build/fuzz fuzz ;;
+    http) timeout -k 10 600 "$PRESSD_PYTHON" tests/http/run.py build/tests/tests/http/pressd_http_test -v ;;
     *) timeout -k 10 600 "tests/$1/run.sh" ;;
     esac
 }
 
-one_suite() {
-    local name=$1 log=$logs/$1.log rc=0 line ok bad t0=$SECONDS
-    case $name in unit | kernel | asan | fuzz) ;; *)
-        if [ ! -x "tests/$name/run.sh" ]; then
-            printf '%-8s not there\n' "$name"
-            return 0
-        fi
-        ;;
+# True if there is something to run.
+there() {
+    case $1 in
+    unit | kernel | asan | fuzz) return 0 ;;
+    http) [ -f tests/http/run.py ] ;;
+    *) [ -x "tests/$1/run.sh" ] ;;
     esac
-    (run_suite "$name") >"$log" 2>&1 || rc=$?
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1) || line=
-    ok=${line%% *} bad=${line#*, } bad=${bad%% *}
-    if [ -z "$line" ]; then
-        ok=0 bad=1
-        echo "$name ended without a result (status $rc)" >>"$log"
-    elif [ "$rc" -ne 0 ] && [ "$bad" -eq 0 ]; then
-        bad=1
-        echo "$name ended with status $rc" >>"$log"
-    elif [ $((ok + bad)) -eq 0 ]; then
-        bad=1
-        echo "$name tested nothing" >>"$log"
+}
+
+one_suite() {
+    local name=$1 log=$logs/$1.log rc=0 ok=0 bad=0 skipped= t0=$SECONDS
+    if ! there "$name"; then
+        printf '%-8s not there\n' "$name"
+        return 0
     fi
-    printf '%-8s %5d ok %4d bad %5d s\n' "$name" "$ok" "$bad" $((SECONDS - t0))
+    (run_suite "$name") >"$log" 2>&1 || rc=$?
+    local last # the verdict is the last line of this form, and nothing much follows it
+    last=$(tail -n 5 "$log" | grep -E '^[0-9]+ passed, [0-9]+ failed' | tail -n 1) || last=
+    if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(,\ [0-9]+\ skipped)?$ ]]; then
+        ok=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]} skipped=${BASH_REMATCH[3]}
+        if [ "$rc" -ne 0 ] && [ "$bad" -eq 0 ]; then
+            bad=1
+            echo "$name ended with status $rc" >>"$log"
+        elif [ $((ok + bad)) -eq 0 ]; then
+            bad=1
+            echo "$name tested nothing" >>"$log"
+        fi
+    else
+        bad=1
+        echo "$name ended without a result (status $rc)" >>"$log"
+    fi
+    printf '%-8s %5d ok %4d bad %5d s%s\n' "$name" "$ok" "$bad" $((SECONDS - t0)) "$skipped"
     [ "$bad" -eq 0 ] || tail -n 40 "$log" | sed 's/^/    | /'
     passed=$((passed + ok)) failed=$((failed + bad))
 }
