@@ -779,6 +779,20 @@ static void wrong_tensors(void **state) {
     }
 }
 
+/* The absolute end of a tensor wraps for the one k at which offset + start of the
+ * data is 2^64 - 32; the absolute offset wraps for the larger ones. */
+static void ends_that_wrap(void **state) {
+    (void)state;
+    for (uint64_t k = 1; k <= 16; k++) {
+        writer w = {0};
+        head(&w, 3, 1, 0);
+        tensor(&w, "t", F32, 1, (uint64_t[]){8}, UINT64_MAX - 32 * k + 1);
+        pad(&w, 32);
+        two_tensors_data(&w);
+        refuse_and_drop(&w, "past the end");
+    }
+}
+
 static void every_failing_allocation(void **state) {
     (void)state;
     writer w = small_file(3);
@@ -813,6 +827,7 @@ int main(void) {
         cmocka_unit_test(wrong_metadata),
         cmocka_unit_test(alignment),
         cmocka_unit_test(wrong_tensors),
+        cmocka_unit_test(ends_that_wrap),
         cmocka_unit_test(every_failing_allocation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
