@@ -65,7 +65,8 @@ typedef struct pd_kernels {
     void (*quantize_act)(const float *x, size_t n, int8_t *q, float *d, float *s);
     /* y[t * ldy + r] = sum over blocks of  d_w * d_a * <q_w, q_a> + m_w * s_a
      * for tokens t0 <= t < t1 and the rows r of panels p0 <= p < p1 (rows past
-     * n_row are not written).  Each y depends on its token and row alone. */
+     * n_row are not written).  Each y depends on its token and row alone.  Takes
+     * up to 80 KiB of stack. */
     void (*gemm_panel)(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
                        size_t t1, float *y, size_t ldy);
     /* Row r as f32: dst[n_col]. */
