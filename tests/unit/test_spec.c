@@ -8,6 +8,7 @@
 
 #include "compression/compress.h"
 #include "compression/spec.h"
+#include "engine/base/rng.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -219,6 +220,44 @@ static void trees_name_the_json_path(void **state) {
     assert_null(inst);
 }
 
+/* Random texts of the form's own alphabet: each is read or refused, and what is
+ * read comes back from its canonical text. */
+static void random_texts_are_read_or_refused(void **state) {
+    (void)state;
+    static const char *const part[] = {"knorm", "random", "adakv", "snapkv", "streaming_llm", "key_rerotation", "none",
+                                       ":", ",", "=", "(", ")", "@", "0.5", "1e9", "-", "null", "true", "seed", "n_sink",
+                                       "alpha_safeguard", "window_size", "8", "\xFF", " ", "9999999999", "x"};
+    pd_rng rng = {2026};
+    size_t n_read = 0;
+    for (int round = 0; round < 60000; round++) {
+        char text[256] = "";
+        /* half of the rounds start from something valid and are then spoilt */
+        if (round & 1) strcpy(text, "adakv:alpha_safeguard=0.5(streaming_llm:n_sink=8)");
+        if (round & 1) text[pd_rng_u64(&rng) % (strlen(text) + 1)] = '\0';
+        for (size_t k = pd_rng_u64(&rng) % 8; k > 0 && strlen(text) < 200; k--)
+            strcat(text, part[pd_rng_u64(&rng) % (sizeof part / sizeof *part)]);
+        pd_err err = {0};
+        pd_press_inst *inst = NULL;
+        const pd_status rc = read_text(text, &inst, NULL, &err);
+        if (rc != PD_OK) {
+            if (rc != PD_EINVAL || err.msg[0] == '\0' || inst) fail_msg("'%s': %d '%s'", text, (int)rc, err.msg);
+            continue;
+        }
+        n_read++;
+        pd_buf a = {0}, b = {0};
+        pd_press_inst *again = NULL;
+        pd_press_inst_text(inst, &a);
+        assert_int_equal(read_text(a.data, &again, NULL, &err), PD_OK);
+        pd_press_inst_text(again, &b);
+        assert_string_equal(a.data, b.data);
+        pd_press_inst_close(inst);
+        pd_press_inst_close(again);
+        pd_buf_done(&a);
+        pd_buf_done(&b);
+    }
+    assert_true(n_read > 500);
+}
+
 /* A hundred thousand trees inside each other end at the sixth. */
 static void deep_trees_are_refused(void **state) {
     (void)state;
@@ -260,6 +299,7 @@ int main(void) {
         cmocka_unit_test(values_are_checked),
         cmocka_unit_test(long_and_deep_texts),
         cmocka_unit_test(trees_name_the_json_path),
+        cmocka_unit_test(random_texts_are_read_or_refused),
         cmocka_unit_test(deep_trees_are_refused),
         cmocka_unit_test(close_takes_null),
     };
