@@ -71,7 +71,7 @@ def ids(s, n, start_at=0):
     return reply["tokens"][:n]
 
 
-def complete(s, prompt, n, **extra):
+def complete(s, prompt, n, /, **extra):
     """A greedy completion of exactly n tokens."""
     return s.ask("/v1/completions", {"prompt": prompt, "max_tokens": n, "temperature": 0, "ignore_eos": True, **extra})
 

@@ -175,6 +175,11 @@ def sse_events(response):
         if not line:
             raise AssertionError("the stream ended without [DONE]")
         now = time.monotonic()
+        if line.startswith(b":"):  # a comment, sent to keep proxies awake
+            line = response.readline()
+            if line != b"\n":
+                raise AssertionError(f"no blank line after a comment: {line!r}")
+            continue
         if not line.startswith(b"data: ") or not line.endswith(b"\n"):
             raise AssertionError(f"not an SSE data line: {line!r}")
         blank = response.readline()

@@ -91,7 +91,7 @@ TABLE = [
     (CHAT, chat(ASK, response_format={"type": "json_object"}), 400, "response_format", None, "json_object"),
     (EXPLAIN, {"prompt": "a b c", "compression": "knorm@0.5", "ratios": [2]}, 400, "ratios[0]", None, ""),
     ("/tokenize", {}, 400, "prompt", None, "prompt"),
-    ("/detokenize", {"tokens": ["a"]}, 400, "tokens[0]", None, ""),
+    ("/detokenize", {"tokens": ["a"]}, 400, "tokens", None, "tokens[0]"),
     ("/v1/nosuch", {}, 404, None, "not_found", "/v1/nosuch"),
     ("/v1/models", {}, 405, None, "method_not_allowed", "POST"),
 ]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold a running server's next-token distributions against the reference's.  Standard library only.
 
-    check_logits.py --url http://127.0.0.1:8080 --golden data/logits_smollm2.json.gz --mode f32|int8
+    check_logits.py http://127.0.0.1:8080 --golden data/logits_smollm2.json.gz --mode f32|int8
 
 One case per line ("ok ..." or "FAIL ..."), then `N passed, N failed`; exit 1 if any failed.  Per prompt:
   tokenize   the server's ids are llama.cpp's
@@ -12,9 +12,10 @@ One case per line ("ok ..." or "FAIL ..."), then `N passed, N failed`; exit 1 if
 
 f32 bounds: every log-probability of the reference's top 100 within 1e-3, at most 5 of them absent from
 our 100 and none of its first 20, greedy tokens equal while the margin exceeds 0.01.
-int8 bounds: mean KL(reference || ours) over the top 100 and one bucket for the rest at most 4e-3, the
-first token unchanged wherever the reference's margin exceeds 1.0 nats.  The engine that multiplies with
-8-bit activations block by block measures 1.6e-3 to 3e-3 in torch, so the bound leaves no room for a bug.
+int8 bounds: KL(reference || ours) over the top 100 and one bucket for the rest, mean over all positions at
+most 4e-3 (8e-3 in one case: after one or two tokens it is far higher than later), the first token
+unchanged wherever the reference's margin exceeds 1.0 nats.  Multiplying with 8-bit activations block by
+block measures 1.6e-3 to 3e-3 in torch, so the bound leaves no room for a bug.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import sys
 import urllib.parse
 
 F32_DIFF, F32_ABSENT, F32_FIRST, F32_MARGIN = 1e-3, 5, 20, 0.01
-INT8_KL, INT8_MARGIN = 4e-3, 1.0
+INT8_KL, INT8_KL_CASE, INT8_MARGIN = 4e-3, 8e-3, 1.0
 TOP = 100
 
 
@@ -94,7 +95,7 @@ class Tally:
                 f"most absent {self.absent_worst}, mean KL {kl:.2e}, first token changed {self.top_changed}")
         if mode == "f32":
             return self.diff <= F32_DIFF and self.absent_worst <= F32_ABSENT and self.first_absent == 0, line
-        return kl <= INT8_KL and self.top_changed == 0, line
+        return kl <= INT8_KL_CASE and self.top_changed == 0, line
 
 
 def margin(ref):
@@ -106,16 +107,15 @@ def check_tokenize(client, case):
     return reply["tokens"] == case["ids"], f"{reply['count']} tokens, expected {len(case['ids'])}"
 
 
-def check_forced(client, case, texts, mode):
-    tally = Tally(texts)
+def check_forced(client, case, tally, mode):
     for ref in case["forced"]:
         _, top = client.next_tokens(case["ids"][:ref["k"]], 1)
         tally.add(ref, top[0])
     return tally.verdict(mode)
 
 
-def check_greedy(client, case, texts, mode):
-    tally = Tally(texts)
+def check_greedy(client, case, tally, mode):
+    texts = tally.texts
     wrong, at, n = [], 0, len(case["walk"])
     while at < n:
         tokens, top = client.next_tokens(case["ids"] + case["greedy"][:at], n - at)
@@ -133,7 +133,7 @@ def check_greedy(client, case, texts, mode):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--url", required=True)
+    p.add_argument("base", help="http://127.0.0.1:8080")
     p.add_argument("--golden", required=True)
     p.add_argument("--mode", choices=["f32", "int8"], required=True)
     a = p.parse_args()
@@ -141,15 +141,24 @@ def main():
         golden = json.load(f)
     if golden["format"] != 1:
         raise SystemExit(f"{a.golden}: format {golden['format']}, this program reads 1")
-    client = Client(a.url)
+    client = Client(a.base)
     count = [0, 0]
+
+    def tell(good, what, line):
+        count[not good] += 1
+        print(f"{'ok  ' if good else 'FAIL'} {a.mode} {golden['model']} {what}: {line}", flush=True)
+
+    n, kl = 0, 0.0
     for case in golden["cases"]:
-        for kind, run in (("tokenize", lambda: check_tokenize(client, case)),
-                          ("forced", lambda: check_forced(client, case, golden["texts"], a.mode)),
-                          ("greedy", lambda: check_greedy(client, case, golden["texts"], a.mode))):
-            good, line = run()
-            count[not good] += 1
-            print(f"{'ok  ' if good else 'FAIL'} {a.mode} {golden['model']} {case['name']} {kind}: {line}", flush=True)
+        good, line = check_tokenize(client, case)
+        tell(good, f"{case['name']} tokenize", line)
+        for kind, run in (("forced", check_forced), ("greedy", check_greedy)):
+            tally = Tally(golden["texts"])
+            good, line = run(client, case, tally, a.mode)
+            tell(good, f"{case['name']} {kind}", line)
+            n, kl = n + tally.n, kl + tally.kl
+    if a.mode == "int8":
+        tell(kl / n <= INT8_KL, "all positions", f"{n} positions, mean KL {kl / n:.2e}")
     print(f"{count[0]} passed, {count[1]} failed")
     return 1 if count[1] else 0
 

@@ -17,7 +17,7 @@ passed=0 failed=0 models=0
 # Run one checker against a fresh server and add its last line to the tally.
 check() { # model mode program golden
     local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" --url {url} --golden "$4" --mode "$2" 2>&1)
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1)
     local code=$?
     printf '%s\n' "$out"
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
