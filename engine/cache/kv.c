@@ -114,10 +114,11 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(n < kh->n || (n == 0 && kh->n == 0));
+    assert(n <= kh->n);
     kh->first += (uint32_t)n;
     kh->n -= (uint32_t)n;
-    const uint32_t dead = kh->first / N;
+    const uint32_t dead = kh->n ? kh->first / N : kh->n_page;
+    if (kh->n == 0) kh->first = 0;
     if (!dead) return;
     give_pages(kv, kh, 0, dead);
     memmove(kh->page, kh->page + dead, (kh->n_page - dead) * sizeof *kh->page);

@@ -59,7 +59,7 @@ void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, 
  * pages back.  Values move as bits. */
 void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n);
 
-/* Forget the first n slots (n < live slots); pages wholly dead go back. */
+/* Forget the first n slots (n <= live slots); pages wholly dead go back. */
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 
 static inline uint64_t pd_kv_bytes(const pd_kv *kv) {

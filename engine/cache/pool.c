@@ -40,6 +40,7 @@ pd_status pd_kvpool_init(pd_kvpool *p, size_t page_bytes, uint64_t max_bytes,
                        (unsigned long long)max_bytes, (unsigned long long)n, page_bytes);
     p->n_total = (uint32_t)n;
     p->hysteresis = (uint32_t)pd_min_size(hysteresis_bytes / page_bytes, p->n_total);
+    p->trim_at = 2 * (uint64_t)p->hysteresis + 2;
     size_t pos_bytes;
     if (!pd_mul_size((size_t)n, page_bytes, &p->map_bytes) ||
         !pd_mul_size((size_t)n, PD_PAGE_TOKENS * sizeof(int32_t), &pos_bytes))
@@ -97,7 +98,7 @@ void pd_kvpool_give(pd_kvpool *p, uint32_t page) {
     p->owner[page] = PD_PAGE_FREE;
     p->n_free++;
     p->dirty[p->n_dirty++] = page;
-    if (p->n_dirty > 2 * (size_t)p->hysteresis + 1) pd_kvpool_trim(p, p->hysteresis);
+    if (p->n_dirty >= p->trim_at) pd_kvpool_trim(p, p->hysteresis);
 }
 
 static int by_page(const void *a, const void *b) {
@@ -138,6 +139,9 @@ void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
         }
     }
     p->n_dirty = out;
+    /* What could not go is not sorted again for every page that comes: half as
+     * many must join first, so that n pages cost O(log n) trims. */
+    p->trim_at = pd_max_size(2 * (size_t)p->hysteresis + 2, (size_t)out + out / 2);
 }
 
 bool pd_kvpool_check(const pd_kvpool *p) {

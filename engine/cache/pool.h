@@ -40,6 +40,7 @@ typedef struct pd_kvpool {
     uint32_t *clean;  /* stack of free pages whose memory went back */
     uint32_t n_fresh; /* pages below it were handed out at least once */
     uint32_t hysteresis; /* dirty pages kept by a trim */
+    uint64_t trim_at;    /* dirty pages at which the next trim comes by itself */
     size_t map_bytes, pos_bytes, owner_bytes, stack_bytes; /* sizes of the mappings */
 
     /* written by the engine thread, read by anyone (relaxed: single numbers) */
@@ -57,7 +58,8 @@ void pd_kvpool_done(pd_kvpool *p); /* all-zero and half-made pools too */
 bool pd_kvpool_take(pd_kvpool *p, pd_page_owner owner, uint32_t *ret);
 
 /* Give back one page; trims by itself when the dirty ones exceed twice the
- * hysteresis. */
+ * hysteresis (later if what is there could not go back: neighbours of held pages
+ * in a size that is no multiple of the system's). */
 void pd_kvpool_give(pd_kvpool *p, uint32_t page);
 
 /* Return free memory to the operating system until at most `keep` dirty pages

@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* engine/cache: the pool against a table of owners, a sequence's pages against
+ * plain arrays, and the kernel's word that freed memory went back. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "engine/base/clock.h"
+#include "engine/base/num.h"
+#include "engine/base/rng.h"
+#include "engine/base/sysmem.h"
+#include "engine/cache/kv.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { N = PD_PAGE_TOKENS };
+
+static size_t below(pd_rng *r, size_t n) {
+    return (size_t)(pd_rng_u64(r) % n);
+}
+
+static pd_kvpool new_pool(size_t page_bytes, size_t n_pages, size_t hysteresis_bytes) {
+    pd_kvpool p;
+    pd_err err = {0};
+    if (pd_kvpool_init(&p, page_bytes, (uint64_t)page_bytes * n_pages, hysteresis_bytes, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    return p;
+}
+
+/* ---- the pool ---- */
+
+static void pool_sizes_are_checked(void **state) {
+    (void)state;
+    pd_kvpool p;
+    pd_err err = {0};
+    assert_int_equal(pd_kvpool_init(&p, 4096, 4095, 0, &err), PD_EINVAL);
+    assert_string_equal(err.param, "kv-cache-bytes");
+    err = (pd_err){0};
+    assert_int_equal(pd_kvpool_init(&p, 1024, UINT64_MAX, 0, &err), PD_EINVAL);
+    err = (pd_err){0};
+    assert_int_equal(pd_kvpool_init(&p, 0, 4096, 0, &err), PD_EINVAL);
+    p = new_pool(4096, 3, 0);
+    assert_int_equal(p.n_total, 3);
+    pd_kvpool_done(&p);
+    pd_kvpool_done(&p); /* all-zero is fine */
+}
+
+/* 100,000 random steps; the page's content must survive until it is given back. */
+static void pool_agrees_with_a_table_of_owners(void **state) {
+    (void)state;
+    enum { PAGES = 300, STEPS = 100000 };
+    static const size_t sizes[] = {1024, 4096, 6144};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        pd_rng rng = {100 + s};
+        pd_kvpool p = new_pool(sizes[s], PAGES, 16 * sizes[s]);
+        uint8_t owner[PAGES] = {0};
+        uint32_t held[PAGES], n_held = 0, count[3] = {0}, mark[PAGES];
+        count[PD_PAGE_FREE] = PAGES;
+        /* Pressure swings, so that the pool is empty at times and full at others. */
+        for (int step = 0; step < STEPS; step++) {
+            const bool filling = step / 1000 % 2 == 0;
+            const size_t what = below(&rng, 100);
+            uint32_t page = 0;
+            if (what < (filling ? 60u : 30u)) {
+                const pd_page_owner who = below(&rng, 4) ? PD_PAGE_SEQ : PD_PAGE_STORE;
+                const bool got = pd_kvpool_take(&p, who, &page);
+                assert_int_equal(got, n_held < PAGES); /* only an empty pool refuses */
+                if (!got) continue;
+                assert_in_range(page, 0, PAGES - 1);
+                assert_int_equal(owner[page], PD_PAGE_FREE);
+                owner[page] = (uint8_t)who;
+                held[n_held++] = page;
+                count[PD_PAGE_FREE]--;
+                count[who]++;
+                mark[page] = (uint32_t)step;
+                memcpy((char *)pd_kvpool_page(&p, page) + sizes[s] - 4, &mark[page], 4);
+                pd_kvpool_pos(&p, page)[N - 1] = step;
+            } else if (what < 95 && n_held) {
+                const size_t i = below(&rng, n_held);
+                page = held[i];
+                held[i] = held[--n_held];
+                assert_memory_equal((char *)pd_kvpool_page(&p, page) + sizes[s] - 4, &mark[page], 4);
+                assert_int_equal(pd_kvpool_pos(&p, page)[N - 1], mark[page]);
+                count[owner[page]]--;
+                count[PD_PAGE_FREE]++;
+                owner[page] = PD_PAGE_FREE;
+                pd_kvpool_give(&p, page);
+            } else {
+                pd_kvpool_trim(&p, (uint32_t)below(&rng, 20));
+            }
+            assert_int_equal(p.n_free, count[PD_PAGE_FREE]);
+            assert_int_equal(p.n_seq, count[PD_PAGE_SEQ]);
+            assert_int_equal(p.n_store, count[PD_PAGE_STORE]);
+            if (step % 64 == 0) assert_true(pd_kvpool_check(&p));
+        }
+        assert_true(pd_kvpool_check(&p));
+        p.owner[0] ^= 1; /* the check can fail */
+        assert_false(pd_kvpool_check(&p));
+        pd_kvpool_done(&p);
+    }
+}
+
+/* Resident OS pages of [base, base + bytes). */
+static void residency(void *base, size_t bytes, unsigned char *vec) {
+    assert_int_equal(mincore(base, bytes, vec), 0);
+}
+
+static void trim_returns_whole_os_pages(void **state) {
+    (void)state;
+    static const size_t sizes[] = {1024, 4096, 6144, 16384};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        enum { PAGES = 2048 };
+        const size_t os = (size_t)sysconf(_SC_PAGESIZE), bytes = sizes[s] * PAGES;
+        pd_rng rng = {7};
+        pd_kvpool p = new_pool(sizes[s], PAGES, bytes); /* nothing goes by itself */
+        bool is_free[PAGES] = {false};
+        uint32_t page;
+        for (size_t i = 0; i < PAGES; i++) {
+            assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+            memset(pd_kvpool_page(&p, page), 1, sizes[s]);
+        }
+        /* Two of three go, in random order, in runs and alone. */
+        for (size_t left = PAGES * 2 / 3; left;) {
+            size_t i = below(&rng, PAGES);
+            for (size_t run = 1 + below(&rng, 40); run && left && i < PAGES; run--, i++) {
+                if (is_free[i]) continue;
+                is_free[i] = true;
+                pd_kvpool_give(&p, (uint32_t)i);
+                left--;
+            }
+        }
+        pd_kvpool_trim(&p, 0);
+        assert_true(pd_kvpool_check(&p));
+        unsigned char *vec = malloc(bytes / os);
+        residency(p.base, bytes, vec);
+        size_t wholly_free = 0, gone = 0;
+        for (size_t o = 0; o < bytes / os; o++) {
+            bool unused = true;
+            for (size_t i = o * os / sizes[s]; i * sizes[s] < (o + 1) * os; i++) unused = unused && is_free[i];
+            wholly_free += unused;
+            gone += !(vec[o] & 1);
+            if (!unused) assert_true(vec[o] & 1); /* held memory stays */
+        }
+        assert_true(wholly_free > bytes / os / 3);
+        assert_true(gone * 10 >= wholly_free * 9);
+        /* Nothing that is held was touched. */
+        for (size_t i = 0; i < PAGES; i++)
+            for (size_t b = 0; !is_free[i] && b < sizes[s]; b += 511)
+                assert_int_equal(((uint8_t *)pd_kvpool_page(&p, (uint32_t)i))[b], 1);
+        free(vec);
+        pd_kvpool_done(&p);
+    }
+}
+
+static void give_trims_by_itself_beyond_the_hysteresis(void **state) {
+    (void)state;
+    enum { PAGES = 4096, KEEP = 32 };
+    pd_kvpool p = new_pool(4096, PAGES, KEEP * 4096);
+    uint32_t page;
+    for (size_t i = 0; i < PAGES; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+    for (uint32_t i = 0; i < PAGES; i++) {
+        pd_kvpool_give(&p, i);
+        assert_in_range(p.n_dirty, 0, 2 * KEEP + 1);
+    }
+    pd_kvpool_done(&p);
+}
+
+/* Pages of 6 KiB whose neighbours are held cannot go back alone; a pool full of
+ * them must not be sorted again at every page that comes. */
+static void pages_that_cannot_go_back_cost_no_time(void **state) {
+    (void)state;
+    enum { PAGES = 100000 };
+    pd_kvpool p = new_pool(6144, PAGES, 512 << 10);
+    uint32_t page;
+    for (size_t i = 0; i < PAGES; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+    const uint64_t t0 = pd_now_ns();
+    for (uint32_t i = 0; i < PAGES; i += 2) pd_kvpool_give(&p, i);
+    const double ms = pd_ms_since(t0);
+    assert_true(pd_kvpool_check(&p));
+    if (ms > 5000.0) fail_msg("%d pages given back in %.0f ms", PAGES / 2, ms); /* 30 ms here; minutes if sorted each time */
+    pd_kvpool_done(&p);
+}
+
+/* ---- a sequence's cache ---- */
+
+enum { LAYERS = 2, HEADS = 3, SLOTS = 400 };
+
+typedef struct {
+    float *k, *v; /* [SLOTS][d] */
+    int32_t pos[SLOTS];
+    size_t n, first; /* first: dead slots of the oldest page */
+} naive_head;
+
+typedef struct {
+    pd_kvpool pool;
+    pd_kv kv;
+    size_t d;
+    naive_head head[LAYERS * HEADS];
+    size_t peak;
+    pd_rng rng;
+    int32_t next_pos;
+} world;
+
+/* Values that f16 holds exactly. */
+static float exact(pd_rng *r) {
+    return (float)((int)below(r, 4001) - 2000) / 64.0f;
+}
+
+static void open_world(world *w, pd_codec_id id, size_t d, size_t n_pages) {
+    static pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    const pd_codec *codec = pd_codec_get(id);
+    *w = (world){.d = d, .rng = {d * 2 + id}};
+    w->pool = new_pool(pd_codec_page_bytes(codec, d), n_pages, 0);
+    const size_t slots[LAYERS] = {SLOTS, SLOTS};
+    assert_int_equal(pd_kv_init(&w->kv, &w->pool, codec, &kern, LAYERS, HEADS, d, slots, NULL), PD_OK);
+    for (size_t i = 0; i < LAYERS * HEADS; i++) {
+        w->head[i].k = malloc(SLOTS * d * sizeof(float));
+        w->head[i].v = malloc(SLOTS * d * sizeof(float));
+    }
+}
+
+static void close_world(world *w) {
+    pd_kv_done(&w->kv);
+    assert_int_equal(w->pool.n_free, w->pool.n_total);
+    assert_true(pd_kvpool_check(&w->pool));
+    pd_kv_done(&w->kv); /* all-zero is fine */
+    pd_kvpool_done(&w->pool);
+    for (size_t i = 0; i < LAYERS * HEADS; i++) {
+        free(w->head[i].k);
+        free(w->head[i].v);
+    }
+}
+
+static size_t held_pages(const naive_head *h) {
+    return h->n ? pd_div_up(h->first + h->n, N) : 0;
+}
+
+/* Rows of K and V interleaved with others, as prefill has them; by index or all. */
+static void do_append(world *w, size_t l, size_t h) {
+    naive_head *nh = &w->head[l * HEADS + h];
+    size_t n = 1 + below(&w->rng, 40);
+    if (nh->first + nh->n + n > SLOTS) n = SLOTS - nh->first - nh->n;
+    if (n == 0) return;
+    const size_t stride = w->d * HEADS, rows = 2 * n;
+    float *k = malloc(rows * stride * sizeof *k), *v = malloc(rows * stride * sizeof *v);
+    int32_t *pos = malloc(rows * sizeof *pos);
+    uint32_t *idx = malloc(n * sizeof *idx);
+    for (size_t i = 0; i < rows * stride; i++) {
+        k[i] = exact(&w->rng);
+        v[i] = exact(&w->rng);
+    }
+    for (size_t i = 0; i < rows; i++) pos[i] = w->next_pos++;
+    for (size_t i = 0; i < n; i++) idx[i] = (uint32_t)(2 * i + below(&w->rng, 2));
+    const bool by_index = below(&w->rng, 2);
+    assert_int_equal(pd_kv_append(&w->kv, l, h, k + h * w->d, v + h * w->d, stride, pos, by_index ? idx : NULL, n, NULL), PD_OK);
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = by_index ? idx[i] : i;
+        memcpy(nh->k + (nh->n + i) * w->d, k + row * stride + h * w->d, w->d * sizeof *k);
+        memcpy(nh->v + (nh->n + i) * w->d, v + row * stride + h * w->d, w->d * sizeof *v);
+        nh->pos[nh->n + i] = pos[row];
+    }
+    nh->n += n;
+    free(k);
+    free(v);
+    free(pos);
+    free(idx);
+}
+
+static void drop_naive(world *w, naive_head *nh, size_t n) {
+    memmove(nh->k, nh->k + n * w->d, (nh->n - n) * w->d * sizeof(float));
+    memmove(nh->v, nh->v + n * w->d, (nh->n - n) * w->d * sizeof(float));
+    memmove(nh->pos, nh->pos + n, (nh->n - n) * sizeof *nh->pos);
+    nh->n -= n;
+    nh->first = nh->n ? (nh->first + n) % N : 0;
+}
+
+static void do_keep(world *w, size_t l, size_t h) {
+    naive_head *nh = &w->head[l * HEADS + h];
+    if (nh->n == 0) return;
+    uint32_t keep[SLOTS];
+    size_t n = 0;
+    const size_t odds = 1 + below(&w->rng, 5);
+    for (size_t i = 0; i < nh->n; i++)
+        if (below(&w->rng, 5) < odds || (i + 1 == nh->n && n == 0)) keep[n++] = (uint32_t)i;
+    pd_kv_keep(&w->kv, l, h, keep, n);
+    for (size_t i = 0; i < n; i++) {
+        memmove(nh->k + i * w->d, nh->k + keep[i] * w->d, w->d * sizeof(float));
+        memmove(nh->v + i * w->d, nh->v + keep[i] * w->d, w->d * sizeof(float));
+        nh->pos[i] = nh->pos[keep[i]];
+    }
+    nh->n = n;
+    nh->first = 0;
+}
+
+static void check_head(world *w, size_t l, size_t h, float *k, float *v, int32_t *pos) {
+    const naive_head *nh = &w->head[l * HEADS + h];
+    pd_kv_read(&w->kv, l, h, k, v, pos);
+    assert_memory_equal(k, nh->k, nh->n * w->d * sizeof *k);
+    assert_memory_equal(v, nh->v, nh->n * w->d * sizeof *v);
+    assert_memory_equal(pos, nh->pos, nh->n * sizeof *pos);
+    pd_kv_read(&w->kv, l, h, NULL, NULL, pos); /* any may be absent */
+    pd_kv_read(&w->kv, l, h, k, NULL, NULL);
+    assert_memory_equal(k, nh->k, nh->n * w->d * sizeof *k);
+}
+
+static void kv_agrees_with_plain_arrays(void **state) {
+    (void)state;
+    static const size_t dims[] = {16, 64, 80};
+    for (size_t c = 0; c < 2 * sizeof dims / sizeof *dims; c++) {
+        world w;
+        open_world(&w, (pd_codec_id)(c % 2), dims[c / 2], LAYERS * HEADS * (SLOTS / N + 1));
+        float *k = malloc(SLOTS * w.d * sizeof *k), *v = malloc(SLOTS * w.d * sizeof *v);
+        int32_t pos[SLOTS];
+        for (int step = 0; step < 4000; step++) {
+            const size_t l = below(&w.rng, LAYERS), h = below(&w.rng, HEADS), what = below(&w.rng, 10);
+            naive_head *nh = &w.head[l * HEADS + h];
+            if (what < 6) {
+                do_append(&w, l, h);
+            } else if (what < 8) {
+                do_keep(&w, l, h);
+            } else if (nh->n) {
+                const size_t n = below(&w.rng, nh->n + 1); /* all of them too */
+                pd_kv_drop_front(&w.kv, l, h, n);
+                drop_naive(&w, nh, n);
+            }
+            size_t pages = 0;
+            for (size_t i = 0; i < LAYERS * HEADS; i++) {
+                assert_int_equal(w.kv.head[i].n, w.head[i].n);
+                assert_int_equal(w.kv.head[i].n_page, held_pages(&w.head[i]));
+                pages += held_pages(&w.head[i]);
+            }
+            w.peak = pd_max_size(w.peak, pages);
+            assert_int_equal(w.kv.n_pages, pages);
+            assert_int_equal(w.pool.n_seq, pages);
+            assert_int_equal(pd_kv_bytes(&w.kv), pages * w.pool.page_bytes);
+            assert_int_equal(w.kv.peak_pages, w.peak);
+            if (step % 16 == 0) check_head(&w, l, h, k, v, pos);
+        }
+        free(k);
+        free(v);
+        close_world(&w);
+    }
+}
+
+/* A pool or a page list that ends in the middle: what fitted is there, the rest
+ * is an error, nothing leaks. */
+static void append_beyond_the_pool_is_an_error(void **state) {
+    (void)state;
+    world w;
+    open_world(&w, PD_CODEC_F16, 64, 3);
+    float *rows = calloc(SLOTS * 64, sizeof *rows);
+    int32_t pos[SLOTS];
+    for (int32_t i = 0; i < SLOTS; i++) pos[i] = i;
+    pd_err err = {0};
+    assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, 16, &err), PD_OK);
+    assert_int_equal(pd_kv_append(&w.kv, 1, 2, rows, rows, 64, pos, NULL, 33, &err), PD_EINTERNAL);
+    assert_int_equal(pd_kv_at(&w.kv, 1, 2)->n, 32);
+    assert_int_equal(w.pool.n_free, 0);
+    assert_true(pd_kvpool_check(&w.pool));
+    close_world(&w);
+
+    open_world(&w, PD_CODEC_F16, 64, 100);
+    err = (pd_err){0};
+    assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, SLOTS, &err), PD_OK);
+    assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, 17, &err), PD_EINTERNAL);
+    free(rows);
+    close_world(&w);
+}
+
+static void f16_rounds_as_it_stores(void **state) {
+    (void)state;
+    world w;
+    open_world(&w, PD_CODEC_F16, 48, 8);
+    float k[48], v[48], want_k[48], want_v[48];
+    const int32_t pos = 5;
+    for (size_t i = 0; i < 48; i++) {
+        want_k[i] = k[i] = 3.0f * pd_rng_f32(&w.rng);
+        want_v[i] = v[i] = 1e-5f * pd_rng_f32(&w.rng); /* subnormal halves */
+    }
+    w.kv.codec->round(w.kv.kern, want_k, 48);
+    w.kv.codec->round(w.kv.kern, want_v, 48);
+    assert_memory_not_equal(k, want_k, sizeof k);
+    assert_int_equal(pd_kv_append(&w.kv, 0, 0, k, v, 48, &pos, NULL, 1, NULL), PD_OK);
+    pd_kv_read(&w.kv, 0, 0, k, v, NULL);
+    assert_memory_equal(k, want_k, sizeof k);
+    assert_memory_equal(v, want_v, sizeof v);
+    close_world(&w);
+}
+
+/* ---- the process's memory ---- */
+
+static void expect_fall(uint64_t before, uint64_t after, uint64_t freed, const char *what) {
+    const uint64_t fall = before > after ? before - after : 0;
+    if (fall * 10 < freed * 9)
+        fail_msg("%s: %llu bytes freed, resident memory fell by %llu", what, (unsigned long long)freed, (unsigned long long)fall);
+}
+
+static void resident_memory_falls_with_the_cache(void **state) {
+    (void)state;
+    enum { D = 64, TOKENS = 65536, CHUNK = 1024, H = 4 }; /* 64 MiB in f16 */
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    const pd_codec *codec = pd_codec_get(PD_CODEC_F16);
+    pd_kvpool pool = new_pool(pd_codec_page_bytes(codec, D), H * TOKENS / N + H, 512 << 10);
+    pd_kv kv;
+    const size_t slots[1] = {TOKENS};
+    assert_int_equal(pd_kv_init(&kv, &pool, codec, &kern, 1, H, D, slots, NULL), PD_OK);
+    float *rows = malloc(CHUNK * D * sizeof *rows);
+    int32_t *pos = malloc(CHUNK * sizeof *pos);
+    uint32_t *keep = malloc(TOKENS / 8 * sizeof *keep);
+    for (size_t i = 0; i < CHUNK * D; i++) rows[i] = (float)(i % 97);
+    for (size_t i = 0; i < TOKENS / 8; i++) keep[i] = (uint32_t)(8 * i + i % 7);
+    const uint64_t at_start = pd_sysmem_rss();
+    for (size_t t = 0; t < TOKENS; t += CHUNK) {
+        for (size_t i = 0; i < CHUNK; i++) pos[i] = (int32_t)(t + i);
+        for (size_t h = 0; h < H; h++)
+            assert_int_equal(pd_kv_append(&kv, 0, h, rows, rows, D, pos, NULL, CHUNK, NULL), PD_OK);
+    }
+    const uint64_t full_bytes = pd_kv_bytes(&kv), full = pd_sysmem_rss();
+    assert_int_equal(full_bytes, 64u << 20);
+    assert_true(full - at_start >= full_bytes); /* what we count is really there */
+    for (size_t h = 0; h < H; h++) pd_kv_keep(&kv, 0, h, keep, TOKENS / 8);
+    const uint64_t kept = pd_sysmem_rss();
+    assert_int_equal(pd_kv_bytes(&kv), 8u << 20);
+    expect_fall(full, kept, full_bytes - pd_kv_bytes(&kv), "after keeping one of eight");
+    pd_kv_done(&kv);
+    pd_kvpool_trim(&pool, 0);
+    expect_fall(full, pd_sysmem_rss(), full_bytes, "after the sequence ended");
+    free(rows);
+    free(pos);
+    free(keep);
+    pd_kvpool_done(&pool);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(pool_sizes_are_checked),
+        cmocka_unit_test(pool_agrees_with_a_table_of_owners),
+        cmocka_unit_test(trim_returns_whole_os_pages),
+        cmocka_unit_test(give_trims_by_itself_beyond_the_hysteresis),
+        cmocka_unit_test(pages_that_cannot_go_back_cost_no_time),
+        cmocka_unit_test(kv_agrees_with_plain_arrays),
+        cmocka_unit_test(append_beyond_the_pool_is_an_error),
+        cmocka_unit_test(f16_rounds_as_it_stores),
+        cmocka_unit_test(resident_memory_falls_with_the_cache),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
