@@ -9,6 +9,8 @@
  * whether a wake-up call is needed at all. */
 #include "engine/base/workers.h"
 
+#include "engine/base/clock.h"
+
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -21,9 +23,10 @@
 
 enum { THREADS_MAX = 256 };
 
-/* About 50 us of spinning: longer than the gap between two layers' runs, short
- * enough that an idle server costs nothing. */
-enum { SPIN = 20000 };
+/* How long to spin before sleeping: longer than the serial work between two runs
+ * of a decode step, short enough that an idle server costs nothing.  In time, not
+ * in rounds: one pause takes from 10 to 140 cycles, by CPU. */
+enum { SPIN_NS = 100000, SPIN_ROUND = 32 };
 
 struct pd_workers {
     unsigned n; /* threads, the caller included */
@@ -73,10 +76,14 @@ static void take_tasks(pd_workers *w, unsigned thread) {
 }
 
 static uint32_t wait_ticket(pd_workers *w, uint32_t seen) {
-    for (int i = 0; w->spin && i < SPIN; i++) {
-        const uint32_t t = atomic_load_explicit(&w->ticket, memory_order_acquire);
-        if (t != seen) return t;
-        relax();
+    const uint64_t until = w->spin ? pd_now_ns() + SPIN_NS : 0;
+    while (w->spin) {
+        for (int i = 0; i < SPIN_ROUND; i++) {
+            const uint32_t t = atomic_load_explicit(&w->ticket, memory_order_acquire);
+            if (t != seen) return t;
+            relax();
+        }
+        if (pd_now_ns() >= until) break;
     }
     for (;;) {
         /* seq_cst: either the caller sees us in `sleepers`, or we see its ticket */
@@ -159,11 +166,12 @@ void pd_workers_run(pd_workers *w, pd_task_fn fn, void *ctx, size_t n_tasks) {
     atomic_store_explicit(&w->done, 0, memory_order_relaxed);
     publish(w);
     take_tasks(w, 0);
-    for (unsigned spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) != w->n - 1;) {
-        if (w->spin && ++spins < SPIN)
+    const uint64_t until = w->spin ? pd_now_ns() + SPIN_NS : 0;
+    for (unsigned spins = 1; atomic_load_explicit(&w->done, memory_order_acquire) != w->n - 1; spins++) {
+        if (spins % SPIN_ROUND || pd_now_ns() < until)
             relax();
         else
-            sched_yield();
+            sched_yield(); /* the last worker lost its processor: let it have ours */
     }
 }
 

@@ -4,7 +4,7 @@
  * Tile: one task = one query head and up to 64 rows.  Per block of 512 keys one
  * sgemm for the scores and one for the sums; blocks above the diagonal or below
  * the window are skipped.
- * Step: one task = up to 32 pages of one (sequence, KV head); the group's query
+ * Step: one task = up to 16 pages of one (sequence, KV head); the group's query
  * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order. */
 #include "engine/run/attn.h"

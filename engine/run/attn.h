@@ -13,7 +13,7 @@
 #include "engine/model/model.h"
 #include "engine/run/stage.h"
 
-enum { PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 32 };
+enum { PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 16 };
 
 /* Scratch, one slice per thread. */
 typedef struct pd_attn {

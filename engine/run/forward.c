@@ -52,64 +52,83 @@ void pd_fwd_embed(const pd_fwd *f, int32_t id, float *x) {
     for (size_t i = 0; i < f->model->hp.n_embd; i++) x[i] *= scale;
 }
 
-/* ---- row-wise work: norm, activation, quantisation, one task per few rows ---- */
+/* ---- row-wise work, one task per few rows ---- */
 
 enum { ROWS_PER_TASK = 8 };
 
-typedef enum { ROW_NORM, ROW_ACT, ROW_PLAIN } row_kind;
-
-typedef struct {
+typedef struct row_job row_job;
+struct row_job {
     pd_fwd *f;
-    row_kind kind;
-    const float *x, *w;
-    float *y;
-    size_t n, n_col;
-    bool quantize;
-} row_job;
+    void (*row)(const row_job *job, size_t r);
+    size_t n;
+    const float *x, *w;  /* [n][n_col]; weights of a norm */
+    float *y;            /* [n][n_col] */
+    size_t n_col;
+    bool quantize, kv_only;
+    const pd_layer *layer;
+    const float *cos, *sin;
+};
 
 static void row_task(void *ctx, size_t task, unsigned thread) {
     (void)thread;
     const row_job *j = ctx;
-    const pd_fwd *f = j->f;
-    const size_t end = pd_min_size(j->n, (task + 1) * ROWS_PER_TASK), c = j->n_col;
-    for (size_t r = task * ROWS_PER_TASK; r < end; r++) {
-        float *y = j->y + r * c;
-        if (j->kind == ROW_NORM)
-            f->kern->rmsnorm(j->x + r * c, j->w, f->model->hp.norm_eps, c, y);
-        else if (j->kind == ROW_ACT && f->model->hp.act == PD_ACT_SILU)
-            f->kern->silu_mul(j->x + r * c, f->up + r * c, c, y);
-        else if (j->kind == ROW_ACT)
-            f->kern->gelu_mul(j->x + r * c, f->up + r * c, c, y);
-        if (j->quantize)
-            f->kern->quantize_act(y, c, f->act.q + r * c, f->act.d + r * (c / 32), f->act.s + r * (c / 16));
-    }
+    const size_t end = pd_min_size(j->n, (task + 1) * ROWS_PER_TASK);
+    for (size_t r = task * ROWS_PER_TASK; r < end; r++) j->row(j, r);
 }
 
-/* Make the left-hand side of the next products: y = kind(x), quantised when the
+static void run_rows(row_job *job) {
+    pd_workers_run(job->f->workers, row_task, job, pd_div_up(job->n, ROWS_PER_TASK));
+}
+
+static void quantize_row(const row_job *j, size_t r) {
+    const pd_fwd *f = j->f;
+    const size_t c = j->n_col;
+    if (j->quantize)
+        f->kern->quantize_act(j->y + r * c, c, f->act.q + r * c, f->act.d + r * (c / 32), f->act.s + r * (c / 16));
+}
+
+static void norm_row(const row_job *j, size_t r) {
+    j->f->kern->rmsnorm(j->x + r * j->n_col, j->w, j->f->model->hp.norm_eps, j->n_col, j->y + r * j->n_col);
+    quantize_row(j, r);
+}
+
+static void act_row(const row_job *j, size_t r) {
+    const pd_fwd *f = j->f;
+    const size_t c = j->n_col;
+    if (f->model->hp.act == PD_ACT_SILU)
+        f->kern->silu_mul(j->x + r * c, f->up + r * c, c, j->y + r * c);
+    else
+        f->kern->gelu_mul(j->x + r * c, f->up + r * c, c, j->y + r * c);
+    quantize_row(j, r);
+}
+
+/* Make the left-hand side of the next products: y = row(x), quantised when the
  * matrix is packed. */
-static pd_lhs make_lhs(pd_fwd *f, row_kind kind, const float *x, const float *w, float *y, size_t n,
-                       size_t n_col, const pd_mat *mat) {
-    row_job job = {.f = f, .kind = kind, .x = x, .w = w, .y = y, .n = n, .n_col = n_col, .quantize = mat->f32 == NULL};
-    if (kind != ROW_PLAIN || job.quantize)
-        pd_workers_run(f->workers, row_task, &job, pd_div_up(n, ROWS_PER_TASK));
+static pd_lhs make_lhs(pd_fwd *f, void (*row)(const row_job *, size_t), const float *x, const float *w,
+                       float *y, size_t n, size_t n_col, const pd_mat *mat) {
+    row_job job = {.f = f, .row = row, .n = n, .x = x, .w = w, .y = y, .n_col = n_col, .quantize = mat->f32 == NULL};
+    if (row != quantize_row || job.quantize) run_rows(&job);
     f->act.n_col = n_col;
     return (pd_lhs){.x = y, .act = f->act, .n_tok = n, .n_col = n_col};
 }
 
-static void head_norms(const pd_fwd *f, float *x, size_t n_vec, const float *w) {
-    const size_t d = f->model->hp.head_dim;
-    for (size_t i = 0; i < n_vec; i++) f->kern->rmsnorm(x + i * d, w, f->model->hp.norm_eps, d, x + i * d);
+static void qk_norm_row(const row_job *j, size_t r) {
+    const pd_fwd *f = j->f;
+    const pd_hparams *hp = &f->model->hp;
+    const size_t d = hp->head_dim;
+    float *k = f->k + r * hp->n_head_kv * d, *q = f->q + r * hp->n_head * d;
+    for (size_t h = 0; h < hp->n_head_kv; h++) f->kern->rmsnorm(k + h * d, j->layer->k_norm, hp->norm_eps, d, k + h * d);
+    for (size_t h = 0; !j->kv_only && h < hp->n_head; h++) f->kern->rmsnorm(q + h * d, j->layer->q_norm, hp->norm_eps, d, q + h * d);
 }
 
 void pd_fwd_qkv(pd_fwd *f, size_t layer, const float *x, size_t n, bool kv_only, unsigned flags) {
     const pd_hparams *hp = &f->model->hp;
     const pd_layer *ly = &f->model->layer[layer];
     const size_t nq = hp->n_head * hp->head_dim, nkv = hp->n_head_kv * hp->head_dim;
-    const pd_lhs lhs = make_lhs(f, ROW_NORM, x, ly->attn_norm, f->h, n, hp->n_embd, &ly->k);
+    const pd_lhs lhs = make_lhs(f, norm_row, x, ly->attn_norm, f->h, n, hp->n_embd, &ly->k);
     const pd_mul mul[] = {{&ly->k, f->k, nkv}, {&ly->v, f->v, nkv}, {&ly->q, f->q, nq}};
     pd_mat_mul(f->workers, f->kern, &lhs, mul, kv_only ? 2 : 3, flags);
-    if (ly->k_norm) head_norms(f, f->k, n * hp->n_head_kv, ly->k_norm);
-    if (ly->q_norm && !kv_only) head_norms(f, f->q, n * hp->n_head, ly->q_norm);
+    if (hp->qk_norm) run_rows(&(row_job){.f = f, .row = qk_norm_row, .n = n, .kv_only = kv_only, .layer = ly});
 }
 
 void pd_rope_table(const pd_model *m, size_t rope, const int32_t *pos, size_t n, float *cos, float *sin) {
@@ -124,23 +143,30 @@ void pd_rope_table(const pd_model *m, size_t rope, const int32_t *pos, size_t n,
     }
 }
 
-void pd_fwd_rope(pd_fwd *f, size_t n, const float *cos, const float *sin, bool kv_only) {
+static void rope_row(const row_job *j, size_t r) {
+    const pd_fwd *f = j->f;
     const pd_hparams *hp = &f->model->hp;
     const size_t d = hp->head_dim;
-    for (size_t i = 0; i < n; i++) {
-        const float *c = cos + i * d / 2, *s = sin + i * d / 2;
-        f->kern->rope(f->k + i * hp->n_head_kv * d, hp->n_head_kv, d, c, s);
-        if (!kv_only) f->kern->rope(f->q + i * hp->n_head * d, hp->n_head, d, c, s);
-    }
+    const float *c = j->cos + r * d / 2, *s = j->sin + r * d / 2;
+    f->kern->rope(f->k + r * hp->n_head_kv * d, hp->n_head_kv, d, c, s);
+    if (!j->kv_only) f->kern->rope(f->q + r * hp->n_head * d, hp->n_head, d, c, s);
+}
+
+void pd_fwd_rope(pd_fwd *f, size_t n, const float *cos, const float *sin, bool kv_only) {
+    run_rows(&(row_job){.f = f, .row = rope_row, .n = n, .kv_only = kv_only, .cos = cos, .sin = sin});
 }
 
 /* x += y, y normed first where the model norms a block's output. */
-static void add_block(const pd_fwd *f, float *y, const float *post_norm, float *x, size_t n) {
-    const size_t d = f->model->hp.n_embd;
-    for (size_t i = 0; i < n; i++) {
-        if (post_norm) f->kern->rmsnorm(y + i * d, post_norm, f->model->hp.norm_eps, d, y + i * d);
-        f->kern->axpy_f32(1.0f, y + i * d, x + i * d, d);
-    }
+static void add_row(const row_job *j, size_t r) {
+    const pd_fwd *f = j->f;
+    const size_t d = j->n_col;
+    float *y = f->out + r * d;
+    if (j->w) f->kern->rmsnorm(y, j->w, f->model->hp.norm_eps, d, y);
+    f->kern->axpy_f32(1.0f, y, j->y + r * d, d);
+}
+
+static void add_block(pd_fwd *f, const float *post_norm, float *x, size_t n) {
+    run_rows(&(row_job){.f = f, .row = add_row, .n = n, .w = post_norm, .y = x, .n_col = f->model->hp.n_embd});
 }
 
 void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) {
@@ -148,24 +174,24 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
     const pd_layer *ly = &f->model->layer[layer];
     const size_t d = hp->n_embd;
 
-    pd_lhs lhs = make_lhs(f, ROW_PLAIN, f->attn, NULL, f->attn, n, hp->n_head * hp->head_dim, &ly->o);
+    pd_lhs lhs = make_lhs(f, quantize_row, f->attn, NULL, f->attn, n, hp->n_head * hp->head_dim, &ly->o);
     const pd_mul o = {&ly->o, f->out, d};
     pd_mat_mul(f->workers, f->kern, &lhs, &o, 1, flags);
-    add_block(f, f->out, ly->attn_post_norm, x, n);
+    add_block(f, ly->attn_post_norm, x, n);
 
-    lhs = make_lhs(f, ROW_NORM, x, ly->ffn_norm, f->h, n, d, &ly->gate);
+    lhs = make_lhs(f, norm_row, x, ly->ffn_norm, f->h, n, d, &ly->gate);
     const pd_mul gate_up[] = {{&ly->gate, f->gate, hp->n_ff}, {&ly->up, f->up, hp->n_ff}};
     pd_mat_mul(f->workers, f->kern, &lhs, gate_up, 2, flags);
-    lhs = make_lhs(f, ROW_ACT, f->gate, NULL, f->gate, n, hp->n_ff, &ly->down);
+    lhs = make_lhs(f, act_row, f->gate, NULL, f->gate, n, hp->n_ff, &ly->down);
     const pd_mul down = {&ly->down, f->out, d};
     pd_mat_mul(f->workers, f->kern, &lhs, &down, 1, flags);
-    add_block(f, f->out, ly->ffn_post_norm, x, n);
+    add_block(f, ly->ffn_post_norm, x, n);
 }
 
 void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits) {
     const pd_hparams *hp = &f->model->hp;
     const pd_mat *out = pd_model_out(f->model);
-    const pd_lhs lhs = make_lhs(f, ROW_NORM, x, f->model->out_norm, f->h, n, hp->n_embd, out);
+    const pd_lhs lhs = make_lhs(f, norm_row, x, f->model->out_norm, f->h, n, hp->n_embd, out);
     const pd_mul mul = {out, logits, hp->n_vocab};
     pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, PD_MAT_PER_TOKEN);
 }

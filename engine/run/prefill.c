@@ -106,21 +106,37 @@ pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err) {
     return scope ? open_segment(p, 0, scope, true, err) : open_segment(p, 0, n, false, err);
 }
 
-/* Keys and values of the tile behind what staging holds, as the pages will hold
- * them: what a tile attends to is then what decode attends to. */
-static void to_stage(pd_prefill *p, size_t n) {
-    const pd_run *run = p->seq->run;
+typedef struct {
+    const pd_prefill *p;
+    size_t n;
+} stage_job;
+
+enum { STAGE_ROWS = 16 };
+
+static void stage_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const stage_job *j = ctx;
+    const pd_run *run = j->p->seq->run;
     const pd_hparams *hp = &run->model->hp;
-    const size_t d = hp->head_dim, nkv = hp->n_head_kv * d;
-    run->codec->round(run->kern, run->fwd.k, n * nkv);
-    run->codec->round(run->kern, run->fwd.v, n * nkv);
-    for (size_t h = 0; h < hp->n_head_kv; h++) {
-        const size_t at = (p->stage.n_prior[h] + p->row) * d;
-        for (size_t i = 0; i < n; i++) {
-            memcpy(pd_stage_k(&p->stage, h) + at + i * d, run->fwd.k + i * nkv + h * d, d * sizeof(float));
-            memcpy(pd_stage_v(&p->stage, h) + at + i * d, run->fwd.v + i * nkv + h * d, d * sizeof(float));
+    const pd_stage *st = &j->p->stage;
+    const size_t d = hp->head_dim, nkv = hp->n_head_kv * d, r0 = task * STAGE_ROWS, r1 = pd_min_size(j->n, r0 + STAGE_ROWS);
+    float *k = run->fwd.k + r0 * nkv, *v = run->fwd.v + r0 * nkv;
+    run->codec->round(run->kern, k, (r1 - r0) * nkv);
+    run->codec->round(run->kern, v, (r1 - r0) * nkv);
+    for (size_t r = r0; r < r1; r++, k += nkv, v += nkv) {
+        for (size_t h = 0; h < hp->n_head_kv; h++) {
+            const size_t at = (st->n_prior[h] + j->p->row + r) * d;
+            memcpy(pd_stage_k(st, h) + at, k + h * d, d * sizeof(float));
+            memcpy(pd_stage_v(st, h) + at, v + h * d, d * sizeof(float));
         }
     }
+}
+
+/* Keys and values of the tile behind what staging holds, as the pages will hold
+ * them: what a tile attends to is then what decode attends to. */
+static void to_stage(const pd_prefill *p, size_t n) {
+    stage_job job = {p, n};
+    pd_workers_run(p->seq->run->workers, stage_task, &job, pd_div_up(n, STAGE_ROWS));
 }
 
 /* The last W queries before RoPE also start the decode press's ring. */
