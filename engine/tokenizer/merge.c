@@ -20,13 +20,9 @@ typedef struct {
     uint32_t prev, next; /* NONE at the ends */
     uint32_t off, len;   /* bytes of the word; len 0 = absorbed by a left neighbour */
     int32_t id;          /* -1: no piece */
+    int32_t pair_id;     /* long words: what it becomes with `next`, -1: nothing */
+    uint32_t pair_rank;
 } symbol;
-
-typedef struct {
-    uint32_t left, rank; /* compared as one number, rank first: see key_of */
-    uint32_t right;
-    int32_t id; /* what the two become */
-} candidate;
 
 void pd__merge_scratch_done(pd__merge_scratch *s) {
     free(s->sym);
@@ -103,26 +99,32 @@ static pd_status merge_short(const pd_tokenizer *t, const char *s, symbol *y, ui
     return PD_OK;
 }
 
-static uint64_t key_of(const candidate *c) {
-    return (uint64_t)c->rank << 32 | c->left;
+/* A 4-ary heap of keys, least first: rank, then position. */
+static uint64_t key_of(uint32_t rank, uint32_t left) {
+    return (uint64_t)rank << 32 | left;
 }
 
-static void heap_push(candidate *h, size_t *n, candidate c) {
+static void heap_push(uint64_t *h, size_t *n, uint64_t key) {
     size_t i = (*n)++;
-    while (i > 0 && key_of(&c) < key_of(&h[(i - 1) / 2])) {
-        h[i] = h[(i - 1) / 2];
-        i = (i - 1) / 2;
+    while (i > 0 && key < h[(i - 1) / 4]) {
+        h[i] = h[(i - 1) / 4];
+        i = (i - 1) / 4;
     }
-    h[i] = c;
+    h[i] = key;
 }
 
-static candidate heap_pop(candidate *h, size_t *n) {
-    const candidate top = h[0], last = h[--*n];
+static uint64_t heap_pop(uint64_t *h, size_t *n) {
+    const uint64_t top = h[0], last = h[--*n];
     size_t i = 0;
-    for (size_t kid; (kid = 2 * i + 1) < *n; i = kid) {
-        if (kid + 1 < *n && key_of(&h[kid + 1]) < key_of(&h[kid])) kid++;
-        if (key_of(&last) <= key_of(&h[kid])) break;
-        h[i] = h[kid];
+    for (size_t kid; (kid = 4 * i + 1) < *n; ) {
+        size_t least = kid;
+        const size_t end = pd_min_size(kid + 4, *n);
+        while (++kid < end) {
+            if (h[kid] < h[least]) least = kid;
+        }
+        if (last <= h[least]) break;
+        h[i] = h[least];
+        i = least;
     }
     h[i] = last;
     return top;
@@ -138,38 +140,45 @@ static pd_status grow(void **p, size_t *cap, size_t n, size_t size, pd_err *err)
     return PD_OK;
 }
 
-/* The heap holds at most one live candidate per pair: n - 1 at first, and each
- * merge takes one out and adds at most two, so 2n always suffices. */
+typedef struct {
+    const pd_tokenizer *t;
+    const char *s;
+    symbol *y;
+    uint64_t *heap;
+    size_t n_heap;
+} long_word;
+
+/* What y[i] would now become with its right neighbour, noted there and queued. */
+static void note_pair(long_word *w, uint32_t i) {
+    symbol *a = &w->y[i];
+    a->pair_id = -1;
+    if (a->next == NONE || !join(w->t, w->s, a, &w->y[a->next], &a->pair_rank, &a->pair_id)) return;
+    heap_push(w->heap, &w->n_heap, key_of(a->pair_rank, i));
+}
+
+/* A key is stale once its symbol is gone or its pair has another rank; a symbol
+ * has one pair at a time, so a key that fits always means the present one.
+ * The heap holds n - 1 keys at first, and each merge takes one out and adds at
+ * most two: 2n always suffices. */
 static pd_status merge_long(const pd_tokenizer *t, pd__merge_scratch *scr, const char *s, uint32_t n, pd_ids *out,
                             pd_err *err) {
-    symbol *y = scr->sym;
-    PD_TRY(grow(&scr->heap, &scr->cap_heap, (size_t)2 * n, sizeof(candidate), err));
-    candidate *heap = scr->heap, c;
-    size_t n_heap = 0;
-    for (uint32_t i = 0; i + 1 < n; i++) {
-        c = (candidate){.left = i, .right = i + 1};
-        if (join(t, s, &y[i], &y[i + 1], &c.rank, &c.id)) heap_push(heap, &n_heap, c);
-    }
-    while (n_heap > 0) {
-        const candidate top = heap_pop(heap, &n_heap);
-        symbol *a = &y[top.left], *b = &y[top.right];
-        /* Stale once either side grew or went: then they are no longer
-         * neighbours, or their length is not that of the piece they would make. */
-        const uint32_t len = t->spm ? t->piece[top.id].text_len : t->piece[top.id].bytes_len;
-        if (a->len == 0 || b->len == 0 || a->next != top.right || a->len + b->len != len) continue;
-        a->len = len;
-        a->id = top.id;
+    PD_TRY(grow(&scr->heap, &scr->cap_heap, (size_t)2 * n, sizeof(uint64_t), err));
+    long_word w = {t, s, scr->sym, scr->heap, 0};
+    symbol *y = w.y;
+    for (uint32_t i = 0; i < n; i++) note_pair(&w, i);
+    while (w.n_heap > 0) {
+        const uint64_t key = heap_pop(w.heap, &w.n_heap);
+        const uint32_t left = (uint32_t)key;
+        symbol *a = &y[left];
+        if (a->len == 0 || a->pair_id < 0 || a->pair_rank != key >> 32) continue;
+        symbol *b = &y[a->next];
+        a->id = a->pair_id;
+        a->len += b->len;
         a->next = b->next;
         b->len = 0;
-        if (a->next != NONE) y[a->next].prev = top.left;
-        if (a->prev != NONE) {
-            c = (candidate){.left = a->prev, .right = top.left};
-            if (join(t, s, &y[a->prev], a, &c.rank, &c.id)) heap_push(heap, &n_heap, c);
-        }
-        if (a->next != NONE) {
-            c = (candidate){.left = top.left, .right = a->next};
-            if (join(t, s, a, &y[a->next], &c.rank, &c.id)) heap_push(heap, &n_heap, c);
-        }
+        if (a->next != NONE) y[a->next].prev = left;
+        if (a->prev != NONE) note_pair(&w, a->prev);
+        note_pair(&w, left);
     }
     for (uint32_t i = 0; i != NONE; i = y[i].next) PD_TRY(emit(t, s, &y[i], out, err));
     return PD_OK;

@@ -13,7 +13,8 @@
 #include <string.h>
 
 #define PIECE_MAX 4096 /* longest spelling; real vocabularies stay below 512 */
-#define VOCAB_MAX ((size_t)1 << 24)
+#define VOCAB_MAX (((size_t)1 << 24) - 2) /* a slot has 24 bits for id + 1 */
+#define SLOT_ID 0x00FFFFFFu
 
 static uint32_t text_hash(const char *s, size_t n) {
     uint64_t h = 0x9E3779B97F4A7C15u ^ n;
@@ -34,9 +35,11 @@ static uint32_t text_hash(const char *s, size_t n) {
 
 int32_t pd__text_find(const pd_tokenizer *t, const char *s, size_t n) {
     if (n == 0 || n > t->max_text) return -1;
-    for (uint32_t i = text_hash(s, n) & t->slot_mask;; i = (i + 1) & t->slot_mask) {
+    const uint32_t h = text_hash(s, n);
+    for (uint32_t i = h & t->slot_mask;; i = (i + 1) & t->slot_mask) {
         if (t->slot[i] == 0) return -1;
-        const int32_t id = (int32_t)(t->slot[i] - 1);
+        if ((t->slot[i] ^ h) & ~SLOT_ID) continue; /* most look-ups while merging find nothing: end them here */
+        const int32_t id = (int32_t)(t->slot[i] & SLOT_ID) - 1;
         const pd_str text = pd__piece_text(t, id);
         if (text.len == n && memcmp(text.data, s, n) == 0) return id;
     }
@@ -193,9 +196,10 @@ static pd_status index_pieces(pd_tokenizer *t, pd_err *err) {
         if (old >= 0)
             return pd_fail(err, PD_EFILE, NULL, "tokenizer.ggml.tokens[%u] repeats tokens[%d] '%.*s'", id, old,
                            (int)pd_min_size(s.len, 40), s.data);
-        uint32_t i = text_hash(s.data, s.len) & t->slot_mask;
+        const uint32_t h = text_hash(s.data, s.len);
+        uint32_t i = h & t->slot_mask;
         while (t->slot[i]) i = (i + 1) & t->slot_mask;
-        t->slot[i] = id + 1;
+        t->slot[i] = (h & ~SLOT_ID) | (id + 1);
     }
     return PD_OK;
 }

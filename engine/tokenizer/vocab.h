@@ -51,7 +51,7 @@ struct pd_tokenizer {
     char *blob;
     pd__piece *piece;          /* [n_vocab] */
     uint32_t max_text, max_bytes; /* longest spellings */
-    uint32_t *slot;            /* text -> id + 1, open addressing, slot_mask + 1 entries */
+    uint32_t *slot;            /* text -> id + 1 under 8 bits of its hash; open addressing, slot_mask + 1 entries */
     uint32_t slot_mask;
 
     const pd__pretok *pretok;  /* byte-level BPE from here */
