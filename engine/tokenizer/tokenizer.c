@@ -205,7 +205,7 @@ static int32_t word_piece(const pd_tokenizer *t, const char *s, size_t n) {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) k += pd__byte_spell((uint8_t)s[i], spelt + k);
     const int32_t id = pd__text_find(t, spelt, k);
-    return id >= 0 && pd__type_mergeable(t->piece[id].type) ? id : -1;
+    return id >= 0 && pd__type_mergeable(t->piece[id].type) && t->piece[id].bytes_len == n ? id : -1;
 }
 
 static pd_status encode_bpe(encoder *e, const char *s, size_t n, pd_ids *out, pd_err *err) {

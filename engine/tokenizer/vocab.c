@@ -16,21 +16,23 @@
 #define VOCAB_MAX (((size_t)1 << 24) - 2) /* a slot has 24 bits for id + 1 */
 #define SLOT_ID 0x00FFFFFFu
 
+/* The 128-bit product folded: every bit of both reaches every bit of the result. */
+static uint64_t fold(uint64_t a, uint64_t b) {
+    __extension__ typedef unsigned __int128 wide;
+    const wide p = (wide)a * b;
+    return (uint64_t)p ^ (uint64_t)(p >> 64);
+}
+
 static uint32_t text_hash(const char *s, size_t n) {
     uint64_t h = 0x9E3779B97F4A7C15u ^ n;
-    while (n >= 8) {
+    for (; n >= 8; s += 8, n -= 8) {
         uint64_t x;
         memcpy(&x, s, 8);
-        h = (h ^ x) * 0xD6E8FEB86659FD93u;
-        h ^= h >> 32;
-        s += 8;
-        n -= 8;
+        h = fold(h ^ x, 0xD6E8FEB86659FD93u);
     }
     uint64_t x = 0;
     memcpy(&x, s, n);
-    h = (h ^ x) * 0xD6E8FEB86659FD93u;
-    h ^= h >> 32;
-    return (uint32_t)((h * 0xD6E8FEB86659FD93u) >> 32);
+    return (uint32_t)fold(h ^ x, 0xD6E8FEB86659FD93u);
 }
 
 int32_t pd__text_find(const pd_tokenizer *t, const char *s, size_t n) {
@@ -50,8 +52,7 @@ static uint64_t pair_key(int32_t left, int32_t right) {
 }
 
 static uint32_t pair_hash(uint64_t key) {
-    key *= 0x9E3779B97F4A7C15u;
-    return (uint32_t)(key >> 32) ^ (uint32_t)(key >> 15);
+    return (uint32_t)fold(key, 0x9E3779B97F4A7C15u);
 }
 
 const pd__pair *pd__pair_find(const pd_tokenizer *t, int32_t left, int32_t right) {
@@ -313,12 +314,12 @@ static void mark_ends(pd_tokenizer *t) {
         t->piece[id].flags |= PD__PIECE_EOG;
         t->piece[id].type = PD__TYPE_CONTROL;
     }
-    /* These two are also ordinary words (an HTML tag), so only where typed as control. */
-    static const char *const typed[] = {"</s>", "<eos>"};
-    for (size_t i = 0; i < 2; i++) {
-        const int32_t id = find_name(t, typed[i]);
-        if (id >= 0 && t->piece[id].type == PD__TYPE_CONTROL) t->piece[id].flags |= PD__PIECE_EOG;
-    }
+    /* "</s>" is also an HTML tag: in Gemma's file a user-defined one, in others
+     * plain text.  It closes a sentence only where "<s>" opens one. */
+    const int32_t open = find_name(t, "<s>"), close = find_name(t, "</s>"), eos = find_name(t, "<eos>");
+    if (close >= 0 && open >= 0 && t->piece[open].type == PD__TYPE_CONTROL) t->piece[close].type = PD__TYPE_CONTROL;
+    if (close >= 0 && t->piece[close].type == PD__TYPE_CONTROL) t->piece[close].flags |= PD__PIECE_EOG;
+    if (eos >= 0 && t->piece[eos].type == PD__TYPE_CONTROL) t->piece[eos].flags |= PD__PIECE_EOG;
     for (size_t i = 0; t->info.eot < 0 && i < sizeof turn_ends / sizeof *turn_ends; i++) {
         t->info.eot = find_name(t, turn_ends[i]);
     }

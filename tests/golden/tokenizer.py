@@ -2,7 +2,7 @@
 """Make data/tokenizer/: what llama.cpp's tokenizer says about every string of
 tokenizer_strings.py, cross-checked with Hugging Face tokenizers.
 
-    tokenizer.py VOCABS SMOLLM2.gguf GEMMA.gguf      (VOCABS: fetch_vocabs.sh's folder)
+    tokenizer.py VOCABS SMOLLM2.gguf GEMMA.gguf [NAME..]     (VOCABS: fetch_vocabs.sh's folder; all, or these)
 
 llama.cpp is asked through llama_cpp, vocabulary only.  The Hugging Face side is
 built by hand from the file's own pieces and merges (or scores) with the
@@ -28,8 +28,9 @@ from tokenizer_strings import strings
 FULL = 200
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {"llama-bpe": LLAMA3, "qwen2": LLAMA3.replace("{1,3}", "")}
-# llama.cpp calls every "</s>" a control token; in Gemma's file it is a user-defined HTML tag.
-HF_IS_RIGHT = {"gemma3": b"</s>"}
+# llama.cpp calls every "</s>" a control token; in Gemma's file it is a user-defined HTML tag, in Qwen2's a
+# normal piece.  (Phi-3's is the old end of text, typed user-defined: there llama.cpp is the safe one.)
+HF_IS_RIGHT = {"gemma3": b"</s>", "qwen2": b"</s>"}
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
@@ -59,7 +60,7 @@ def field(r, key):
     return None if f is None else f.contents()
 
 
-def hugging_face(path):
+def hugging_face(path, special):
     r = GGUFReader(path)
     f = r.fields["tokenizer.ggml.tokens"]
     pieces = [bytes(f.parts[i]).decode() for i in f.data]
@@ -100,11 +101,13 @@ def hugging_face(path):
     user = [AddedToken(s, special=False, normalized=False) for s, i in vocab.items() if types[i] == 4]
     if user:
         t.add_tokens(user)
+    if special:
+        t.add_special_tokens([AddedToken(s, special=True, normalized=False) for s, i in vocab.items() if types[i] == 3])
     assert t.get_vocab_size() == len(pieces)
     return t
 
 
-def main(vocabs, smollm2, gemma):
+def main(vocabs, smollm2, gemma, *names):
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "tokenizer")
     os.makedirs(here, exist_ok=True)
     texts = strings()
@@ -117,7 +120,10 @@ def main(vocabs, smollm2, gemma):
         files[name] = os.path.join(vocabs, "ggml-vocab-%s.gguf" % name)
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
     for name, path in files.items():
-        judge, second = LlamaCpp(path), hugging_face(path)
+        if names and name not in names:
+            continue
+        judge, second = LlamaCpp(path), hugging_face(path, False)
+        third = hugging_face(path, True) if name in HF_IS_RIGHT else None
         plain, special, checked, apart = [], [], 0, []
         for b in texts:
             ids = judge.encode(b, False)
@@ -131,7 +137,8 @@ def main(vocabs, smollm2, gemma):
             except UnicodeDecodeError:
                 pass
             plain.append(ids)
-            special.append(judge.encode(b, True))
+            right = third and HF_IS_RIGHT[name] in b
+            special.append(third.encode(b.decode(), add_special_tokens=False).ids if right else judge.encode(b, True))
         print("%-10s %d strings, %d checked against Hugging Face, %d apart" % (name, len(texts), checked, len(apart)))
         for b, x, y in apart[:int(os.environ.get("SHOW", "6"))]:
             print("   ", repr(b.decode())[:100], "llama.cpp", x[:12], "hf", y[:12])
@@ -145,4 +152,4 @@ def main(vocabs, smollm2, gemma):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])

@@ -22,7 +22,7 @@ CODE = [
     "let s = `a${b}c`; // it's => {...}\n", "\\frac{1}{2} \\sum_{i=0}^{n} x_i^2", "https://example.org/a/b?c=d&e=%20f#g", "x = 0x1F + 3.14e-10 - 1_000_000;\n", "{\"k\": [1, 2.5, null, true], \"u\": \"\\u00e9\"}\n",
     "fn main() -> Result<(), Box<dyn Error>> {\n        println!(\"{:?}\", v);\n}\n", "if [[ $x == *.c ]]; then\n    echo \"$x\" | sed 's/a/b/g'\nfi\n", "A\tB\tC\n1\t2\t3\n", "- [ ] todo\n  - [x] done\n\n---\n",
 ]
-SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<bos>", "<eos>", "<unk>", "<s>", "<|eot_id|>", "<|begin_of_text|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|end|>",
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<bos>", "<eos>", "<unk>", "<s>", "</s>", "<|eot_id|>", "<|begin_of_text|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|end|>",
             "<|start_header_id|>", "[INST]", "<0x0A>", "<0x41>", "[PAD151646]", "<unused5>", "<mask>", "<pad>", "<repo_name>", "<|im_", "|>", "▁", "▁▁the", "Ġthe", "[multimodal]"]
 
 

@@ -287,7 +287,7 @@ static void real_file(const char *env, const char *want_family, pd_chat_origin w
     pd_gguf *g = NULL;
     pd_tokenizer *t = NULL;
     const pd_chat *c = NULL;
-    pd_chat_origin origin;
+    pd_chat_origin origin = PD_CHAT_FROM_OPTION;
     if (pd_gguf_open(&g, path, &err) != PD_OK || pd_tokenizer_open(&t, g, &err) != PD_OK ||
         pd_chat_open(&c, g, NULL, &origin, &err) != PD_OK)
         fail_msg("%s", err.msg);
