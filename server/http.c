@@ -138,10 +138,12 @@ static enum MHD_Result settle(pd_req *q) {
         break;
     case PD_REQ_STREAM:
         r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, q, NULL);
-        pd__watch_add(q);
         break;
     default:
-        pd__watch_add(q);
+        if (q->conn->left_ns) { /* request and FIN came together: nobody waits */
+            pd__req_gone(q);
+            return MHD_NO;
+        }
         q->suspended = true;
         MHD_suspend_connection(q->mhd);
         return MHD_YES;
@@ -284,7 +286,6 @@ static void on_completed(void *arg, struct MHD_Connection *mhd, void **ctx, enum
     pd_req *q = *ctx;
     if (!q) return;
     *ctx = NULL;
-    pd__watch_remove(q);
     if (q->phase == PD__RUN) h->n_req--;
     const double ms = pd_ms_since(q->begun_ns);
     pd_metrics_http(&q->srv->metrics, q->route, q->status, ms * 1e-3);
@@ -303,6 +304,7 @@ static void on_connection(void *arg, struct MHD_Connection *mhd, void **ctx, enu
     if (toe == MHD_CONNECTION_NOTIFY_CLOSED) {
         pd__conn *c = *ctx;
         if (!c) return;
+        pd__watch_remove(c);
         if (c->prev) c->prev->next = c->next;
         else h->conns = c->next;
         if (c->next) c->next->prev = c->prev;
@@ -329,6 +331,7 @@ static void on_connection(void *arg, struct MHD_Connection *mhd, void **ctx, enu
     if (h->conns) h->conns->prev = c;
     h->conns = c;
     h->n_conn++;
+    pd__watch_add(c);
 }
 
 static void on_log(void *arg, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));

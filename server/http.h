@@ -78,7 +78,7 @@ struct pd_req {
     uint64_t begun_ns, io_ns; /* first byte of the request line; last time bytes left */
     size_t swallowed, out_off, reply_len;
     enum { PD__NEW, PD__BODY, PD__RUN } phase;
-    bool queued, suspended, gone, watched, has_expired, dead, dropped;
+    bool queued, suspended, gone, has_expired, dead, dropped;
     unsigned working; /* offloaded work under way */
 };
 

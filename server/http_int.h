@@ -20,6 +20,7 @@ struct pd__conn {
     /* Deadlines are absolute per phase: one byte now and then does not extend them. */
     enum { PD__CONN_HEAD, PD__CONN_BODY, PD__CONN_RUN, PD__CONN_IDLE } phase;
     uint64_t since_ns;
+    uint64_t left_ns; /* when the client closed its side; 0 = it has not */
 };
 
 typedef struct {
@@ -54,8 +55,8 @@ pd_status pd__http_guard(struct MHD_Connection *c, const char *version, bool *ha
 
 /* http_watch.c */
 pd_status pd__watch_open(pd_http *h, pd_err *err);
-void pd__watch_add(pd_req *q);    /* be told when its client leaves */
-void pd__watch_remove(pd_req *q);
+void pd__watch_add(pd__conn *c); /* from accept to close: be told when the client leaves */
+void pd__watch_remove(pd__conn *c);
 void pd__req_gone(pd_req *q);     /* cancel, shut the socket, wake */
 void pd__req_drop(pd_req *q);     /* call the handler's drop once, unless work is under way */
 

@@ -2,9 +2,10 @@
 /* Who left, and who is too slow.
  *
  * The library forgets a suspended socket, so a client that leaves during prefill
- * would never be noticed.  Every request that waits or streams is therefore in
- * an epoll of ours (EPOLLRDHUP, edge-triggered; one fd for all of them), which
- * reports FIN, half-close and RST within milliseconds; all three count as gone.
+ * would never be noticed; and a FIN that comes together with data is seen by it
+ * only at the idle timeout.  Every connection is therefore in an epoll of ours
+ * too (EPOLLRDHUP, edge-triggered; one fd for all of them), which reports FIN,
+ * half-close and RST within milliseconds; all three count as gone.
  *
  * The library's own timeout restarts at every byte.  The sweep holds absolute
  * deadlines per phase and ends a connection by shutdown(), which lets the
@@ -18,6 +19,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+enum { LEFT_GRACE_MS = 500 }; /* to read what came before the FIN */
+
 void pd__req_drop(pd_req *q) {
     if (q->dropped || q->working) return;
     q->dropped = true;
@@ -27,22 +30,27 @@ void pd__req_drop(pd_req *q) {
 void pd__req_gone(pd_req *q) {
     if (q->gone) return;
     q->gone = true;
-    pd__watch_remove(q);
     shutdown(q->conn->fd, SHUT_RDWR);
     pd__req_drop(q); /* the job is cancelled now, not when the library gets round to it */
     pd_req_wake(q);
 }
 
-void pd__watch_add(pd_req *q) {
-    if (q->watched) return;
-    struct epoll_event ev = {.events = EPOLLRDHUP | EPOLLET, .data.ptr = q};
-    q->watched = epoll_ctl(q->conn->h->watch_fd, EPOLL_CTL_ADD, q->conn->fd, &ev) == 0;
+void pd__watch_add(pd__conn *c) {
+    struct epoll_event ev = {.events = EPOLLRDHUP | EPOLLET, .data.ptr = c};
+    if (epoll_ctl(c->h->watch_fd, EPOLL_CTL_ADD, c->fd, &ev) != 0)
+        c->left_ns = pd_now_ns(); /* no memory in the kernel: better served in one go or not at all */
 }
 
-void pd__watch_remove(pd_req *q) {
-    if (!q->watched) return;
-    q->watched = false;
-    epoll_ctl(q->conn->h->watch_fd, EPOLL_CTL_DEL, q->conn->fd, NULL);
+void pd__watch_remove(pd__conn *c) {
+    epoll_ctl(c->h->watch_fd, EPOLL_CTL_DEL, c->fd, NULL);
+}
+
+/* Frees nothing, so the pointers of one batch of events stay good. */
+static void on_left(pd__conn *c) {
+    if (!c->left_ns) c->left_ns = pd_now_ns();
+    /* A request that waits or streams is gone.  One whose bytes are still to be
+     * read gets its chance: if it can be answered at once, it is. */
+    if (c->phase == PD__CONN_RUN && c->req && (c->req->mode != PD_REQ_REPLY || !c->req->queued)) pd__req_gone(c->req);
 }
 
 static void on_watch(uv_poll_t *poll, int status, int events) {
@@ -51,7 +59,7 @@ static void on_watch(uv_poll_t *poll, int status, int events) {
     int n;
     do {
         n = epoll_wait(h->watch_fd, ev, 64, 0);
-        for (int i = 0; i < n; i++) pd__req_gone(ev[i].data.ptr); /* frees nothing: pointers stay good */
+        for (int i = 0; i < n; i++) on_left(ev[i].data.ptr);
     } while (n == 64);
     pd_http_drive(h);
 }
@@ -60,6 +68,8 @@ static void on_watch(uv_poll_t *poll, int status, int events) {
 static bool sweep_conn(pd_http *h, pd__conn *c, uint64_t now) {
     const uint64_t age_ms = (now - c->since_ns) / 1000000u;
     pd_req *q = c->req;
+    if (c->left_ns && c->phase != PD__CONN_RUN && (now - c->left_ns) / 1000000u > LEFT_GRACE_MS)
+        return shutdown(c->fd, SHUT_RDWR) == 0;
     switch (c->phase) {
     case PD__CONN_HEAD: return age_ms > h->opts.header_ms && shutdown(c->fd, SHUT_RDWR) == 0;
     case PD__CONN_BODY: return age_ms > h->opts.body_ms && shutdown(c->fd, SHUT_RDWR) == 0;

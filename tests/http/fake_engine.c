@@ -11,7 +11,7 @@
  *   @@eos=N        end of text after N tokens    @@error=N    fail after N tokens
  *   @@say=HEX      answer these bytes instead    @@busy       submit says EBUSY
  *
- * PRESSD_FAKE_LOAD_MS delays opening; a model path with "missing" in it fails. */
+ * FAKE_ENGINE_LOAD_MS delays opening; a model path with "missing" in it fails. */
 #include "engine/run/engine.h"
 
 #include "engine/base/clock.h"
@@ -422,7 +422,7 @@ static void *engine_main(void *arg) {
 
 pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o, void (*progress)(void *arg, double done), void *arg,
                          pd_err *err) {
-    const char *ms = getenv("PRESSD_FAKE_LOAD_MS");
+    const char *ms = getenv("FAKE_ENGINE_LOAD_MS");
     const long wait = ms ? atol(ms) : 0;
     for (long i = 0; i < wait; i += 10) {
         if (progress) progress(arg, (double)i / (double)wait);

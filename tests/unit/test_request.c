@@ -1,0 +1,509 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests and their compression: what is accepted, what it becomes, what is
+ * refused and under which name.  The tokenizer is the fake engine's. */
+#include "engine/run/engine.h"
+#include "server/auth.h"
+#include "server/compression_json.h"
+#include "server/prom.h"
+#include "server/request.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const pd_press_model model = {.n_layer = 2, .n_head = 4, .n_head_kv = 2, .head_dim = 64, .n_embd = 256};
+
+static pd_status decode_env(const char *text, pd_request_kind kind, const pd_request_env *env, pd_request *r, pd_err *err) {
+    json_t *body;
+    PD_TRY(pd_json_parse(&body, text, strlen(text), err));
+    return pd_request_decode(body, kind, false, env, r, err);
+}
+
+static pd_status decode(const char *text, pd_request_kind kind, pd_request *r, pd_err *err) {
+    const pd_request_env env = {.model_id = "m@x", .press_model = &model, .n_vocab = 260};
+    return decode_env(text, kind, &env, r, err);
+}
+
+static void completion(const char *text, pd_request *r) {
+    pd_err err = {0};
+    if (decode(text, PD_REQUEST_COMPLETION, r, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+}
+
+static void refuse(const char *text, pd_request_kind kind, const char *param) {
+    pd_err err = {0};
+    pd_request r = {.n_msg = 4242};
+    if (decode(text, kind, &r, &err) == PD_OK) fail_msg("accepted: %s", text);
+    assert_int_equal(r.n_msg, 4242); /* untouched on failure */
+    assert_int_equal(pd_status_http(err.code), 400);
+    if (strcmp(err.param, param) != 0) fail_msg("%s: param '%s', expected '%s' (%s)", text, err.param, param, err.msg);
+    assert_true(strlen(err.msg) > 0);
+}
+
+static void test_defaults(void **state) {
+    pd_request r;
+    completion("{\"prompt\":\"hi\"}", &r);
+    assert_int_equal(r.max_tokens, 16);
+    assert_true(r.max_given);
+    assert_int_equal(r.n_logprobs, -1);
+    assert_true(r.sampling.temperature == 1.0f && r.sampling.top_p == 1.0f && r.sampling.top_k == 0);
+    assert_false(r.seed_given);
+    assert_null(r.compression);
+    const uint64_t seed = r.sampling.seed;
+    pd_request_done(&r);
+    completion("{\"prompt\":\"hi\"}", &r);
+    assert_true(seed != r.sampling.seed); /* drawn anew */
+    pd_request_done(&r);
+    pd_err err = {0};
+    assert_int_equal(decode("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", PD_REQUEST_CHAT, &r, &err), PD_OK);
+    assert_false(r.max_given); /* chat: as many as fit */
+    assert_true(r.add_generation_prompt);
+    pd_request_done(&r);
+}
+
+static void test_fields(void **state) {
+    pd_request r;
+    completion("{\"prompt\":[1,2.0,259],\"max_tokens\":5.0,\"max_completion_tokens\":7,\"temperature\":0,\"top_p\":0.5,"
+               "\"top_k\":-1,\"min_p\":0.1,\"seed\":-3,\"stop\":[\"a\",\"bb\"],\"logprobs\":100,\"ignore_eos\":true,"
+               "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true},\"verbose\":true}",
+               &r);
+    assert_int_equal(r.prompt.n, 3);
+    assert_int_equal(r.prompt.id[1], 2);
+    assert_int_equal(r.max_tokens, 7); /* the newer name wins */
+    assert_true(r.sampling.temperature == 0.0f && r.sampling.min_p == 0.1f);
+    assert_true(r.sampling.seed == (uint64_t)-3 && r.seed_given);
+    assert_int_equal(r.n_stop, 2);
+    assert_int_equal(r.stop[1].len, 2);
+    assert_int_equal(r.n_logprobs, 100);
+    assert_true(r.stream && r.include_usage && r.continuous_usage && r.ignore_eos && r.verbose);
+    pd_job_params p;
+    pd_request_params(&r, &p);
+    assert_int_equal(p.n_tokens, 3);
+    assert_string_equal(p.stop[1].text, "bb");
+    pd_request_done(&r);
+}
+
+static void test_nulls(void **state) {
+    pd_request r;
+    completion("{\"prompt\":\"x\",\"stop\":null,\"seed\":null,\"n\":null,\"stream_options\":null,\"compression\":null,"
+               "\"logprobs\":null,\"model\":null,\"echo\":null,\"tools\":null}",
+               &r);
+    pd_request_done(&r);
+}
+
+static void test_refused(void **state) {
+    static const struct { const char *body, *param; } c[] = {
+        {"{}", "prompt"},
+        {"{\"prompt\":[260]}", "prompt[0]"},
+        {"{\"prompt\":[0,-1]}", "prompt[1]"},
+        {"{\"prompt\":[0,1e30]}", "prompt[1]"},
+        {"{\"prompt\":[\"a\",\"b\"]}", "prompt"},
+        {"{\"prompt\":[[]]}", "prompt"},
+        {"{\"prompt\":{}}", "prompt"},
+        {"{\"prompt\":\"x\",\"max_tokens\":2147483648}", "max_tokens"},
+        {"{\"prompt\":\"x\",\"max_tokens\":-1}", "max_tokens"},
+        {"{\"prompt\":\"x\",\"max_tokens\":0.5}", "max_tokens"},
+        {"{\"prompt\":\"x\",\"max_tokens\":1e308}", "max_tokens"},
+        {"{\"prompt\":\"x\",\"temperature\":2.0000001}", "temperature"},
+        {"{\"prompt\":\"x\",\"temperature\":-0.1}", "temperature"},
+        {"{\"prompt\":\"x\",\"top_p\":0}", "top_p"},
+        {"{\"prompt\":\"x\",\"top_k\":9223372036854775807}", "top_k"},
+        {"{\"prompt\":\"x\",\"min_p\":2}", "min_p"},
+        {"{\"prompt\":\"x\",\"seed\":0.5}", "seed"},
+        {"{\"prompt\":\"x\",\"stop\":[\"\"]}", "stop[0]"},
+        {"{\"prompt\":\"x\",\"stop\":[\"a\",\"a\",\"a\",\"a\",\"a\"]}", "stop"},
+        {"{\"prompt\":\"x\",\"stop\":{}}", "stop"},
+        {"{\"prompt\":\"x\",\"logprobs\":101}", "logprobs"},
+        {"{\"prompt\":\"x\",\"stream\":\"yes\"}", "stream"},
+        {"{\"prompt\":\"x\",\"stream\":true,\"stream_options\":{\"include_usage\":1}}", "stream_options.include_usage"},
+        {"{\"prompt\":\"x\",\"stream_options\":{}}", "stream_options"},
+        {"{\"prompt\":\"x\",\"ignore_eos\":0}", "ignore_eos"},
+        {"{\"prompt\":\"x\",\"n\":2}", "n"},
+        {"{\"prompt\":\"x\",\"n\":\"1\"}", "n"},
+        {"{\"prompt\":\"x\",\"best_of\":3}", "best_of"},
+        {"{\"prompt\":\"x\",\"echo\":true}", "echo"},
+        {"{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"presence_penalty\":0.1}", "presence_penalty"},
+        {"{\"prompt\":\"x\",\"repetition_penalty\":1.1}", "repetition_penalty"},
+        {"{\"prompt\":\"x\",\"min_tokens\":3}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"tool_choice\":\"required\"}", "tool_choice"},
+        {"{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\"}}", "response_format"},
+        {"{\"prompt\":\"x\",\"model\":[]}", "model"},
+        {"{\"prompt\":\"x\",\"model\":\"m@x@knorm:0.5\",\"compression\":\"knorm@0.5\"}", "compression"},
+    };
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) refuse(c[i].body, PD_REQUEST_COMPLETION, c[i].param);
+}
+
+static void test_neutral_values(void **state) {
+    pd_request r;
+    completion("{\"prompt\":\"x\",\"n\":1,\"best_of\":1.0,\"echo\":false,\"suffix\":\"\",\"logit_bias\":{},"
+               "\"presence_penalty\":0.0,\"frequency_penalty\":0,\"repetition_penalty\":1.0,\"tools\":[],"
+               "\"tool_choice\":\"auto\",\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"metadata\":{},\"zzz\":[{}]}",
+               &r);
+    pd_request_done(&r);
+}
+
+static void test_messages(void **state) {
+    pd_request r;
+    pd_err err = {0};
+    const char *text = "{\"messages\":[{\"role\":\"developer\",\"content\":\"s\"},{\"role\":\"user\",\"name\":\"n\",\"content\":"
+                       "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]},{\"role\":\"assistant\",\"content\":null}],"
+                       "\"logprobs\":true,\"top_logprobs\":5}";
+    assert_int_equal(decode(text, PD_REQUEST_CHAT, &r, &err), PD_OK);
+    assert_int_equal(r.n_msg, 3);
+    assert_string_equal(r.msg[0].role, "system");
+    assert_string_equal(r.msg[1].content, "a\nb");
+    assert_string_equal(r.msg[2].content, "");
+    assert_int_equal(r.n_logprobs, 5);
+    pd_request_done(&r);
+    static const struct { const char *body, *param; } c[] = {
+        {"{}", "messages"},
+        {"{\"messages\":{}}", "messages"},
+        {"{\"messages\":[]}", "messages"},
+        {"{\"messages\":[[]]}", "messages[0]"},
+        {"{\"messages\":[{\"role\":1,\"content\":\"\"}]}", "messages[0].role"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"user\"}]}", "messages[1].content"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":7}]}", "messages[0].content"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[\"x\"]}]}", "messages[0].content[0]"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}", "messages[0].content[0]"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}]}", "messages[0].content[0]"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}]}", "messages[0].tool_calls"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"top_logprobs\":1}", "top_logprobs"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":0}", "max_tokens"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"continue_final_message\":true}", "continue_final_message"},
+    };
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) refuse(c[i].body, PD_REQUEST_CHAT, c[i].param);
+}
+
+static void test_tokenize(void **state) {
+    pd_engine_opts o = {.model_path = "fake"};
+    pd_engine *e = NULL;
+    assert_int_equal(pd_engine_open(&e, &o, NULL, NULL, NULL), PD_OK);
+    const pd_request_env env = {.model_id = "m", .press_model = &model, .n_vocab = 260,
+                                .tok = pd_engine_tokenizer(e), .chat = pd_engine_chat(e)};
+    pd_request r;
+    pd_err err = {0};
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"u\"}]}",
+                                PD_REQUEST_CHAT, &env, &r, &err), PD_OK);
+    assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_OK);
+    assert_true(r.has_marks);
+    assert_int_equal(r.marks.system_begin, 0);
+    assert_int_equal(r.marks.last_user_begin, r.marks.system_end);
+    pd_request_trim(&r); /* what the engine copied is not needed any more */
+    assert_null(r.body);
+    pd_request_done(&r);
+
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"tool\",\"content\":\"s\"}]}", PD_REQUEST_CHAT, &env, &r, &err), PD_OK);
+    assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_EINVAL);
+    assert_string_equal(err.param, "messages[0].role");
+    pd_request_done(&r);
+    pd_request_env bare = env;
+    bare.chat = NULL;
+    err = (pd_err){0};
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"user\",\"content\":\"s\"}]}", PD_REQUEST_CHAT, &bare, &r, &err), PD_OK);
+    assert_int_equal(pd_request_tokenize(&r, &bare, &err), PD_EINVAL);
+    pd_request_done(&r);
+    pd_engine_close(e);
+}
+
+/* ---- compression ---- */
+
+static pd_compression *wish(const char *text, bool chat) {
+    pd_err err = {0};
+    json_t *v = json_loads(text, JSON_DECODE_ANY, NULL);
+    pd_compression *c = NULL;
+    if (pd_compression_decode(v, "compression", &model, chat, &c, NULL, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+    json_decref(v);
+    return c;
+}
+
+static void assert_press(const pd_compression *c, const char *text) {
+    pd_buf b = {0};
+    pd_press_inst_text(c->press, &b);
+    assert_string_equal(b.data, text);
+    pd_buf_done(&b);
+}
+
+static void test_compression(void **state) {
+    static const char *const dense[] = {"null", "\"none\"", "{\"press\":\"none\"}", "{\"press\":\"none\",\"ratio\":0.5}"};
+    for (size_t i = 0; i < sizeof dense / sizeof dense[0]; i++) assert_null(wish(dense[i], true));
+
+    pd_compression *c = wish("{\"press\":\"knorm\",\"ratio\":0.25,\"scope\":\"context\",\"protect_system\":true,"
+                             "\"min_tokens\":64,\"seed\":7}", true);
+    assert_press(c, "knorm");
+    assert_int_equal(c->budget, PD_BUDGET_RATIO);
+    assert_true(c->ratio == 0.25);
+    assert_int_equal(c->scope, PD_SCOPE_CONTEXT);
+    assert_true(c->protect_system && c->min_tokens == 64 && c->seed == 7);
+    assert_null(c->decode);
+    pd_compression_close(c);
+
+    c = wish("{\"press\":\"knorm\",\"budget_tokens\":100,\"scope\":{\"context_tokens\":50}}", false);
+    assert_true(c->budget == PD_BUDGET_TOKENS && c->amount == 100);
+    assert_true(c->scope == PD_SCOPE_TOKENS && c->scope_tokens == 50);
+    pd_compression_close(c);
+
+    c = wish("{\"press\":\"knorm\",\"budget_bytes\":1048576}", false);
+    assert_true(c->budget == PD_BUDGET_BYTES && c->amount == 1048576);
+    pd_compression_close(c);
+
+    c = wish("\"streaming_llm:n_sink=8@0.5\"", false);
+    assert_press(c, "streaming_llm:n_sink=8");
+    assert_true(c->ratio == 0.5);
+    pd_compression_close(c);
+
+    /* the same press in four spellings */
+    static const char *const same[] = {
+        "{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":8},\"ratio\":0.5}",
+        "{\"press\":{\"name\":\"streaming_llm\",\"params\":{\"n_sink\":8}},\"ratio\":0.5}",
+        "{\"press\":\"streaming_llm:n_sink=8\",\"ratio\":0.5}",
+        "{\"press\":\"streaming_llm:n_sink=8@0.5\"}",
+    };
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        c = wish(same[i], false);
+        assert_press(c, "streaming_llm:n_sink=8");
+        assert_true(c->ratio == 0.5);
+        pd_compression_close(c);
+    }
+
+    c = wish("{\"decode\":{\"press\":\"knorm\",\"interval\":64,\"target_tokens\":128}}", true);
+    assert_null(c->press);
+    assert_true(c->decode_interval == 64 && c->decode_target == 128 && !c->decode_by_ratio);
+    pd_compression_close(c);
+    c = wish("{\"press\":\"knorm\",\"ratio\":0.5,\"decode\":{\"press\":\"knorm@0.75\"}}", true);
+    assert_true(c->decode_interval == 512 && c->decode_by_ratio && c->decode_ratio == 0.75);
+    pd_compression_close(c);
+}
+
+static void test_compression_refused(void **state) {
+    static const struct { const char *v, *param; } t[] = {
+        {"5", "compression"},
+        {"[]", "compression"},
+        {"{}", "compression.press"},
+        {"{\"ratio\":0.5}", "compression.press"},
+        {"{\"press\":5,\"ratio\":0.5}", "compression.press"},
+        {"{\"press\":\"nope\",\"ratio\":0.5}", "compression.press"},
+        {"{\"press\":{\"nam\":\"knorm\"},\"ratio\":0.5}", "compression.press.nam"},
+        {"{\"press\":{\"params\":{}},\"ratio\":0.5}", "compression.press.name"},
+        {"{\"press\":{\"name\":\"knorm\",\"presses\":{}},\"ratio\":0.5}", "compression.press.presses"},
+        {"{\"press\":{\"name\":\"knorm\",\"press\":\"knorm\",\"presses\":[]},\"ratio\":0.5}", "compression.press"},
+        {"{\"press\":{\"name\":\"streaming_llm\",\"params\":{\"n_sink\":-1}},\"ratio\":0.5}", "compression.press.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":1.5},\"ratio\":0.5}", "compression.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":[1]},\"ratio\":0.5}", "compression.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"zzz\":1},\"ratio\":0.5}", "compression.params.zzz"},
+        {"{\"press\":\"knorm\",\"params\":7,\"ratio\":0.5}", "compression.params"},
+        {"{\"press\":{\"name\":\"knorm\"},\"params\":{},\"ratio\":0.5}", "compression.params"},
+        {"{\"press\":\"knorm\"}", "compression.ratio"},
+        {"{\"press\":\"knorm\",\"ratio\":1}", "compression.ratio"},
+        {"{\"press\":\"knorm\",\"ratio\":-1e-9}", "compression.ratio"},
+        {"{\"press\":\"knorm\",\"ratio\":\"0.5\"}", "compression.ratio"},
+        {"{\"press\":\"knorm@0.5\",\"ratio\":0.5}", "compression.ratio"},
+        {"{\"press\":\"knorm\",\"budget_tokens\":0}", "compression.budget_tokens"},
+        {"{\"press\":\"knorm\",\"budget_tokens\":2147483648}", "compression.budget_tokens"},
+        {"{\"press\":\"knorm\",\"budget_bytes\":-1}", "compression.budget_bytes"},
+        {"{\"press\":\"knorm\",\"budget_tokens\":5,\"budget_bytes\":5}", "compression.ratio"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"all\"}", "compression.scope"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}", "compression.scope"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":{\"context_tokens\":0}}", "compression.scope.context_tokens"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":{}}", "compression.scope"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"min_tokens\":-1}", "compression.min_tokens"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"protect_system\":1}", "compression.protect_system"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"seed\":-1}", "compression.seed"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"wat\":1}", "compression.wat"},
+        {"{\"decode\":[]}", "compression.decode"},
+        {"{\"decode\":{\"target_tokens\":5}}", "compression.decode.press"},
+        {"{\"decode\":{\"press\":\"knorm\"}}", "compression.decode"},
+        {"{\"decode\":{\"press\":\"knorm\",\"target_tokens\":5,\"ratio\":0.5}}", "compression.decode"},
+        {"{\"decode\":{\"press\":\"knorm\",\"interval\":0,\"ratio\":0.5}}", "compression.decode.interval"},
+        {"{\"decode\":{\"press\":\"knorm\",\"ratio\":2}}", "compression.decode.ratio"},
+        {"\"\"", "compression"},
+        {"\"knorm\"", "compression"},
+        {"\"knorm@1\"", "compression"},
+        {"\"knorm@\"", "compression"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        pd_err err = {0};
+        json_t *v = json_loads(t[i].v, JSON_DECODE_ANY, NULL);
+        assert_non_null(v);
+        pd_compression *c = (pd_compression *)(uintptr_t)1;
+        if (pd_compression_decode(v, "compression", &model, false, &c, NULL, &err) == PD_OK) fail_msg("accepted: %s", t[i].v);
+        json_decref(v);
+        assert_ptr_equal(c, (pd_compression *)(uintptr_t)1);
+        assert_int_equal(err.code, PD_EINVAL);
+        if (strcmp(err.param, t[i].param) != 0) fail_msg("%s: param '%s', expected '%s' (%s)", t[i].v, err.param, t[i].param, err.msg);
+    }
+}
+
+static void test_model_suffix(void **state) {
+    pd_request r;
+    static const struct { const char *model, *press; double ratio; } t[] = {
+        {"m@x@knorm:0.5", "knorm", 0.5}, /* the alias holds '@' itself */
+        {"other@knorm:0.25", "knorm", 0.25},
+        {"a@streaming_llm:n_sink=8:0.5", "streaming_llm:n_sink=8", 0.5},
+        {"a@streaming_llm:n_sink=8@0.5", "streaming_llm:n_sink=8", 0.5},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        char body[200];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\",\"model\":\"%s\"}", t[i].model);
+        completion(body, &r);
+        assert_press(r.compression, t[i].press);
+        assert_true(r.compression->ratio == t[i].ratio);
+        pd_request_done(&r);
+    }
+    completion("{\"prompt\":\"x\",\"model\":\"m@x\"}", &r);
+    assert_null(r.compression);
+    pd_request_done(&r);
+    refuse("{\"prompt\":\"x\",\"model\":\"m@x@nope:0.5\"}", PD_REQUEST_COMPLETION, "model");
+    refuse("{\"prompt\":\"x\",\"model\":\"m@x@knorm:1.5\"}", PD_REQUEST_COMPLETION, "model");
+    refuse("{\"prompt\":\"x\",\"model\":\"m@x@knorm\"}", PD_REQUEST_COMPLETION, "model");
+    refuse("{\"prompt\":\"x\",\"model\":\"y@knorm:0.5@0.5\"}", PD_REQUEST_COMPLETION, "model");
+}
+
+static void test_server_default(void **state) {
+    pd_request_env env = {.model_id = "m", .press_model = &model, .n_vocab = 260, .compression = "knorm@0.5"};
+    pd_request r;
+    pd_err err = {0};
+    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_press(r.compression, "knorm");
+    pd_request_done(&r);
+    assert_int_equal(decode_env("{\"prompt\":\"x\",\"compression\":\"none\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_null(r.compression);
+    pd_request_done(&r);
+    env.compression = " {\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}";
+    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_int_equal(r.compression->scope, PD_SCOPE_PROMPT); /* a completion has no context of its own */
+    pd_request_done(&r);
+    static const char *const bad[] = {"nope@0.5", "knorm", "{\"press\":\"knorm\"}", "{", "{\"press\":\"knorm\",\"ratio\":0.5} x"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        pd_compression *c = NULL;
+        err = (pd_err){0};
+        assert_int_not_equal(pd_compression_decode_default(bad[i], &model, true, &c, &err), PD_OK);
+        assert_null(c);
+    }
+}
+
+/* ---- JSON, keys, metrics text ---- */
+
+static void test_json_bounds(void **state) {
+    pd_err err = {0};
+    json_t *v = NULL;
+    char deep[2 * (PD_JSON_DEPTH_MAX + 1) + 8] = "{\"a\":";
+    size_t n = strlen(deep);
+    for (int i = 0; i < PD_JSON_DEPTH_MAX - 1; i++) deep[n++] = '[';
+    for (int i = 0; i < PD_JSON_DEPTH_MAX - 1; i++) deep[n++] = ']';
+    deep[n++] = '}';
+    assert_int_equal(pd_json_parse(&v, deep, n, &err), PD_OK); /* exactly the limit */
+    json_decref(v);
+    memmove(deep + 6, deep + 5, n - 5);
+    deep[5] = '[';
+    assert_int_equal(pd_json_parse(&v, deep, n + 1, &err), PD_EJSON);
+
+    pd_buf many = {0};
+    pd_buf_puts(&many, "{\"a\":[0");
+    for (int i = 0; i < PD_JSON_VALUES_MAX; i++) pd_buf_puts(&many, ",0");
+    pd_buf_puts(&many, "]}");
+    err = (pd_err){0};
+    assert_int_equal(pd_json_parse(&v, many.data, many.len, &err), PD_EJSON);
+    assert_non_null(strstr(err.msg, "262144"));
+    pd_buf_done(&many);
+
+    /* every prefix of a valid text is refused, not read past its end */
+    const char *whole = "{\"a\":[1,2,{\"b\":\"\\u00e9\\n\"}],\"c\":-1.5e3,\"d\":null}";
+    for (size_t i = 0; i < strlen(whole); i++) {
+        char *copy = malloc(i ? i : 1);
+        memcpy(copy, whole, i);
+        err = (pd_err){0};
+        assert_int_not_equal(pd_json_parse(&v, copy, i, &err), PD_OK);
+        free(copy);
+    }
+}
+
+static void test_json_text(void **state) {
+    static const struct { const char *in; size_t n; const char *out; } t[] = {
+        {"a\"\\\n\r\t\x01\x7f/", 9, "\"a\\\"\\\\\\n\\r\\t\\u0001\\u007f/\""},
+        {"\xc3\xa9\xf0\x9f\x90\xa2", 6, "\"\xc3\xa9\xf0\x9f\x90\xa2\""},
+        {"\xe2\x80\xa8\xe2\x80\xa9", 6, "\"\\u2028\\u2029\""},
+        {"\xff" "a\xc3", 3, "\"\xef\xbf\xbd" "a\xef\xbf\xbd\""},
+        {"\xed\xa0\x80", 3, "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\""},
+        {"", 0, "\"\""},
+        {"\0", 1, "\"\\u0000\""},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        pd_buf b = {0};
+        pd_json_str(&b, t[i].in, t[i].n);
+        assert_string_equal(b.data, t[i].out);
+        pd_buf_done(&b);
+    }
+    static const struct { double v; const char *out; } num[] = {
+        {0, "0"}, {0.5, "0.5"}, {0.1, "0.1"}, {1.0 / 3.0, "0.333333333333333"}, {1e300, "1e+300"}, {-3, "-3"},
+    };
+    for (size_t i = 0; i < sizeof num / sizeof num[0]; i++) {
+        pd_buf b = {0};
+        pd_json_num(&b, num[i].v);
+        if (i != 3) assert_string_equal(b.data, num[i].out);
+        assert_true(strtod(b.data, NULL) == num[i].v);
+        pd_buf_done(&b);
+    }
+}
+
+static void test_auth(void **state) {
+    pd_auth a;
+    pd_err err = {0};
+    assert_int_equal(pd_auth_open(&a, NULL, &err), PD_OK);
+    assert_true(pd_auth_ok(&a, NULL, NULL)); /* no keys: everybody */
+    assert_int_equal(pd_auth_open(&a, "one,two", &err), PD_OK);
+    assert_true(pd_auth_ok(&a, "Bearer one", NULL));
+    assert_true(pd_auth_ok(&a, "bearer  two", NULL));
+    assert_true(pd_auth_ok(&a, "Basic x", "two"));
+    static const char *const bad[] = {"Bearer on", "Bearer onee", "Bearer ", "Bearer one,two", "one", "", "Bearer One"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(pd_auth_ok(&a, bad[i], NULL));
+    assert_false(pd_auth_ok(&a, NULL, NULL));
+    assert_false(pd_auth_ok(&a, NULL, ""));
+    pd_auth_close(&a);
+    assert_int_equal(pd_auth_open(&a, "one,,two", &err), PD_EINVAL);
+    pd_auth_close(&a);
+    char longest[PD_AUTH_KEY_BYTES_MAX + 2] = {0};
+    memset(longest, 'k', PD_AUTH_KEY_BYTES_MAX);
+    assert_int_equal(pd_auth_open(&a, longest, &err), PD_OK);
+    assert_true(pd_auth_ok(&a, NULL, longest));
+    pd_auth_close(&a);
+    longest[PD_AUTH_KEY_BYTES_MAX] = 'k';
+    err = (pd_err){0};
+    assert_int_equal(pd_auth_open(&a, longest, &err), PD_EINVAL);
+    assert_null(strstr(err.msg, "kkk")); /* a key is never shown */
+    pd_auth_close(&a);
+}
+
+static void test_prom(void **state) {
+    static const double bounds[] = {0.1, 1};
+    pd_hist h;
+    pd_hist_init(&h, bounds, 2, 1e9);
+    pd_hist_add(&h, 0.05, 1);
+    pd_hist_add(&h, 0.1, 2); /* a bound belongs to its bucket */
+    pd_hist_add(&h, 5, 1);
+    pd_hist_add(&h, -1, 1);
+    pd_buf b = {0};
+    pd_prom_hist(&b, "x", "a=\"b\"", &h);
+    assert_string_equal(b.data, "x_bucket{a=\"b\",le=\"0.1\"} 4\nx_bucket{a=\"b\",le=\"1\"} 4\n"
+                                "x_bucket{a=\"b\",le=\"+Inf\"} 5\nx_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n");
+    pd_buf_clear(&b);
+    pd_prom_label(&b, "m", "a\"\\\nb");
+    assert_string_equal(b.data, "m=\"a\\\"\\\\\\nb\"");
+    pd_buf_done(&b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_fields),         cmocka_unit_test(test_nulls),
+        cmocka_unit_test(test_refused),      cmocka_unit_test(test_neutral_values), cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_compression),    cmocka_unit_test(test_compression_refused),
+        cmocka_unit_test(test_model_suffix), cmocka_unit_test(test_server_default), cmocka_unit_test(test_json_bounds),
+        cmocka_unit_test(test_json_text),    cmocka_unit_test(test_auth),           cmocka_unit_test(test_prom),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
