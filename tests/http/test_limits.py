@@ -142,7 +142,7 @@ class Deadlines(ServerTest):
         base = self.s.rss()
         with self.s.connect() as s:
             s.sendall(post_bytes("/v1/completions", {"prompt": "a", "max_tokens": 8000, "stream": True,
-                                                     "logprobs": 20, "ignore_eos": True}))
+                                                     "logprobs": 100, "ignore_eos": True}))
             self.assertTrue(readable(s, 2))
             for _ in range(10):
                 begin = time.monotonic()
@@ -150,7 +150,8 @@ class Deadlines(ServerTest):
                 self.assertLess(time.monotonic() - begin, 0.5)
             until(lambda: self.s.metric("pressd_requests_running") == 0, 6, "cut")
             until(lambda: self.s.metric("pressd_http_requests_active") == 1, 4, "cut")
-        self.assertLess(self.s.rss() - base, 16 << 20)
+        # As text the answer has some 80 MB; the job's own records, 7 MB, and a sanitizer's slack are allowed.
+        self.assertLess(self.s.rss() - base, 40 << 20)
 
 
 class Queue(ServerTest):
