@@ -407,12 +407,14 @@ static void *engine_main(void *arg) {
         e->stats.kv_bytes_dense = dense;
         if (resident > e->stats.kv_bytes_peak) e->stats.kv_bytes_peak = resident;
         if (e->closing) continue;
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += e->jobs ? STEP_US * 1000L : 50000000L;
-        until.tv_sec += until.tv_nsec / 1000000000L;
-        until.tv_nsec %= 1000000000L;
-        pthread_cond_timedwait(&e->wake, &e->lock, &until);
+        if (e->jobs) { /* a sleep without the lock: a wait whose time is over would starve the others */
+            const struct timespec nap = {0, STEP_US * 1000L};
+            pthread_mutex_unlock(&e->lock);
+            nanosleep(&nap, NULL);
+            pthread_mutex_lock(&e->lock);
+        } else {
+            pthread_cond_wait(&e->wake, &e->lock);
+        }
     }
     pthread_mutex_unlock(&e->lock);
     return NULL;

@@ -20,6 +20,13 @@ import unittest
 BINARY = None  # set by run.py
 
 
+def sanitized():
+    """Is BINARY built with a sanitizer?  Its memory figures then mean little."""
+    with open(BINARY, "rb") as f:
+        data = f.read()
+    return b"__asan_init" in data or b"__tsan_init" in data
+
+
 class Reply:
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
