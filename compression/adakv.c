@@ -29,14 +29,15 @@ static size_t layer_total(const pd_view *view, const pd_budget *budget) {
         have += view->n_h[h];
         total += pd_budget_keep(budget, view->n_h[h]);
     }
-    if (budget->by_count && !pd_mul_size(pd_max_size(budget->count, 1), view->n_head_kv, &total)) return have;
+    if (budget->by_count && !pd_mul_size(pd_max_size(budget->count, 1), view->n_head_kv, &total))
+        return have;
     return pd_min_size(total, have);
 }
 
 /* Lift the best slots of head h above all unsaved ones; returns how many slots
  * now must stay (saved or protected). */
-static pd_status save_best(const pd_view *view, const pd_budget *budget, double alpha, size_t h, float *score,
-                           uint32_t *best, size_t *n_must, pd_err *err) {
+static pd_status save_best(const pd_view *view, const pd_budget *budget, double alpha, size_t h,
+                           float *score, uint32_t *best, size_t *n_must, pd_err *err) {
     const size_t n = view->n_h[h];
     size_t safe = (size_t)((double)pd_budget_keep(budget, n) * alpha);
     if (safe == 0) safe = 1;
@@ -53,9 +54,11 @@ static pd_status save_best(const pd_view *view, const pd_budget *budget, double 
 }
 
 /* The flat selection cut into heads again. */
-static pd_status plan_of_flat(const pd_view *view, const uint32_t *flat, size_t total, pd_plan *ret, pd_err *err) {
+static pd_status plan_of_flat(const pd_view *view, const uint32_t *flat, size_t total, pd_plan *ret,
+                              pd_err *err) {
     size_t *n_keep = pd_arena_zalloc(view->tmp, view->n_head_kv, sizeof *n_keep);
-    if (!n_keep) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a plan of %zu heads", view->n_head_kv);
+    if (!n_keep)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a plan of %zu heads", view->n_head_kv);
     size_t first = 0;
     for (size_t h = 0, i = 0; h < view->n_head_kv; first += view->n_h[h++])
         for (; i < total && flat[i] - first < view->n_h[h]; i++) n_keep[h]++;
@@ -66,8 +69,8 @@ static pd_status plan_of_flat(const pd_view *view, const uint32_t *flat, size_t 
     return PD_OK;
 }
 
-static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret,
-                      pd_err *err) {
+static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
+                      pd_plan *ret, pd_err *err) {
     size_t have = 0, total = layer_total(view, budget), n_must = 0;
     for (size_t h = 0; h < view->n_head_kv; h++) have += view->n_h[h];
     if (total == have) {
@@ -91,7 +94,11 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
 }
 
 static const pd_param params[] = {
-    [ALPHA] = {.name = "alpha_safeguard", .type = PD_PARAM_FLOAT, .def = 0.2, .min = 0, .max = 1,
+    [ALPHA] = {.name = "alpha_safeguard",
+               .type = PD_PARAM_FLOAT,
+               .def = 0.2,
+               .min = 0,
+               .max = 1,
                .doc = "share of its equal part that each head keeps in any case"},
 };
 

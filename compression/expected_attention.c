@@ -33,15 +33,15 @@
 enum { N_FUTURE, N_SINK, USE_COV, USE_VNORM, EPSILON };
 
 typedef struct {
-    size_t n_group;         /* query heads per KV head */
+    size_t n_group; /* query heads per KV head */
     int64_t n_sink;
     bool use_cov, use_vnorm;
     float epsilon;
-    float *mu;              /* [Hq][D] = mu' / sqrt(D) */
-    float *cov;             /* [Hq][D][D] = S' / (2 D), NULL without covariance */
-    float **z;              /* [Hq][n_h] logits, then exp(z - max) */
-    float *inv_sum;         /* [Hq] 1 / (G * sum exp) */
-    float **gemm;           /* [thread] tile results: [PD__TILE][G*D], or [PD__TILE][G] */
+    float *mu;      /* [Hq][D] = mu' / sqrt(D) */
+    float *cov;     /* [Hq][D][D] = S' / (2 D), NULL without covariance */
+    float **z;      /* [Hq][n_h] logits, then exp(z - max) */
+    float *inv_sum; /* [Hq] 1 / (G * sum exp) */
+    float **gemm;   /* [thread] tile results: [PD__TILE][G*D], or [PD__TILE][G] */
     float *const *score;
 } job;
 
@@ -58,7 +58,8 @@ static void mean_rotation(const pd_view *view, double a, double n, double *c, do
 }
 
 /* x <- Rbar x * scale for elements of stride `step`. */
-static void rotate(float *x, size_t step, size_t half, const double *c, const double *s, double scale) {
+static void rotate(float *x, size_t step, size_t half, const double *c, const double *s,
+                   double scale) {
     for (size_t i = 0; i < half; i++) {
         const double a = (double)x[i * step], b = (double)x[(i + half) * step];
         x[i * step] = (float)((a * c[i] - b * s[i]) * scale);
@@ -67,7 +68,8 @@ static void rotate(float *x, size_t step, size_t half, const double *c, const do
 }
 
 /* mu' and S' of every query head, scaled as the logits need them. */
-static void rotate_moments(const pd_view *view, const pd_moments *m, const job *j, const double *c, const double *s) {
+static void rotate_moments(const pd_view *view, const pd_moments *m, const job *j, const double *c,
+                           const double *s) {
     const size_t d = view->head_dim;
     memcpy(j->mu, m->mean, view->n_head * d * sizeof *j->mu);
     if (j->use_cov) memcpy(j->cov, m->cov, view->n_head * d * d * sizeof *j->cov);
@@ -82,21 +84,22 @@ static void rotate_moments(const pd_view *view, const pd_moments *m, const job *
 
 /* z = k . (S'k/2D + mu'/sqrt(D)): the gemm starts from mu', so that one dot
  * product per row finishes both terms. */
-static void logits_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void logits_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                        unsigned thread) {
     const job *j = ctx;
     const size_t d = view->head_dim, g = j->n_group, width = j->use_cov ? g * d : g;
     const float *k = view->k[h] + first * d, *mu = j->mu + h * g * d;
     float *y = j->gemm[thread];
     if (!j->use_cov) {
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)g, (int)d, 1.0f, k, (int)d, mu, (int)d, 0.0f,
-                    y, (int)g);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)g, (int)d, 1.0f, k,
+                    (int)d, mu, (int)d, 0.0f, y, (int)g);
         for (size_t q = 0; q < g; q++)
             for (size_t i = 0; i < n; i++) j->z[h * g + q][first + i] = y[i * g + q];
         return;
     }
     for (size_t i = 0; i < n; i++) memcpy(y + i * width, mu, width * sizeof *y);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)width, (int)d, 1.0f, k, (int)d,
-                j->cov + h * g * d * d, (int)d, 1.0f, y, (int)width);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)width, (int)d, 1.0f, k,
+                (int)d, j->cov + h * g * d * d, (int)d, 1.0f, y, (int)width);
     for (size_t q = 0; q < g; q++)
         for (size_t i = 0; i < n; i++)
             j->z[h * g + q][first + i] = view->kern->dot_f32(k + i * d, y + i * width + q * d, d);
@@ -119,11 +122,13 @@ static void softmax_head(void *p, size_t hq, unsigned thread) {
 }
 
 /* score holds |v| on entry when use_vnorm. */
-static void score_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void score_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                       unsigned thread) {
     const job *j = ctx;
     for (size_t i = first; i < first + n; i++) {
         float p = 0.0f;
-        for (size_t q = h * j->n_group; q < (h + 1) * j->n_group; q++) p += j->z[q][i] * j->inv_sum[q];
+        for (size_t q = h * j->n_group; q < (h + 1) * j->n_group; q++)
+            p += j->z[q][i] * j->inv_sum[q];
         j->score[h][i] = j->use_vnorm ? (p + j->epsilon) * j->score[h][i] : p;
     }
 }
@@ -142,7 +147,8 @@ static bool job_alloc(const pd_view *view, job *j) {
     return true;
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     const bool step = view->phase == PD_PHASE_STEP;
     job j = {
         .n_group = view->n_head / view->n_head_kv,
@@ -154,8 +160,10 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
     };
     const pd_moments *m = pd_view_moments(view, step ? 0 : (size_t)j.n_sink);
     if (!m || !m->mean || (j.use_cov && !m->cov))
-        return pd_fail(err, PD_EINTERNAL, NULL, "expected_attention: no query moments for layer %d", view->layer);
-    double *c = PD_ARENA_NEW(view->tmp, view->head_dim, double), *s = c ? c + view->head_dim / 2 : NULL;
+        return pd_fail(err, PD_EINTERNAL, NULL, "expected_attention: no query moments for layer %d",
+                       view->layer);
+    double *c = PD_ARENA_NEW(view->tmp, view->head_dim, double),
+           *s = c ? c + view->head_dim / 2 : NULL;
     if (!c || !job_alloc(view, &j))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
 
@@ -178,16 +186,35 @@ static size_t min_tokens(const pd_press_inst *inst) {
 }
 
 static const pd_param params[] = {
-    [N_FUTURE] = {.name = "n_future_positions", .type = PD_PARAM_INT, .def = 512, .min = 1, .max = 1 << 20,
+    [N_FUTURE] = {.name = "n_future_positions",
+                  .type = PD_PARAM_INT,
+                  .def = 512,
+                  .min = 1,
+                  .max = 1 << 20,
                   .doc = "how many future positions the rotation is averaged over"},
-    [N_SINK] = {.name = "n_sink", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 65536,
+    [N_SINK] = {.name = "n_sink",
+                .type = PD_PARAM_INT,
+                .def = 4,
+                .min = 0,
+                .max = 65536,
                 .doc = "first tokens that stay and are left out of the statistics"},
-    [USE_COV] = {.name = "use_covariance", .type = PD_PARAM_BOOL, .def = 1, .max = 1,
+    [USE_COV] = {.name = "use_covariance",
+                 .type = PD_PARAM_BOOL,
+                 .def = 1,
+                 .max = 1,
                  .doc = "use the covariance of the queries, not their mean alone"},
-    [USE_VNORM] = {.name = "use_vnorm", .type = PD_PARAM_BOOL, .def = 1, .max = 1,
+    [USE_VNORM] = {.name = "use_vnorm",
+                   .type = PD_PARAM_BOOL,
+                   .def = 1,
+                   .max = 1,
                    .doc = "multiply by the norm of the value"},
-    [EPSILON] = {.name = "epsilon", .type = PD_PARAM_FLOAT, .def = 0, .min = 0, .max = 1000,
-                 .doc = "added to the expected attention before the value norm; attention averages 1/tokens, so 0.02 "
+    [EPSILON] = {.name = "epsilon",
+                 .type = PD_PARAM_FLOAT,
+                 .def = 0,
+                 .min = 0,
+                 .max = 1000,
+                 .doc = "added to the expected attention before the value norm; attention averages "
+                        "1/tokens, so 0.02 "
                         "already drowns it in long prompts"},
 };
 
@@ -196,7 +223,8 @@ const pd_press pd_press_expected_attention = {
     .reference_class = "ExpectedAttentionPress",
     .kind = "scorer",
     .source = "arXiv 2510.00636",
-    .doc = "Keeps the pairs that future queries are expected to attend to, from the statistics of past queries.",
+    .doc = "Keeps the pairs that future queries are expected to attend to, from the statistics of "
+           "past queries.",
     .ratio_doc = "its own",
     .params = params,
     .n_params = sizeof params / sizeof *params,

@@ -7,10 +7,11 @@
  * there is one position counter for all. */
 #include "compression/shared.h"
 
-static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret,
-                      pd_err *err) {
+static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
+                      pd_plan *ret, pd_err *err) {
     float **score = pd_scores_new(view);
-    if (!score) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the scores of %zu tokens", view->n);
+    if (!score)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the scores of %zu tokens", view->n);
     PD_TRY(pd_press_score(inst->child[0], view, score, err));
     PD_TRY(pd__plan_top(view, budget, (const float *const *)score, true, ret, err));
     ret->rerotate = true;

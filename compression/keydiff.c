@@ -25,17 +25,21 @@ static void head_anchor(void *ctx, size_t h, unsigned thread) {
     const size_t n = j->view->n_h[h], d = j->view->head_dim;
     float *a = j->anchor + h * d, *w = j->weight[h];
     for (size_t i = 0; i < n; i++) w[i] = 1.0f / ((float)n * fmaxf(j->norm[h][i], norm_floor));
-    cblas_sgemv(CblasRowMajor, CblasTrans, (int)n, (int)d, 1.0f, j->view->k[h], (int)d, w, 1, 0.0f, a, 1);
+    cblas_sgemv(CblasRowMajor, CblasTrans, (int)n, (int)d, 1.0f, j->view->k[h], (int)d, w, 1, 0.0f,
+                a, 1);
     const float len = fmaxf(sqrtf(j->view->kern->dot_f32(a, a, d)), cos_floor);
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, -1.0f / len, j->view->k[h], (int)d, a, 1, 0.0f, w, 1);
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, -1.0f / len, j->view->k[h], (int)d, a,
+                1, 0.0f, w, 1);
     for (size_t i = 0; i < n; i++) w[i] /= fmaxf(j->norm[h][i], cos_floor);
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     anchor_job j = {.view = view, .weight = score};
     j.norm = pd_scores_new(view);
     j.anchor = PD_ARENA_NEW(view->tmp, view->n_head_kv * view->head_dim, float);
-    if (!j.norm || !j.anchor) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
+    if (!j.norm || !j.anchor)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
     pd__row_norms(view, view->k, j.norm);
     pd_workers_run(view->workers, head_anchor, &j, view->n_head_kv);
     return PD_OK;

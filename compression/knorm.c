@@ -7,12 +7,14 @@
  * Cost: one pass over K, H*L*D multiply-adds. */
 #include "compression/shared.h"
 
-static void negate(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void negate(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                   unsigned thread) {
     float *s = ((float *const *)ctx)[h];
     for (size_t i = first; i < first + n; i++) s[i] = -s[i];
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     pd__row_norms(view, view->k, score);
     pd__for_tiles(view, negate, (void *)score);
     return PD_OK;

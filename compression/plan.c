@@ -43,8 +43,8 @@ no_memory:
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for a plan of %zu heads", n_head);
 }
 
-pd_status pd__plan_top(const pd_view *view, const pd_budget *budget, const float *const *score, bool equal,
-                       pd_plan *ret, pd_err *err) {
+pd_status pd__plan_top(const pd_view *view, const pd_budget *budget, const float *const *score,
+                       bool equal, pd_plan *ret, pd_err *err) {
     const size_t n_head = view->n_head_kv;
     size_t *n_keep = PD_ARENA_NEW(view->tmp, n_head, size_t), most = 0;
     if (!n_keep) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a plan of %zu heads", n_head);

@@ -89,7 +89,8 @@ void pd_press_collect_needs(const pd_press_inst *inst, pd_press_needs *ret) {
 
 size_t pd_press_min_tokens(const pd_press_inst *inst) {
     size_t n = inst->press->min_tokens ? inst->press->min_tokens(inst) : 1;
-    for (size_t i = 0; i < inst->n_child; i++) n = pd_max_size(n, pd_press_min_tokens(inst->child[i]));
+    for (size_t i = 0; i < inst->n_child; i++)
+        n = pd_max_size(n, pd_press_min_tokens(inst->child[i]));
     return n;
 }
 
@@ -128,7 +129,8 @@ float **pd_scores_new(const pd_view *view) {
 
 /* ---- driver ---- */
 
-pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                         pd_err *err) {
     assert(inst->press->score);
     PD_TRY(inst->press->score(inst, view, score, err));
     for (size_t h = 0; h < view->n_head_kv; h++) {
@@ -137,7 +139,8 @@ pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *
             /* Scores beyond f32 would otherwise tie with protected slots, and a
              * NaN has no rank: a model that overflowed must not decide silently. */
             if (isnan(score[h][i]))
-                return pd_fail(err, PD_EINTERNAL, NULL, "press '%s' gave no number for layer %d, head %zu, slot %zu",
+                return pd_fail(err, PD_EINTERNAL, NULL,
+                               "press '%s' gave no number for layer %d, head %zu, slot %zu",
                                inst->press->name, view->layer, h, i);
             if (!protect) continue;
             if (protect[i])
@@ -182,8 +185,8 @@ static const pd_press_inst *scorer_of(const pd_press_inst *inst) {
     return inst->press->score ? inst : NULL;
 }
 
-pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret,
-                        float *const *scores, pd_err *err) {
+pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
+                        pd_plan *ret, float *const *scores, pd_err *err) {
     pd_plan plan = {0};
     if (nothing_goes(view, budget)) {
         *ret = (pd_plan){.keep_all = true};
@@ -197,7 +200,8 @@ pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd
         if (scores && scorer) PD_TRY(pd_press_score(scorer, view, scores, err));
     } else {
         float *const *s = scores ? scores : pd_scores_new(view);
-        if (!s) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the scores of %zu tokens", view->n);
+        if (!s)
+            return pd_fail(err, PD_ENOMEM, NULL, "no memory for the scores of %zu tokens", view->n);
         PD_TRY(pd_press_score(inst, view, s, err));
         PD_TRY(pd__plan_top(view, budget, (const float *const *)s, false, &plan, err));
     }

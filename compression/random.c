@@ -14,11 +14,13 @@
 
 enum { SEED };
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     if (isnan(inst->p[SEED])) {
         pd_rng rng = {view->seed};
         for (size_t h = 0; h < view->n_head_kv; h++)
-            for (size_t i = 0; i < view->n_h[h]; i++) score[h][i] = (float)(pd_rng_u64(&rng) >> 40) * 0x1p-24f;
+            for (size_t i = 0; i < view->n_h[h]; i++)
+                score[h][i] = (float)(pd_rng_u64(&rng) >> 40) * 0x1p-24f;
         return PD_OK;
     }
     pd_mt19937 mt;
@@ -30,7 +32,12 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
 }
 
 static const pd_param params[] = {
-    [SEED] = {.name = "seed", .type = PD_PARAM_INT, .def = NAN, .min = 0, .max = UINT32_MAX, .flags = PD_PARAM_NULLABLE,
+    [SEED] = {.name = "seed",
+              .type = PD_PARAM_INT,
+              .def = NAN,
+              .min = 0,
+              .max = UINT32_MAX,
+              .flags = PD_PARAM_NULLABLE,
               .doc = "seed of the scores; null takes the request's seed"},
 };
 

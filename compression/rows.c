@@ -30,7 +30,8 @@ typedef struct {
     float *const *out;
 } norm_job;
 
-static void norm_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void norm_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                      unsigned thread) {
     const norm_job *j = ctx;
     const size_t d = view->head_dim;
     for (size_t i = first; i < first + n; i++) {
@@ -59,7 +60,8 @@ size_t pd__slots_before(const pd_view *view, size_t h, int64_t pos) {
 void pd__raise_positions(const pd_view *view, float *const *score, int64_t lo, int64_t hi) {
     float max = -INFINITY;
     for (size_t h = 0; h < view->n_head_kv; h++) {
-        const size_t a = pd__slots_before(view, h, lo), b = pd__slots_before(view, h, hi), n = view->n_h[h];
+        const size_t a = pd__slots_before(view, h, lo), b = pd__slots_before(view, h, hi),
+                     n = view->n_h[h];
         if (a > 0) max = fmaxf(max, view->kern->max_f32(score[h], a));
         if (b < n) max = fmaxf(max, view->kern->max_f32(score[h] + b, n - b));
     }

@@ -11,7 +11,8 @@
 enum { PD__TILE = 256 }; /* rows of one task: results never depend on the thread count */
 
 /* fn(ctx, view, h, first, n, thread): slots [first, first + n) of head h. */
-typedef void (*pd__tile_fn)(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread);
+typedef void (*pd__tile_fn)(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                            unsigned thread);
 void pd__for_tiles(const pd_view *view, pd__tile_fn fn, void *ctx);
 
 /* out[h][slot] = L2 norm of rows[h][slot], rows = view->k or view->v. */
@@ -47,8 +48,8 @@ pd_status pd__plan_new(const pd_view *view, const size_t *n_keep, pd_plan *ret, 
 
 /* Keep the best pd_budget_keep() slots of each head, and every protected one;
  * `equal`: as many in each head as in the one that needs most. */
-pd_status pd__plan_top(const pd_view *view, const pd_budget *budget, const float *const *score, bool equal,
-                       pd_plan *ret, pd_err *err);
+pd_status pd__plan_top(const pd_view *view, const pd_budget *budget, const float *const *score,
+                       bool equal, pd_plan *ret, pd_err *err);
 
 /* Protected slots of head h. */
 size_t pd__n_protected(const pd_view *view, size_t h);

@@ -19,13 +19,14 @@ enum { WINDOW, KERNEL };
 
 typedef struct {
     size_t n_group, kernel;
-    int64_t window_pos; /* first position of the window */
+    int64_t window_pos;      /* first position of the window */
     float *const *attention; /* [Hq][n_h] */
     float **mean;            /* [H][n_h] */
     float *const *score;
 } job;
 
-static void group_mean(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void group_mean(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                       unsigned thread) {
     const job *j = ctx;
     const float share = 1.0f / (float)j->n_group;
     for (size_t i = first; i < first + n; i++) {
@@ -35,24 +36,30 @@ static void group_mean(void *ctx, const pd_view *view, size_t h, size_t first, s
     }
 }
 
-static void pool(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void pool(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                 unsigned thread) {
     const job *j = ctx;
     const size_t half = j->kernel / 2, end = pd__slots_before(view, h, j->window_pos);
     const float share = 1.0f / (float)j->kernel;
     for (size_t i = first; i < first + n; i++) {
         float a = 0.0f;
-        for (size_t t = i > half ? i - half : 0; t < pd_min_size(i + half + 1, end); t++) a += j->mean[h][t];
+        for (size_t t = i > half ? i - half : 0; t < pd_min_size(i + half + 1, end); t++)
+            a += j->mean[h][t];
         j->score[h][i] = a * share;
     }
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     const size_t w = (size_t)inst->p[WINDOW];
-    job j = {.n_group = view->n_head / view->n_head_kv, .kernel = (size_t)inst->p[KERNEL], .score = score};
+    job j = {.n_group = view->n_head / view->n_head_kv,
+             .kernel = (size_t)inst->p[KERNEL],
+             .score = score};
     float **attention = pd__query_head_rows(view);
     j.attention = attention;
     j.mean = pd_scores_new(view);
-    if (!attention || !j.mean) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
+    if (!attention || !j.mean)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
     PD_TRY(pd__window_attention(view, w, attention, err));
     j.window_pos = view->q_pos[view->q_rows - pd_min_size(w, view->q_rows)];
     pd__for_tiles(view, group_mean, &j);
@@ -61,10 +68,12 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
     return PD_OK;
 }
 
-static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model, const char *path, pd_err *err) {
+static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model,
+                       const char *path, pd_err *err) {
     const int kernel = (int)inst->p[KERNEL];
     if (kernel % 2 == 1) return PD_OK;
-    return pd_fail(err, PD_EINVAL, path, "%s: parameter 'kernel_size' of 'snapkv' must be odd, not %d", path, kernel);
+    return pd_fail(err, PD_EINVAL, path,
+                   "%s: parameter 'kernel_size' of 'snapkv' must be odd, not %d", path, kernel);
 }
 
 static void needs(const pd_press_inst *inst, pd_press_needs *n) {
@@ -76,9 +85,17 @@ static size_t min_tokens(const pd_press_inst *inst) {
 }
 
 static const pd_param params[] = {
-    [WINDOW] = {.name = "window_size", .type = PD_PARAM_INT, .def = 64, .min = 1, .max = 1024,
+    [WINDOW] = {.name = "window_size",
+                .type = PD_PARAM_INT,
+                .def = 64,
+                .min = 1,
+                .max = 1024,
                 .doc = "last tokens, whose queries judge the others and which stay"},
-    [KERNEL] = {.name = "kernel_size", .type = PD_PARAM_INT, .def = 5, .min = 1, .max = 255,
+    [KERNEL] = {.name = "kernel_size",
+                .type = PD_PARAM_INT,
+                .def = 5,
+                .min = 1,
+                .max = 255,
                 .doc = "slots the attention is averaged over (odd)"},
 };
 

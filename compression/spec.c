@@ -44,9 +44,10 @@ static void describe(const pd_param *p, char *buf, size_t size) {
         return;
     case PD_PARAM_INT:
     case PD_PARAM_FLOAT:
-        snprintf(buf, size, "%s in %c%.15g, %.15g%c%s", p->type == PD_PARAM_INT ? "an integer" : "a number",
-                 p->flags & PD_PARAM_OPEN_MIN ? '(' : '[', p->min, p->max, p->flags & PD_PARAM_OPEN_MAX ? ')' : ']',
-                 null);
+        snprintf(buf, size, "%s in %c%.15g, %.15g%c%s",
+                 p->type == PD_PARAM_INT ? "an integer" : "a number",
+                 p->flags & PD_PARAM_OPEN_MIN ? '(' : '[', p->min, p->max,
+                 p->flags & PD_PARAM_OPEN_MAX ? ')' : ']', null);
         return;
     case PD_PARAM_CHOICE: {
         size_t n = (size_t)snprintf(buf, size, "one of");
@@ -99,17 +100,19 @@ static bool accept(const pd_param *p, const pd_spec_param *v, double *ret) {
         break;
     }
     *ret = v->number + 0.0; /* -0 is 0 */
-    return v->kind == PD_SPEC_NUMBER && (p->flags & PD_PARAM_OPEN_MIN ? *ret > p->min : *ret >= p->min) &&
+    return v->kind == PD_SPEC_NUMBER &&
+           (p->flags & PD_PARAM_OPEN_MIN ? *ret > p->min : *ret >= p->min) &&
            (p->flags & PD_PARAM_OPEN_MAX ? *ret < p->max : *ret <= p->max); /* NaN fails both */
 }
 
-static pd_status unknown_param(const pd_spec *spec, const pd_press *press, const char *at, const char *name,
-                               pd_err *err) {
+static pd_status unknown_param(const pd_spec *spec, const pd_press *press, const char *at,
+                               const char *name, pd_err *err) {
     char known[256] = "it has none";
     for (size_t i = 0, n = 0; i < press->n_params && n < sizeof known; i++)
-        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "it has ", press->params[i].name);
-    return pd_fail(err, PD_EINVAL, at, "%s: press '%s' has no parameter '%s'; %s", spec->path, press->name,
-                   show(name).s, known);
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "it has ",
+                              press->params[i].name);
+    return pd_fail(err, PD_EINVAL, at, "%s: press '%s' has no parameter '%s'; %s", spec->path,
+                   press->name, show(name).s, known);
 }
 
 static pd_status resolve_params(const pd_spec *spec, pd_press_inst *inst, pd_err *err) {
@@ -128,59 +131,64 @@ static pd_status resolve_params(const pd_spec *spec, pd_press_inst *inst, pd_err
         const pd_param *p = pd_press_param(press, v->name, &index);
         if (!p) return unknown_param(spec, press, at, v->name, err);
         if (given[index])
-            return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' is given twice", spec->path, p->name);
+            return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' is given twice", spec->path,
+                           p->name);
         given[index] = true;
         if (accept(p, v, &inst->p[index])) continue;
         char want[160], got[64];
         describe(p, want, sizeof want);
         show_value(v, got, sizeof got);
-        return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' of '%s' must be %s, not %s", spec->path, p->name,
-                       press->name, want, got);
+        return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' of '%s' must be %s, not %s",
+                       spec->path, p->name, press->name, want, got);
     }
     return PD_OK;
 }
 
 /* ---- nodes ---- */
 
-static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, int depth, pd_press_inst **ret,
-                              pd_err *err);
+static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, int depth,
+                              pd_press_inst **ret, pd_err *err);
 
-static pd_status resolve_children(const pd_spec *spec, const pd_press_model *model, int depth, pd_press_inst *inst,
-                                  pd_err *err) {
+static pd_status resolve_children(const pd_spec *spec, const pd_press_model *model, int depth,
+                                  pd_press_inst *inst, pd_err *err) {
     const pd_press *press = inst->press;
     if (spec->n_child < press->min_child || spec->n_child > press->max_child) {
         char want[96];
         if (press->max_child == 0)
             snprintf(want, sizeof want, "takes no press inside it");
         else if (press->min_child == press->max_child)
-            snprintf(want, sizeof want, "takes %zu press%s inside it", press->max_child, press->max_child > 1 ? "es" : "");
+            snprintf(want, sizeof want, "takes %zu press%s inside it", press->max_child,
+                     press->max_child > 1 ? "es" : "");
         else
-            snprintf(want, sizeof want, "takes %zu to %zu presses inside it", press->min_child, press->max_child);
-        return pd_fail(err, PD_EINVAL, spec->path, "%s: press '%s' %s, not %zu", spec->path, press->name, want,
-                       spec->n_child);
+            snprintf(want, sizeof want, "takes %zu to %zu presses inside it", press->min_child,
+                     press->max_child);
+        return pd_fail(err, PD_EINVAL, spec->path, "%s: press '%s' %s, not %zu", spec->path,
+                       press->name, want, spec->n_child);
     }
     for (size_t i = 0; i < spec->n_child; i++) {
         const pd_spec *child = spec->child[i];
         if (strcmp(child->name, "none") == 0)
-            return pd_fail(err, PD_EINVAL, child->path, "%s: 'none' cannot stand inside '%s'", child->path, press->name);
+            return pd_fail(err, PD_EINVAL, child->path, "%s: 'none' cannot stand inside '%s'",
+                           child->path, press->name);
         PD_TRY(resolve_node(child, model, depth + 1, &inst->child[i], err));
         inst->n_child = i + 1;
         if ((pd_press_inst_can(inst->child[i]) & press->child_must) != press->child_must)
-            return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes a press that scores tokens; '%s' does not",
+            return pd_fail(err, PD_EINVAL, child->path,
+                           "%s: press '%s' takes a press that scores tokens; '%s' does not",
                            child->path, press->name, child->name);
     }
     return PD_OK;
 }
 
-static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, int depth, pd_press_inst **ret,
-                              pd_err *err) {
+static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, int depth,
+                              pd_press_inst **ret, pd_err *err) {
     if (depth > PD_PRESS_DEPTH_MAX)
-        return pd_fail(err, PD_EINVAL, spec->path, "%s: more than %d presses inside each other", spec->path,
-                       PD_PRESS_DEPTH_MAX);
+        return pd_fail(err, PD_EINVAL, spec->path, "%s: more than %d presses inside each other",
+                       spec->path, PD_PRESS_DEPTH_MAX);
     const pd_press *press = pd_press_find(spec->name);
     if (!press)
-        return pd_fail(err, PD_EINVAL, spec->path, "%s: unknown press '%s'; known: none, %s", spec->path,
-                       show(spec->name).s, pd_press_names());
+        return pd_fail(err, PD_EINVAL, spec->path, "%s: unknown press '%s'; known: none, %s",
+                       spec->path, show(spec->name).s, pd_press_names());
     assert(press->n_params <= PD_PRESS_PARAMS_MAX && press->max_child <= PD_PRESS_CHILDREN_MAX);
     pd_press_inst *inst = calloc(1, sizeof *inst);
     if (!inst) return pd_fail(err, PD_ENOMEM, spec->path, "no memory for press '%s'", press->name);
@@ -199,10 +207,12 @@ static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, 
     return PD_OK;
 }
 
-pd_status pd_spec_resolve(const pd_spec *spec, const pd_press_model *model, pd_press_inst **ret, pd_err *err) {
+pd_status pd_spec_resolve(const pd_spec *spec, const pd_press_model *model, pd_press_inst **ret,
+                          pd_err *err) {
     if (strcmp(spec->name, "none") == 0) {
         if (spec->n_param > 0 || spec->n_child > 0)
-            return pd_fail(err, PD_EINVAL, spec->path, "%s: 'none' takes neither parameters nor presses", spec->path);
+            return pd_fail(err, PD_EINVAL, spec->path,
+                           "%s: 'none' takes neither parameters nor presses", spec->path);
         *ret = NULL;
         return PD_OK;
     }
@@ -212,7 +222,8 @@ pd_status pd_spec_resolve(const pd_spec *spec, const pd_press_model *model, pd_p
     pd_press_collect_needs(inst, &needs);
     if (needs.bits & PD_NEEDS_TOO_MANY) {
         pd_press_inst_close(inst);
-        return pd_fail(err, PD_EINVAL, spec->path, "%s: more than %d different n_sink in one request", spec->path,
+        return pd_fail(err, PD_EINVAL, spec->path,
+                       "%s: more than %d different n_sink in one request", spec->path,
                        PD_MOMENTS_MAX);
     }
     *ret = inst;

@@ -46,11 +46,13 @@ static pd_status expected(const parser *p, const char *what) {
         snprintf(found, sizeof found, "byte 0x%02X", c);
     else
         snprintf(found, sizeof found, "'%c'", c);
-    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: expected %s, found %s", p->path, p->at + 1, what, found);
+    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: expected %s, found %s", p->path,
+                   p->at + 1, what, found);
 }
 
 static pd_status too_many(const parser *p, const char *what, size_t limit) {
-    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: more than %zu %s", p->path, p->at + 1, limit, what);
+    return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: more than %zu %s", p->path,
+                   p->at + 1, limit, what);
 }
 
 static pd_status no_memory(const parser *p) {
@@ -87,7 +89,8 @@ static pd_status parse_number(parser *p, double *ret, bool *integral) {
     }
     const double v = strtod(p->text + start, NULL);
     if (!isfinite(v))
-        return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: the number is too large", p->path, start + 1);
+        return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: the number is too large",
+                       p->path, start + 1);
     *ret = v;
     *integral = whole || v == floor(v);
     return PD_OK;
@@ -114,7 +117,8 @@ static pd_status parse_params(parser *p, pd_spec *node) {
     pd_spec_param list[PD_PRESS_PARAMS_MAX] = {0};
     do {
         p->at++; /* ':' or ',' */
-        if (node->n_param == PD_PRESS_PARAMS_MAX) return too_many(p, "parameters", PD_PRESS_PARAMS_MAX);
+        if (node->n_param == PD_PRESS_PARAMS_MAX)
+            return too_many(p, "parameters", PD_PRESS_PARAMS_MAX);
         pd_spec_param *param = &list[node->n_param];
         PD_TRY(parse_name(p, "a parameter's name", &param->name));
         if (peek(p) != '=') return expected(p, "'='");
@@ -134,7 +138,8 @@ static pd_status parse_children(parser *p, int depth, pd_spec *node) {
     pd_spec *list[PD_PRESS_CHILDREN_MAX];
     do {
         p->at++; /* '(' or ',' */
-        if (node->n_child == PD_PRESS_CHILDREN_MAX) return too_many(p, "presses in one", PD_PRESS_CHILDREN_MAX);
+        if (node->n_child == PD_PRESS_CHILDREN_MAX)
+            return too_many(p, "presses in one", PD_PRESS_CHILDREN_MAX);
         PD_TRY(parse_node(p, depth + 1, &list[node->n_child]));
         node->n_child++;
     } while (peek(p) == ',');
@@ -147,7 +152,8 @@ static pd_status parse_children(parser *p, int depth, pd_spec *node) {
 }
 
 static pd_status parse_node(parser *p, int depth, pd_spec **ret) {
-    if (depth > PD_PRESS_DEPTH_MAX) return too_many(p, "presses inside each other", PD_PRESS_DEPTH_MAX);
+    if (depth > PD_PRESS_DEPTH_MAX)
+        return too_many(p, "presses inside each other", PD_PRESS_DEPTH_MAX);
     pd_spec *node = pd_arena_zalloc(p->arena, 1, sizeof *node);
     if (!node) return no_memory(p);
     node->path = node->params_path = p->path;
@@ -158,8 +164,8 @@ static pd_status parse_node(parser *p, int depth, pd_spec **ret) {
     return PD_OK;
 }
 
-pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena, pd_spec **ret, double *ratio,
-                             pd_err *err) {
+pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena, pd_spec **ret,
+                             double *ratio, pd_err *err) {
     if (strnlen(text, PD_SPEC_TEXT_MAX + 1) > PD_SPEC_TEXT_MAX)
         return pd_fail(err, PD_EINVAL, path, "%s is longer than %d bytes", path, PD_SPEC_TEXT_MAX);
     parser p = {text, 0, path, arena, err};
@@ -171,7 +177,9 @@ pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena
         bool integral;
         PD_TRY(parse_number(&p, &r, &integral));
         if (!(r >= 0.0 && r < 1.0))
-            return pd_fail(err, PD_EINVAL, path, "%s, column %zu: the ratio must be in [0, 1), not %g", path, start + 1, r);
+            return pd_fail(err, PD_EINVAL, path,
+                           "%s, column %zu: the ratio must be in [0, 1), not %g", path, start + 1,
+                           r);
     }
     if (peek(&p) != '\0') return expected(&p, "its end");
     *ret = spec;

@@ -18,7 +18,8 @@ typedef struct {
     float *const *score;
 } job;
 
-static void tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n, unsigned thread) {
+static void tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
+                 unsigned thread) {
     const job *j = ctx;
     for (size_t i = first; i < first + n; i++) {
         const int32_t pos = view->pos[h][i];
@@ -26,7 +27,8 @@ static void tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t 
     }
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     /* Positions are below n_seen; strictly rising in f32 up to 2^22 tokens. */
     job j = {(int32_t)inst->p[N_SINK], 1.0f / (float)view->n_seen, score};
     pd__for_tiles(view, tile, &j);
@@ -38,7 +40,11 @@ static size_t min_tokens(const pd_press_inst *inst) {
 }
 
 static const pd_param params[] = {
-    [N_SINK] = {.name = "n_sink", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 65536,
+    [N_SINK] = {.name = "n_sink",
+                .type = PD_PARAM_INT,
+                .def = 4,
+                .min = 0,
+                .max = 65536,
                 .doc = "first tokens that stay (attention sinks)"},
 };
 

@@ -10,12 +10,14 @@
  * Cost: Hq * L * D multiply-adds. */
 #include "compression/shared.h"
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err) {
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
     const size_t n_group = view->n_head / view->n_head_kv;
     const float share = 1.0f / (float)view->n_head;
     float **attention = pd__query_head_rows(view);
     float *by_pos = pd_arena_zalloc(view->tmp, view->n_seen, sizeof *by_pos);
-    if (!attention || !by_pos) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
+    if (!attention || !by_pos)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
     PD_TRY(pd__window_attention(view, 1, attention, err));
     for (size_t q = 0; q < view->n_head; q++) {
         const size_t h = q / n_group;

@@ -25,7 +25,8 @@ typedef struct {
 static void window_head(void *ctx, size_t hq, unsigned thread) {
     const window_job *j = ctx;
     const pd_view *view = j->view;
-    const size_t d = view->head_dim, h = hq / (view->n_head / view->n_head_kv), ldq = view->n_head * d;
+    const size_t d = view->head_dim, h = hq / (view->n_head / view->n_head_kv),
+                 ldq = view->n_head * d;
     const float scale = 1.0f / sqrtf((float)d);
     float *s = j->logits[thread], *mean = j->out[hq];
     memset(mean, 0, view->n_h[h] * sizeof *mean);
@@ -35,10 +36,11 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
         if (n == 0) continue;
         const float *q = view->q + row * ldq + hq * d;
         if (rows == 1) /* a gemm would pack all of K for one row */
-            cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, scale, view->k[h], (int)d, q, 1, 0.0f, s, 1);
+            cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, scale, view->k[h], (int)d, q,
+                        1, 0.0f, s, 1);
         else
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, scale, q, (int)ldq,
-                        view->k[h], (int)d, 0.0f, s, (int)n);
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, scale,
+                        q, (int)ldq, view->k[h], (int)d, 0.0f, s, (int)n);
         for (size_t i = 0; i < rows; i++) {
             const size_t seen = pd__slots_before(view, h, (int64_t)view->q_pos[row + i] + 1);
             if (seen == 0) continue;
@@ -52,14 +54,16 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
 pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err) {
     window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .out = out};
     if (!view->q || j.w == 0)
-        return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d", view->layer);
+        return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d",
+                       view->layer);
     j.block = pd_max_size(BLOCK_MIN, pd_min_size(BLOCK_MAX, BLOCK_FLOATS / view->n));
     j.block = pd_min_size(j.block, j.w);
     const size_t n_thread = pd_workers_count(view->workers);
     j.logits = PD_ARENA_NEW(view->tmp, n_thread, float *);
     for (size_t t = 0; j.logits && t < n_thread; t++)
         if (!(j.logits[t] = PD_ARENA_NEW(view->tmp, j.block * view->n, float))) j.logits = NULL;
-    if (!j.logits) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the attention of %zu queries", j.w);
+    if (!j.logits)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the attention of %zu queries", j.w);
     pd_workers_run(view->workers, window_head, &j, view->n_head);
     return PD_OK;
 }

@@ -36,7 +36,11 @@ static float tv_exp_sum(float *x, size_t n, float max) {
 }
 
 static const pd_kernels tv_kernels = {
-    .isa = "test", .dot_f32 = tv_dot, .axpy_f32 = tv_axpy, .max_f32 = tv_max, .exp_sum_f32 = tv_exp_sum,
+    .isa = "test",
+    .dot_f32 = tv_dot,
+    .axpy_f32 = tv_axpy,
+    .max_f32 = tv_max,
+    .exp_sum_f32 = tv_exp_sum,
 };
 
 enum { TV_H_MAX = 8 };
@@ -67,7 +71,8 @@ static void tv_add_moments(test_view *t, size_t first_row, size_t n_rows, size_t
     for (size_t h = 0; h < hq; h++) {
         for (size_t i = 0; i < d; i++) {
             double m = 0.0;
-            for (size_t r = first_row + n_sink; r < first_row + n_rows; r++) m += (double)t->qp[(r * hq + h) * d + i];
+            for (size_t r = first_row + n_sink; r < first_row + n_rows; r++)
+                m += (double)t->qp[(r * hq + h) * d + i];
             mean[h * d + i] = (float)(m / (double)count);
         }
         for (size_t i = 0; i < d; i++)
@@ -75,12 +80,14 @@ static void tv_add_moments(test_view *t, size_t first_row, size_t n_rows, size_t
                 double c = 0.0;
                 for (size_t r = first_row + n_sink; r < first_row + n_rows; r++) {
                     const float *q = t->qp + (r * hq + h) * d;
-                    c += ((double)q[i] - (double)mean[h * d + i]) * ((double)q[j] - (double)mean[h * d + j]);
+                    c += ((double)q[i] - (double)mean[h * d + i]) *
+                         ((double)q[j] - (double)mean[h * d + j]);
                 }
                 cov[(h * d + i) * d + j] = (float)(c / (double)count);
             }
     }
-    t->moments[v->n_moments++] = (pd_moments){n_sink, count, count ? mean : NULL, count ? cov : NULL};
+    t->moments[v->n_moments++] =
+        (pd_moments){n_sink, count, count ? mean : NULL, count ? cov : NULL};
 }
 
 /* A prefill view of n tokens.  Keys 2u, values u, pre-RoPE queries 1.5u + a
@@ -94,7 +101,8 @@ static inline test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, s
     int32_t *q_pos = PD_ARENA_NEW(&t->data, n, int32_t);
     t->qp = tv_floats(t, n * hq * d);
     for (size_t i = 0; i < hq * d; i++) offset[i] = pd_rng_f32(&rng);
-    for (size_t i = 0; i < n * hq * d; i++) t->qp[i] = 1.5f * pd_rng_f32(&rng) + offset[i % (hq * d)];
+    for (size_t i = 0; i < n * hq * d; i++)
+        t->qp[i] = 1.5f * pd_rng_f32(&rng) + offset[i % (hq * d)];
     for (size_t i = 0; i < d / 2; i++) inv[i] = (float)pow(10000.0, -2.0 * (double)i / (double)d);
     for (size_t r = 0; r < n * hq; r++)
         for (size_t i = 0; i < d / 2; i++) {
@@ -114,10 +122,29 @@ static inline test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, s
             t->pos[i] = pos;
         }
     t->view = (pd_view){
-        .phase = PD_PHASE_PREFILL, .layer = 3, .n_layer = 8, .n_head = hq, .n_head_kv = h, .head_dim = d,
-        .n_embd = hq * d, .n = n, .n_h = t->n_h, .pos = t->pos, .k = t->k, .v = t->v, .n_seen = n, .q_rows = n,
-        .q = q, .q_pos = q_pos, .moments = t->moments, .stat_rows = n, .inv_freq = inv, .rope_scale = 1.0f,
-        .kern = &tv_kernels, .tmp = &t->tmp, .seed = 99,
+        .phase = PD_PHASE_PREFILL,
+        .layer = 3,
+        .n_layer = 8,
+        .n_head = hq,
+        .n_head_kv = h,
+        .head_dim = d,
+        .n_embd = hq * d,
+        .n = n,
+        .n_h = t->n_h,
+        .pos = t->pos,
+        .k = t->k,
+        .v = t->v,
+        .n_seen = n,
+        .q_rows = n,
+        .q = q,
+        .q_pos = q_pos,
+        .moments = t->moments,
+        .stat_rows = n,
+        .inv_freq = inv,
+        .rope_scale = 1.0f,
+        .kern = &tv_kernels,
+        .tmp = &t->tmp,
+        .seed = 99,
     };
     tv_add_moments(t, 0, n, 4);
     tv_add_moments(t, 0, n, 0);
@@ -138,7 +165,8 @@ static inline void tv_make_step(test_view *t, uint64_t seed, double share, size_
         int32_t *pos = PD_ARENA_NEW(&t->data, n, int32_t);
         size_t out = 0;
         for (size_t i = 0; i < n; i++) {
-            if (i + 1 < n && pd_rng_f64(&rng) < share * (double)(h + 1) / (double)v->n_head_kv) continue;
+            if (i + 1 < n && pd_rng_f64(&rng) < share * (double)(h + 1) / (double)v->n_head_kv)
+                continue;
             memcpy(k + out * d, t->k[h] + i * d, d * sizeof *k);
             memcpy(val + out * d, t->v[h] + i * d, d * sizeof *val);
             pos[out++] = t->pos[h][i];

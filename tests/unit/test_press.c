@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "compression/press.h"
+#include "compression/shared.h"
 #include "compression/spec.h"
 #include "tests/unit/press_view.h"
 
@@ -42,7 +43,8 @@ static pd_plan plan_of(const char *text, test_view *t, pd_budget b, float *const
     pd_press_inst *inst = inst_of(text);
     pd_plan plan;
     pd_err err = {0};
-    if (pd_press_plan(inst, &t->view, &b, &plan, scores, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+    if (pd_press_plan(inst, &t->view, &b, &plan, scores, &err) != PD_OK)
+        fail_msg("%s: %s", text, err.msg);
     pd_press_inst_close(inst);
     return plan;
 }
@@ -60,8 +62,9 @@ static void budget_rule(void **state) {
         size_t n;
         double ratio;
         size_t keep;
-    } t[] = {{100, .9, 9}, {1000, .9, 99}, {10, .9, 1}, {20, .15, 17}, {1024, .9, 102}, {300, .5, 150},
-             {7, 0, 7},    {7, 1, 1},      {1, .99, 1}, {23, .4, 13},  {256, .1, 230},  {0, .5, 0}};
+    } t[] = {{100, .9, 9},    {1000, .9, 99}, {10, .9, 1},    {20, .15, 17},
+             {1024, .9, 102}, {300, .5, 150}, {7, 0, 7},      {7, 1, 1},
+             {1, .99, 1},     {23, .4, 13},   {256, .1, 230}, {0, .5, 0}};
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         const pd_budget b = {.ratio = t[i].ratio};
         assert_int_equal(pd_budget_keep(&b, t[i].n), t[i].keep);
@@ -94,9 +97,13 @@ static void top_k_is_the_sorted_prefix(void **state) {
         const size_t n = 1 + pd_rng_u64(&rng) % N, k = 1 + pd_rng_u64(&rng) % n;
         const unsigned kind = round % 4; /* distinct, heavy ties, extremes, near-equal bits */
         for (size_t i = 0; i < n; i++) {
-            static const float extreme[] = {INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 0.0f, -0.0f, FLT_MIN, 1e-45f};
+            static const float extreme[] = {INFINITY, -INFINITY, FLT_MAX, -FLT_MAX,
+                                            0.0f,     -0.0f,     FLT_MIN, 1e-45f};
             const float u = pd_rng_f32(&rng);
-            s[i] = kind == 0 ? u : kind == 1 ? floorf(u * 3.0f) : kind == 2 ? extreme[pd_rng_u64(&rng) % 8] : 1.0f + 1e-6f * u;
+            s[i] = kind == 0   ? u
+                   : kind == 1 ? floorf(u * 3.0f)
+                   : kind == 2 ? extreme[pd_rng_u64(&rng) % 8]
+                               : 1.0f + 1e-6f * u;
             r[i] = (ranked){s[i], (uint32_t)i};
         }
         qsort(r, n, sizeof *r, by_rank);
@@ -106,7 +113,9 @@ static void top_k_is_the_sorted_prefix(void **state) {
         size_t out = 0;
         for (size_t i = 0; i < n; i++) {
             if (!want[i]) continue;
-            if (keep[out] != i) fail_msg("round %d n %zu k %zu: place %zu is %u, not %zu", round, n, k, out, keep[out], i);
+            if (keep[out] != i)
+                fail_msg("round %d n %zu k %zu: place %zu is %u, not %zu", round, n, k, out,
+                         keep[out], i);
             out++;
         }
     }
@@ -115,8 +124,9 @@ static void top_k_is_the_sorted_prefix(void **state) {
 /* ---- the driver ---- */
 
 static const char *const scorers[] = {
-    "random", "random:seed=7", "knorm", "keydiff", "streaming_llm", "snapkv:window_size=9", "tova", "expected_attention",
-    "expected_attention:use_covariance=false,epsilon=0.01",
+    "random",  "random:seed=7",      "knorm",
+    "keydiff", "streaming_llm",      "snapkv:window_size=9",
+    "tova",    "expected_attention", "expected_attention:use_covariance=false,epsilon=0.01",
 };
 enum { N_SCORER = sizeof scorers / sizeof *scorers };
 
@@ -148,7 +158,8 @@ static void kept_are_the_best(void **state) {
                     for (size_t i = 0; i < n; i++)
                         if (kept[i] && s[h][i] == worst) last_tie = i;
                     for (size_t i = 0; i < n; i++)
-                        if (!kept[i]) assert_true(s[h][i] < worst || (s[h][i] == worst && i > last_tie));
+                        if (!kept[i])
+                            assert_true(s[h][i] < worst || (s[h][i] == worst && i > last_tie));
                 }
                 tv_close(t);
             }
@@ -160,11 +171,13 @@ static void nothing_to_do_is_keep_all(void **state) {
     /* before any scoring: a view without moments would be refused by the press */
     t->view.n_moments = 0;
     assert_true(plan_of("expected_attention", t, (pd_budget){.ratio = 0}, NULL).keep_all);
-    assert_true(plan_of("expected_attention", t, (pd_budget){.by_count = true, .count = 40}, NULL).keep_all);
+    assert_true(plan_of("expected_attention", t, (pd_budget){.by_count = true, .count = 40}, NULL)
+                    .keep_all);
     pd_press_inst *inst = inst_of("expected_attention");
     pd_err err = {0};
     pd_plan plan;
-    assert_int_equal(pd_press_plan(inst, &t->view, &(pd_budget){.ratio = 0.5}, &plan, NULL, &err), PD_EINTERNAL);
+    assert_int_equal(pd_press_plan(inst, &t->view, &(pd_budget){.ratio = 0.5}, &plan, NULL, &err),
+                     PD_EINTERNAL);
     assert_non_null(strstr(err.msg, "layer 3"));
     pd_press_inst_close(inst);
     tv_close(t);
@@ -180,7 +193,8 @@ static void protected_slots_stay(void **state) {
         t->protect[0] = flag[0];
         t->protect[1] = flag[1];
         t->view.protect = t->protect;
-        const pd_plan plan = plan_of(scorers[p], t, (pd_budget){.by_count = true, .count = 6}, NULL);
+        const pd_plan plan =
+            plan_of(scorers[p], t, (pd_budget){.by_count = true, .count = 6}, NULL);
         assert_int_equal(plan.n_keep[0], 20); /* more are protected than the budget has */
         for (size_t i = 0; i < 20; i++) assert_int_equal(plan.keep[0][i], 10 + i);
         assert_int_equal(plan.n_keep[1], 6);
@@ -214,7 +228,8 @@ static void threads_change_nothing(void **state) {
             s[w] = scores_of(scorers[p], t[w]);
         }
         for (unsigned w = 1; w < 3; w++)
-            for (size_t h = 0; h < 2; h++) assert_memory_equal(s[0][h], s[w][h], 700 * sizeof(float));
+            for (size_t h = 0; h < 2; h++)
+                assert_memory_equal(s[0][h], s[w][h], 700 * sizeof(float));
         for (unsigned w = 0; w < 3; w++) {
             pd_workers_close(t[w]->view.workers);
             tv_close(t[w]);
@@ -259,6 +274,21 @@ static void needs_and_least_tokens(void **state) {
     pd_press_inst_close(inst);
 }
 
+/* A tree may ask for a few sets of moments; one too many is marked, not lost. */
+static void moments_are_bounded(void **state) {
+    (void)state;
+    pd_press_needs n = {0};
+    for (size_t i = 0; i < PD_MOMENTS_MAX; i++) {
+        pd__need_moments(&n, 0, i);
+        pd__need_moments(&n, PD_NEEDS_Q_COV, i); /* the same set again */
+    }
+    assert_int_equal(n.n_moments, PD_MOMENTS_MAX);
+    assert_int_equal(n.bits, PD_NEEDS_Q_MEAN | PD_NEEDS_Q_COV);
+    pd__need_moments(&n, 0, 99);
+    assert_int_equal(n.n_moments, PD_MOMENTS_MAX);
+    assert_true(n.bits & PD_NEEDS_TOO_MANY);
+}
+
 /* ---- each press ---- */
 
 static void random_is_seeded(void **state) {
@@ -298,12 +328,15 @@ static void streaming_keeps_both_ends(void **state) {
     (void)state;
     test_view *t = tv_open(4, 100, 6, 2, 16);
     for (size_t keep = 1; keep < 100; keep += 7) {
-        const pd_plan plan = plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = keep}, NULL);
+        const pd_plan plan =
+            plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = keep}, NULL);
         for (size_t i = 0; i < keep; i++)
-            assert_int_equal(plan.keep[1][i], i < 4 ? i : 100 - keep + i); /* fewer than the sinks: the first ones */
+            assert_int_equal(plan.keep[1][i],
+                             i < 4 ? i : 100 - keep + i); /* fewer than the sinks: the first ones */
     }
     tv_make_step(t, 8, 0.5, 4); /* slots are not positions any more */
-    const pd_plan plan = plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = 10}, NULL);
+    const pd_plan plan =
+        plan_of("streaming_llm", t, (pd_budget){.by_count = true, .count = 10}, NULL);
     for (size_t h = 0; h < 2; h++) {
         size_t sinks = 0;
         while (t->pos[h][sinks] < 4) sinks++;
@@ -326,7 +359,8 @@ static void expected_attention_is_the_formula(void **state) {
     } t[] = {
         {"expected_attention", false, true, true, 4, 512, 0},
         {"expected_attention", true, true, true, 4, 512, 0},
-        {"expected_attention:use_covariance=false,n_future_positions=1", false, false, true, 4, 1, 0},
+        {"expected_attention:use_covariance=false,n_future_positions=1", false, false, true, 4, 1,
+         0},
         {"expected_attention:use_vnorm=false,n_sink=0", false, true, false, 0, 512, 0},
         {"expected_attention:epsilon=0.02,n_future_positions=37", true, true, true, 4, 37, 0.02},
     };
@@ -362,7 +396,8 @@ static void expected_attention_is_the_formula(void **state) {
                         for (size_t b = 0; b < D; b++) rk[a] += rot[b][a] * (double)k[b];
                     for (size_t a = 0; a < D; a++) {
                         lin += rk[a] * (double)m->mean[g * D + a];
-                        for (size_t b = 0; b < D; b++) quad += rk[a] * rk[b] * (double)m->cov[(g * D + a) * D + b];
+                        for (size_t b = 0; b < D; b++)
+                            quad += rk[a] * rk[b] * (double)m->cov[(g * D + a) * D + b];
                     }
                     z[i] = lin / sqrt(D) + (t[c].cov ? quad / (2.0 * D) : 0.0);
                     top = fmax(top, z[i]);
@@ -379,7 +414,8 @@ static void expected_attention_is_the_formula(void **state) {
         }
         for (size_t h = 0; h < H; h++)
             for (size_t i = 0; i < v->view.n_h[h]; i++)
-                assert_near((double)got[h][i], v->pos[h][i] < t[c].n_sink ? max + 1.0 : want[h][i], 5e-5, t[c].text, h, i);
+                assert_near((double)got[h][i], v->pos[h][i] < t[c].n_sink ? max + 1.0 : want[h][i],
+                            5e-5, t[c].text, h, i);
         tv_close(v);
     }
 }
@@ -388,7 +424,8 @@ static void keydiff_is_the_formula(void **state) {
     (void)state;
     test_view *t = tv_open(5, 300, 6, 2, 16);
     tv_make_step(t, 8, 0.5, 4);
-    for (size_t e = 0; e < 16; e++) ((float *)(uintptr_t)t->k[0])[7 * 16 + e] = 0.0f; /* no direction: cosine 0 */
+    for (size_t e = 0; e < 16; e++)
+        ((float *)(uintptr_t)t->k[0])[7 * 16 + e] = 0.0f; /* no direction: cosine 0 */
     float **s = scores_of("keydiff", t);
     for (size_t h = 0; h < 2; h++) {
         double a[16] = {0}, an = 0.0;
@@ -398,12 +435,14 @@ static void keydiff_is_the_formula(void **state) {
                 for (size_t e = 0; e < 16; e++) n += pow((double)t->k[h][i * 16 + e], 2.0);
                 for (size_t e = 0; e < 16; e++) dot += a[e] * (double)t->k[h][i * 16 + e];
                 n = fmax(sqrt(n), 1e-12);
-                for (size_t e = 0; pass == 0 && e < 16; e++) a[e] += (double)t->k[h][i * 16 + e] / n;
+                for (size_t e = 0; pass == 0 && e < 16; e++)
+                    a[e] += (double)t->k[h][i * 16 + e] / n;
                 if (pass == 0) continue;
                 an = 0.0;
                 for (size_t e = 0; e < 16; e++) an += a[e] * a[e];
                 const double want = -dot / (n * sqrt(an));
-                if (fabs((double)s[h][i] - want) > 2e-6) fail_msg("keydiff %zu %zu: %g, not %g", h, i, (double)s[h][i], want);
+                if (fabs((double)s[h][i] - want) > 2e-6)
+                    fail_msg("keydiff %zu %zu: %g, not %g", h, i, (double)s[h][i], want);
             }
     }
     tv_close(t);
@@ -418,7 +457,8 @@ static void plain_attention(const test_view *t, size_t w, size_t hq, double *out
         double z[400], sum = 0.0;
         for (size_t i = 0; i < n; i++) {
             double dot = 0.0;
-            for (size_t e = 0; e < d; e++) dot += (double)v->q[(r * v->n_head + hq) * d + e] * (double)t->k[h][i * d + e];
+            for (size_t e = 0; e < d; e++)
+                dot += (double)v->q[(r * v->n_head + hq) * d + e] * (double)t->k[h][i * d + e];
             z[i] = t->pos[h][i] <= v->q_pos[r] ? exp(dot / sqrt((double)d)) : 0.0;
             sum += z[i];
         }
@@ -463,7 +503,8 @@ static void snapkv_is_the_formula(void **state) {
         }
         for (size_t h = 0; h < 2; h++)
             for (size_t i = 0; i < v->view.n_h[h]; i++)
-                assert_near((double)got[h][i], v->pos[h][i] >= window ? max + 1.0 : want[h][i], 2e-5, t[c].text, h, i);
+                assert_near((double)got[h][i], v->pos[h][i] >= window ? max + 1.0 : want[h][i],
+                            2e-5, t[c].text, h, i);
         tv_close(v);
     }
 }
@@ -482,7 +523,9 @@ static void tova_averages_over_all_heads(void **state) {
         for (size_t i = 0; i < 299; i++) max = fmax(max, by_pos[i]);
         for (size_t h = 0; h < 2; h++)
             for (size_t i = 0; i < t->view.n_h[h]; i++)
-                assert_near((double)got[h][i], t->pos[h][i] == 299 ? max + 1.0 : by_pos[t->pos[h][i]], 2e-5, "tova", h, i);
+                assert_near((double)got[h][i],
+                            t->pos[h][i] == 299 ? max + 1.0 : by_pos[t->pos[h][i]], 2e-5, "tova", h,
+                            i);
         tv_close(t);
     }
 }
@@ -497,10 +540,13 @@ static void adakv_spends_one_budget(void **state) {
                 test_view *t = tv_open(80 + c, 128, 6, 2, 16);
                 if (step) tv_make_step(t, 8, 0.8, 32);
                 char text[64];
-                snprintf(text, sizeof text, "adakv:alpha_safeguard=%g(expected_attention)", alphas[c]);
+                snprintf(text, sizeof text, "adakv:alpha_safeguard=%g(expected_attention)",
+                         alphas[c]);
                 float **s = pd_scores_new(&t->view);
-                const pd_plan plan = plan_of(text, t, (pd_budget){.by_count = true, .count = count}, s);
-                const size_t have = t->view.n_h[0] + t->view.n_h[1], total = count * 2 < have ? count * 2 : have;
+                const pd_plan plan =
+                    plan_of(text, t, (pd_budget){.by_count = true, .count = count}, s);
+                const size_t have = t->view.n_h[0] + t->view.n_h[1],
+                             total = count * 2 < have ? count * 2 : have;
                 if (total == have) {
                     assert_true(plan.keep_all);
                     tv_close(t);
@@ -510,7 +556,9 @@ static void adakv_spends_one_budget(void **state) {
                 float best_lost = -INFINITY, worst_kept = INFINITY;
                 for (size_t h = 0; h < 2; h++) {
                     const size_t n = t->view.n_h[h], share = count < n ? count : n;
-                    const size_t safe = (size_t)((double)share * alphas[c]) ? (size_t)((double)share * alphas[c]) : 1;
+                    const size_t safe = (size_t)((double)share * alphas[c])
+                                            ? (size_t)((double)share * alphas[c])
+                                            : 1;
                     assert_true(plan.n_keep[h] >= safe);
                     static uint32_t own[128];
                     assert_int_equal(pd_top_k(s[h], n, plan.n_keep[h], own, NULL, NULL), PD_OK);
@@ -546,7 +594,8 @@ static void adakv_keeps_protected_and_ties_low(void **state) {
 
     t->view.protect = NULL;
     for (size_t h = 0; h < 2; h++)
-        for (size_t i = 0; i < 60 * 16; i++) ((float *)(uintptr_t)t->k[h])[i] = 1.0f; /* all scores equal */
+        for (size_t i = 0; i < 60 * 16; i++)
+            ((float *)(uintptr_t)t->k[h])[i] = 1.0f; /* all scores equal */
     const pd_plan q = plan_of("adakv(knorm)", t, (pd_budget){.by_count = true, .count = 10}, NULL);
     assert_int_equal(q.n_keep[0], 18);
     assert_int_equal(q.n_keep[1], 2);
@@ -560,7 +609,8 @@ static void key_rerotation_plans_as_its_child(void **state) {
     test_view *t = tv_open(91, 60, 6, 2, 16);
     float **s = pd_scores_new(&t->view);
     const pd_budget b = {.ratio = 0.4};
-    const pd_plan want = plan_of("knorm", t, b, NULL), got = plan_of("key_rerotation(knorm)", t, b, s);
+    const pd_plan want = plan_of("knorm", t, b, NULL),
+                  got = plan_of("key_rerotation(knorm)", t, b, s);
     float **scores = scores_of("knorm", t);
     assert_true(got.rerotate);
     for (size_t h = 0; h < 2; h++) {
@@ -592,6 +642,7 @@ int main(void) {
         cmocka_unit_test(a_nan_is_refused),
         cmocka_unit_test(threads_change_nothing),
         cmocka_unit_test(needs_and_least_tokens),
+        cmocka_unit_test(moments_are_bounded),
         cmocka_unit_test(random_is_seeded),
         cmocka_unit_test(knorm_is_minus_the_norm),
         cmocka_unit_test(streaming_keeps_both_ends),

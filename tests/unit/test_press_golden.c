@@ -37,8 +37,8 @@ static void compare_scores(const golden_case *c, float *const *got, FILE *f) {
             /* keydiff's cosines cross zero: the bound is relative to their scale, 1 */
             const double scale = strncmp(c->press, "keydiff", 7) == 0 ? 1.0 : fabs((double)want);
             if (!(fabs((double)got[h][i] - (double)want) <= score_rel * scale))
-                fail_msg("%s, seed %llu, head %zu, slot %zu: %.9g, kvpress %.9g", c->press, c->seed, h, i,
-                         (double)got[h][i], (double)want);
+                fail_msg("%s, seed %llu, head %zu, slot %zu: %.9g, kvpress %.9g", c->press, c->seed,
+                         h, i, (double)got[h][i], (double)want);
         }
 }
 
@@ -50,10 +50,11 @@ static void compare_kept(const golden_case *c, const pd_plan *plan, FILE *f) {
         must_read(bits, bytes, f);
         size_t k = 0;
         for (size_t i = 0; i < c->n; i++) {
-            const bool want = bits[i / 8] >> (7 - i % 8) & 1, got = k < plan->n_keep[h] && plan->keep[h][k] == i;
+            const bool want = bits[i / 8] >> (7 - i % 8) & 1,
+                       got = k < plan->n_keep[h] && plan->keep[h][k] == i;
             if (want != got)
-                fail_msg("%s, seed %llu, head %zu, slot %zu: %s, kvpress %s it", c->press, c->seed, h, i,
-                         got ? "kept" : "dropped", want ? "keeps" : "drops");
+                fail_msg("%s, seed %llu, head %zu, slot %zu: %s, kvpress %s it", c->press, c->seed,
+                         h, i, got ? "kept" : "dropped", want ? "keeps" : "drops");
             k += got;
         }
         assert_int_equal(k, plan->n_keep[h]);
@@ -88,8 +89,8 @@ static void run_file(const pd_kernels *kern) {
     size_t n = 0;
     for (; fgets(line, sizeof line, f); n++) {
         golden_case c;
-        if (sscanf(line, "case %llu %zu %zu %zu %zu %lf %d %127s", &c.seed, &c.n, &c.d, &c.hq, &c.h, &c.ratio,
-                   &c.with_scores, c.press) != 8)
+        if (sscanf(line, "case %llu %zu %zu %zu %zu %lf %d %127s", &c.seed, &c.n, &c.d, &c.hq, &c.h,
+                   &c.ratio, &c.with_scores, c.press) != 8)
             fail_msg("not a case: %s", line);
         run_case(&c, kern, f);
     }

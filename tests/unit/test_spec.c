@@ -45,7 +45,8 @@ static void assert_refused(const char *text, const char *part) {
     pd_press_inst *inst = NULL;
     if (read_text(text, &inst, NULL, &err) != PD_EINVAL) fail_msg("'%s' was not refused", text);
     if (!strstr(err.msg, part)) fail_msg("'%s': message '%s' lacks '%s'", text, err.msg, part);
-    if (strncmp(err.param, "compression.press", 17) != 0) fail_msg("'%s': param '%s'", text, err.param);
+    if (strncmp(err.param, "compression.press", 17) != 0)
+        fail_msg("'%s': param '%s'", text, err.param);
     if (strchr(err.msg, '\n')) fail_msg("'%s': more than one line", text);
     assert_null(inst);
 }
@@ -65,9 +66,11 @@ static void text_becomes_canonical(void **state) {
         {"expected_attention:epsilon=0.010", "expected_attention:epsilon=0.01"},
         {"expected_attention:epsilon=1e-30,n_sink=0,use_vnorm=false,use_covariance=true",
          "expected_attention:n_sink=0,use_vnorm=false,epsilon=1e-30"},
-        {"adakv:alpha_safeguard=0.20(snapkv:kernel_size=7,window_size=32)", "adakv(snapkv:window_size=32,kernel_size=7)"},
+        {"adakv:alpha_safeguard=0.20(snapkv:kernel_size=7,window_size=32)",
+         "adakv(snapkv:window_size=32,kernel_size=7)"},
         {"key_rerotation(streaming_llm)", "key_rerotation(streaming_llm)"},
-        {"expected_attention:epsilon=0.1234567890123456", "expected_attention:epsilon=0.1234567890123456"},
+        {"expected_attention:epsilon=0.1234567890123456",
+         "expected_attention:epsilon=0.1234567890123456"},
     };
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         assert_canonical(t[i][0], t[i][1]);
@@ -91,7 +94,8 @@ static void every_default_round_trips(void **state) {
             assert_int_equal(index, k);
             assert_non_null(q->doc);
             assert_true(q->max >= q->min && q->max < 1e300);
-            assert_true(isnan(q->def) ? (q->flags & PD_PARAM_NULLABLE) != 0 : q->def >= q->min && q->def <= q->max);
+            assert_true(isnan(q->def) ? (q->flags & PD_PARAM_NULLABLE) != 0
+                                      : q->def >= q->min && q->def <= q->max);
         }
     }
     assert_null(pd_press_at(pd_press_count()));
@@ -135,7 +139,8 @@ static void syntax_errors_name_the_column(void **state) {
     assert_refused("random()", "column 8: expected the name of a press, found ')'");
     assert_refused("random\x01", "column 7: expected its end, found byte 0x01");
     assert_refused("random\xC3\xA9", "found byte 0xC3");
-    assert_refused("random:a=1,b=1,c=1,d=1,e=1,f=1,g=1,h=1,i=1,j=1,k=1,l=1,m=1", "more than 12 parameters");
+    assert_refused("random:a=1,b=1,c=1,d=1,e=1,f=1,g=1,h=1,i=1,j=1,k=1,l=1,m=1",
+                   "more than 12 parameters");
     assert_refused("a(b,b,b,b,b,b,b,b,b)", "more than 8 presses");
     assert_refused("a(b(c(d(e(f(g))))))", "more than 6 presses inside each other");
 }
@@ -194,7 +199,10 @@ static void trees_name_the_json_path(void **state) {
     pd_err err = {0};
     pd_press_inst *inst = NULL;
     pd_spec_param nan_param = {.name = "epsilon", .kind = PD_SPEC_NUMBER, .number = (double)NAN};
-    pd_spec s = {.name = "expected_attention", .path = "compression.press", .param = &nan_param, .n_param = 1};
+    pd_spec s = {.name = "expected_attention",
+                 .path = "compression.press",
+                 .param = &nan_param,
+                 .n_param = 1};
     assert_int_equal(pd_spec_resolve(&s, &model, &inst, &err), PD_EINVAL);
     assert_string_equal(err.param, "compression.press.params.epsilon");
 
@@ -224,9 +232,33 @@ static void trees_name_the_json_path(void **state) {
  * read comes back from its canonical text. */
 static void random_texts_are_read_or_refused(void **state) {
     (void)state;
-    static const char *const part[] = {"knorm", "random", "adakv", "snapkv", "streaming_llm", "key_rerotation", "none",
-                                       ":", ",", "=", "(", ")", "@", "0.5", "1e9", "-", "null", "true", "seed", "n_sink",
-                                       "alpha_safeguard", "window_size", "8", "\xFF", " ", "9999999999", "x"};
+    static const char *const part[] = {"knorm",
+                                       "random",
+                                       "adakv",
+                                       "snapkv",
+                                       "streaming_llm",
+                                       "key_rerotation",
+                                       "none",
+                                       ":",
+                                       ",",
+                                       "=",
+                                       "(",
+                                       ")",
+                                       "@",
+                                       "0.5",
+                                       "1e9",
+                                       "-",
+                                       "null",
+                                       "true",
+                                       "seed",
+                                       "n_sink",
+                                       "alpha_safeguard",
+                                       "window_size",
+                                       "8",
+                                       "\xFF",
+                                       " ",
+                                       "9999999999",
+                                       "x"};
     pd_rng rng = {2026};
     size_t n_read = 0;
     for (int round = 0; round < 60000; round++) {
@@ -240,7 +272,8 @@ static void random_texts_are_read_or_refused(void **state) {
         pd_press_inst *inst = NULL;
         const pd_status rc = read_text(text, &inst, NULL, &err);
         if (rc != PD_OK) {
-            if (rc != PD_EINVAL || err.msg[0] == '\0' || inst) fail_msg("'%s': %d '%s'", text, (int)rc, err.msg);
+            if (rc != PD_EINVAL || err.msg[0] == '\0' || inst)
+                fail_msg("'%s': %d '%s'", text, (int)rc, err.msg);
             continue;
         }
         n_read++;
