@@ -154,7 +154,7 @@ class Overload(unittest.TestCase):
             running.close()  # leaves: the one that waits gets its turn
             waiting.join(30)
             self.assertEqual(waited[0][0], 200)
-            self.assertEqual(pressd.total(s.metrics(), "pressd_requests_rejected_total"), 1)
+            self.assertEqual(pressd.total(s.metrics(), "pressd_requests_rejected_total", reason="queue_full"), 1)
 
     def test_sigterm_finishes_what_runs(self):
         s = common.start("smollm2")
@@ -225,8 +225,11 @@ class Metrics(unittest.TestCase):
 
     @unittest.skipUnless(shutil.which("promtool"), "no promtool")
     def test_promtool(self):
+        """No complaint but the one about the colon in vLLM's names, which gateways ask for as they are."""
         r = subprocess.run(["promtool", "check", "metrics"], input=self.s.metrics_text(), text=True, capture_output=True)
-        self.assertEqual((r.returncode, r.stderr.strip()), (0, ""), r.stdout + r.stderr)
+        self.assertIn(r.returncode, (0, 3), r.stdout + r.stderr)  # 3: findings of the linter
+        colon = lambda line: line.startswith("vllm:") and line.endswith("metric names should not contain ':'")
+        self.assertEqual([x for x in (r.stdout + r.stderr).splitlines() if x and not colon(x)], [])
 
     @unittest.skipUnless(shutil.which("prometheus"), "no prometheus")
     def test_a_real_prometheus_scrapes_it(self):

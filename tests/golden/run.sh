@@ -20,13 +20,17 @@ check() { # model mode program golden
     out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1)
     local code=$?
     printf '%s\n' "$out"
+    local good bad
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
-        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-        # a checker that says it is fine must also have ended well, and the server with it
-        if [ $code != 0 ] && [ "${BASH_REMATCH[2]}" = 0 ]; then failed=$((failed + 1)); fi
+        good=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
+    elif [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]]; then
+        bad=${BASH_REMATCH[2]} good=$((BASH_REMATCH[1] - bad))
     else
-        failed=$((failed + 1))
+        good=0 bad=1
     fi
+    # a checker that says it is fine must also have ended well, and the server with it
+    if [ $code != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+    passed=$((passed + good)) failed=$((failed + bad))
 }
 
 suite() { # name model
