@@ -10,12 +10,18 @@
  * Cost: Hq * L * D multiply-adds. */
 #include "compression/shared.h"
 
+#include "engine/base/num.h"
+
 static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
                        pd_err *err) {
     const size_t n_group = view->n_head / view->n_head_kv;
     const float share = 1.0f / (float)view->n_head;
     float **attention = pd__query_head_rows(view);
-    float *by_pos = pd_arena_zalloc(view->tmp, view->n_seen, sizeof *by_pos);
+    size_t n_pos = 0; /* slots are in time order: the last one stands farthest */
+    for (size_t h = 0; h < view->n_head_kv; h++)
+        if (view->n_h[h] > 0)
+            n_pos = pd_max_size(n_pos, (size_t)view->pos[h][view->n_h[h] - 1] + 1);
+    float *by_pos = pd_arena_zalloc(view->tmp, n_pos, sizeof *by_pos);
     if (!attention || !by_pos)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
     PD_TRY(pd__window_attention(view, 1, attention, err));
