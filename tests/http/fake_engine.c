@@ -384,10 +384,6 @@ static void *engine_main(void *arg) {
                 else e->stats.running--;
                 *at = j->next;
             } else {
-                if (j->state != PD_JOB_QUEUED) {
-                    resident += pages_of(j->n_prompt + j->n_out) * PAGE_BYTES;
-                    dense += (j->n_prompt + j->n_out) * TOKEN_BYTES;
-                }
                 at = &j->next;
             }
             const bool done = j->state == PD_JOB_DONE;
@@ -400,6 +396,11 @@ static void *engine_main(void *arg) {
             if (done) job_unref_locked(j);
             if (tell) at = &e->jobs; /* the list may have changed: each job steps once per `now` by due_ns */
             if (tell && !done && j->step_ms <= 0 && j->due_ns <= now) j->due_ns = now + 1;
+        }
+        for (const pd_job *j = e->jobs; j; j = j->next) {
+            if (j->state == PD_JOB_QUEUED) continue;
+            resident += pages_of(j->n_prompt + j->n_out) * PAGE_BYTES;
+            dense += (j->n_prompt + j->n_out) * TOKEN_BYTES;
         }
         e->stats.pages_seq = resident / PAGE_BYTES;
         e->stats.pages_free = e->stats.pages_total - e->stats.pages_seq;

@@ -148,7 +148,7 @@ class Deadlines(ServerTest):
             for _ in range(10):
                 begin = time.monotonic()
                 self.assertEqual(self.s.complete(max_tokens=2).status, 200)
-                self.assertLess(time.monotonic() - begin, 0.5)
+                self.assertLess(time.monotonic() - begin, 5 if sanitized() else 0.5)
             until(lambda: self.s.metric("pressd_requests_running") == 0, 6, "cut")
             until(lambda: self.s.metric("pressd_http_requests_active") == 1, 4, "cut")
         if not sanitized():  # as text the answer has some 80 MB; the job's own records have 7 MB
@@ -160,7 +160,8 @@ class Queue(ServerTest):
 
     def test_full(self):
         replies = []
-        threads = [threading.Thread(target=lambda: replies.append(self.s.complete("@@prefill=600"))) for _ in range(3)]
+        threads = [threading.Thread(target=lambda ms=ms: replies.append(self.s.complete(f"@@prefill={ms}")))
+                   for ms in (2500, 50, 50)]
         for t in threads:
             t.start()
             time.sleep(0.05)
