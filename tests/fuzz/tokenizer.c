@@ -82,6 +82,9 @@ static bool has_user_defined(const pd_tokenizer *t) {
 static void check_back(const pd_tokenizer *t, const char *text, size_t len, const pd_ids *ids) {
     if (!pd_utf8_valid(text, len)) return;
     if (t->spm && (t->info.add_space_prefix || memmem(text, len, PD__SPACE_MARK, 3) || has_user_defined(t))) return;
+    /* Nor a space in a vocabulary without the mark: it falls back to the mark's bytes. */
+    const int32_t mark = pd__text_find(t, PD__SPACE_MARK, 3);
+    if (t->spm && (mark < 0 || !pd__type_mergeable(t->piece[mark].type)) && memchr(text, ' ', len)) return;
     size_t at = 0;
     for (size_t i = 0; i < ids->n; i++) {
         const pd_str s = pd_token_bytes(t, ids->id[i], true);
