@@ -54,16 +54,19 @@ class Server:
         self.port = 0
 
     def __enter__(self):
-        try:
-            return self.start()
-        except BaseException:
-            self.kill()
-            raise
+        return self if self.process else self.start()
 
     def __exit__(self, *exc):
         self.stop()
 
     def start(self):
+        try:
+            return self._start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self):
         self.port = free_port()
         command = [binary(), "serve", "--model", self.model, "--host", "127.0.0.1", "--port", str(self.port), *self.args]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.env)

@@ -103,19 +103,29 @@ class Fairness(unittest.TestCase):
         try:
             self.assertTrue(common.wait_until(lambda: len(times) > 10, 20))
             window.append(time.monotonic())
+            time.sleep(1)  # the stream alone: what this machine gives at this moment
+            window.append(time.monotonic())
             common.complete(s, long, 1)
             window.append(time.monotonic())
         finally:
             stop.set()
             thread.join(30)
-        inside = [t for t in times if window[0] <= t <= window[1]]
-        gaps = sorted(b - a for a, b in zip(inside, inside[1:]))
+        alone, gaps = self.gaps(times, *window[:2]), self.gaps(times, *window[1:])
         self.assertGreater(len(gaps), 5, "the stream stood still while the long prompt was read")
-        p90 = gaps[len(gaps) * 9 // 10]
-        common.say(f"2048-token prompt in {window[1] - window[0]:.2f} s beside a stream; gaps between its tokens: "
-                   f"median {statistics.median(gaps) * 1e3:.0f} ms, p90 {p90 * 1e3:.0f} ms, max {gaps[-1] * 1e3:.0f} ms")
-        self.assertLess(p90, 0.150)
-        self.assertLess(gaps[-1], 0.500)
+        p90 = lambda x: x[len(x) * 9 // 10]
+        took = window[2] - window[1]
+        common.say(f"2048-token prompt in {took:.2f} s beside a stream; gaps between its tokens: median "
+                   f"{statistics.median(gaps) * 1e3:.0f} ms, p90 {p90(gaps) * 1e3:.0f} ms, max {gaps[-1] * 1e3:.0f} ms; "
+                   f"alone p90 {p90(alone) * 1e3:.0f} ms")
+        # A work unit of prefill is the price of a step.  On a machine others use every gap grows alike, so
+        # the bound grows with what the stream had alone; one that waits for the whole prompt fails anywhere.
+        self.assertLess(p90(gaps), 0.120 + 4 * p90(alone))
+        self.assertLess(gaps[-1], max(0.500, took / 4))
+
+    @staticmethod
+    def gaps(times, begin, end):
+        inside = [t for t in times if begin <= t <= end]
+        return sorted(b - a for a, b in zip(inside, inside[1:])) or [end - begin]
 
     def test_metrics_do_not_wait_for_the_engine(self):
         s = common.server()
