@@ -15,10 +15,12 @@ pd_status pd_auth_open(pd_auth *a, const char *keys, pd_err *err) {
         const size_t n = strcspn(p, ",");
         if (n == 0) return pd_fail(err, PD_EINVAL, "api-key", "api-key: one of the keys is empty");
         if (n > PD_AUTH_KEY_BYTES_MAX)
-            return pd_fail(err, PD_EINVAL, "api-key", "api-key: a key has %zu bytes; at most %d are allowed", n,
+            return pd_fail(err, PD_EINVAL, "api-key",
+                           "api-key: a key has %zu bytes; at most %d are allowed", n,
                            PD_AUTH_KEY_BYTES_MAX);
         if (a->n == PD_AUTH_KEYS_MAX)
-            return pd_fail(err, PD_EINVAL, "api-key", "api-key: more than %d keys", PD_AUTH_KEYS_MAX);
+            return pd_fail(err, PD_EINVAL, "api-key", "api-key: more than %d keys",
+                           PD_AUTH_KEYS_MAX);
         memcpy(a->key[a->n++].byte, p, n);
         if (!p[n]) return PD_OK;
         p += n + 1;

@@ -66,8 +66,8 @@ void pd_calls_free(pd_calls *c) {
     *c = (pd_calls){0};
 }
 
-pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q, void (*on_event)(pd_req *q),
-                         pd_call **ret, pd_err *err) {
+pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q,
+                         void (*on_event)(pd_req *q), pd_call **ret, pd_err *err) {
     pd_call *call = c->unused;
     if (call) {
         c->unused = call->next_free;

@@ -30,7 +30,8 @@ struct pd_call {
 
 struct pd_calls {
     uv_async_t async;
-    uv_mutex_t lock; /* guards `head` and next_queued; nothing is called under it but uv_async_send */
+    uv_mutex_t
+        lock; /* guards `head` and next_queued; nothing is called under it but uv_async_send */
     pd_call *head;
     pd_call *all, *unused; /* loop */
     size_t n_active;       /* loop */
@@ -45,8 +46,8 @@ void pd_calls_free(pd_calls *c);     /* after the engine is closed and uv_run re
 /* Submit p (its notify fields are set here).  on_event(q) then runs on the loop
  * whenever there is something to take or the state changed; pd_http_drive
  * follows by itself.  Errors: those of pd_engine_submit. */
-pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q, void (*on_event)(pd_req *q),
-                         pd_call **ret, pd_err *err);
+pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q,
+                         void (*on_event)(pd_req *q), pd_call **ret, pd_err *err);
 /* Cancel if unfinished, let go.  NULL is fine. */
 void pd_call_end(pd_call *call);
 

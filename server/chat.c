@@ -30,11 +30,13 @@ static void whole(pd_gen *g, pd_buf *out, const char *finish) {
 }
 
 static void opening(pd_gen *g, pd_buf *out) {
-    pd_buf_puts(out, "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
+    pd_buf_puts(
+        out, "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
     finish_member(out, NULL);
 }
 
-static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len, const char *finish) {
+static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+                  const char *finish) {
     pd_buf_puts(out, "{\"index\":0,\"delta\":{");
     if (!finish) {
         pd_buf_puts(out, "\"content\":");
@@ -66,5 +68,8 @@ static pd_status decode(pd_req *q, pd_err *err) {
     return pd_gen_decode(q, &shape, err);
 }
 
-const pd_route pd_route_chat = {
-    .method = "POST", .path = "/v1/chat/completions", .label = "/v1/chat/completions", .decode = decode, .run = pd_gen_run};
+const pd_route pd_route_chat = {.method = "POST",
+                                .path = "/v1/chat/completions",
+                                .label = "/v1/chat/completions",
+                                .decode = decode,
+                                .run = pd_gen_run};

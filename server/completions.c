@@ -8,7 +8,8 @@ static void collect(pd_gen *g, const pd_token_event *ev) {
     pd_logprob_lists_add(&g->lists, g->srv->tok, ev, g->n_chars);
 }
 
-static void choice(const pd_gen *g, pd_buf *out, const char *text, size_t len, bool logprobs, const char *finish) {
+static void choice(const pd_gen *g, pd_buf *out, const char *text, size_t len, bool logprobs,
+                   const char *finish) {
     pd_buf_puts(out, "{\"index\":0,\"text\":");
     pd_json_str(out, text, len);
     pd_buf_puts(out, ",\"logprobs\":");
@@ -23,7 +24,8 @@ static void whole(pd_gen *g, pd_buf *out, const char *finish) {
     choice(g, out, g->text.data, g->text.len, g->rq.n_logprobs >= 0, finish);
 }
 
-static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len, const char *finish) {
+static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+                  const char *finish) {
     const bool logprobs = ev && g->rq.n_logprobs >= 0;
     if (logprobs) {
         pd_logprob_lists_clear(&g->lists);
@@ -46,5 +48,8 @@ static pd_status decode(pd_req *q, pd_err *err) {
     return pd_gen_decode(q, &shape, err);
 }
 
-const pd_route pd_route_completions = {
-    .method = "POST", .path = "/v1/completions", .label = "/v1/completions", .decode = decode, .run = pd_gen_run};
+const pd_route pd_route_completions = {.method = "POST",
+                                       .path = "/v1/completions",
+                                       .label = "/v1/completions",
+                                       .decode = decode,
+                                       .run = pd_gen_run};

@@ -31,7 +31,8 @@ static pd_status no_memory(decoder *d) {
 }
 
 /* Refuse members that are not in the NULL-terminated list. */
-static pd_status known_members(decoder *d, const json_t *obj, const char *path, const char *const *known) {
+static pd_status known_members(decoder *d, const json_t *obj, const char *path,
+                               const char *const *known) {
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)obj, key, v) {
@@ -50,10 +51,12 @@ static pd_status known_members(decoder *d, const json_t *obj, const char *path, 
 static pd_status add_params(decoder *d, pd_spec *spec, const json_t *params, const char *path) {
     if (!params) return PD_OK;
     if (!json_is_object(params))
-        return pd_fail(d->err, PD_EINVAL, path, "%s is %s; an object is expected", path, pd_json_type_name(params));
+        return pd_fail(d->err, PD_EINVAL, path, "%s is %s; an object is expected", path,
+                       pd_json_type_name(params));
     const size_t more = json_object_size(params);
     if (more > PARAMS_MAX)
-        return pd_fail(d->err, PD_EINVAL, path, "%s has %zu members; no press has so many parameters", path, more);
+        return pd_fail(d->err, PD_EINVAL, path,
+                       "%s has %zu members; no press has so many parameters", path, more);
     pd_spec_param *all = pd_arena_zalloc(&d->arena, spec->n_param + more + 1, sizeof *all);
     if (!all) return no_memory(d);
     if (spec->n_param) memcpy(all, spec->param, spec->n_param * sizeof *all);
@@ -83,7 +86,8 @@ static pd_status add_params(decoder *d, pd_spec *spec, const json_t *params, con
             break;
         default: {
             const char *at = join(d, "%s.%.40s", path, key, 0);
-            return pd_fail(d->err, PD_EINVAL, at, "%s is %s; a number, string or boolean is expected", at,
+            return pd_fail(d->err, PD_EINVAL, at,
+                           "%s is %s; a number, string or boolean is expected", at,
                            pd_json_type_name(v));
         }
         }
@@ -93,13 +97,17 @@ static pd_status add_params(decoder *d, pd_spec *spec, const json_t *params, con
 
 /* A press as text or object -> one node of the tree.  *ratio: of "@ratio" at the
  * end of a text, else NaN. */
-static pd_status decode_press(decoder *d, const json_t *v, const char *path, int depth, pd_spec **ret, double *ratio) {
+static pd_status decode_press(decoder *d, const json_t *v, const char *path, int depth,
+                              pd_spec **ret, double *ratio) {
     *ratio = NAN;
     if (depth > PD_PRESS_DEPTH_MAX)
-        return pd_fail(d->err, PD_EINVAL, path, "%s: presses are nested deeper than %d", path, PD_PRESS_DEPTH_MAX);
-    if (json_is_string(v)) return pd_spec_parse_text(json_string_value(v), path, &d->arena, ret, ratio, d->err);
+        return pd_fail(d->err, PD_EINVAL, path, "%s: presses are nested deeper than %d", path,
+                       PD_PRESS_DEPTH_MAX);
+    if (json_is_string(v))
+        return pd_spec_parse_text(json_string_value(v), path, &d->arena, ret, ratio, d->err);
     if (!json_is_object(v))
-        return pd_fail(d->err, PD_EINVAL, path, "%s is %s; a press is a string or an object with \"name\"", path,
+        return pd_fail(d->err, PD_EINVAL, path,
+                       "%s is %s; a press is a string or an object with \"name\"", path,
                        pd_json_type_name(v));
     static const char *const known[] = {"name", "params", "press", "presses", NULL};
     PD_TRY(known_members(d, v, path, known));
@@ -110,15 +118,17 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
     }
     const json_t *one = pd_json_get(v, "press"), *many = pd_json_get(v, "presses");
     if (one && many)
-        return pd_fail(d->err, PD_EINVAL, path, "%s: give \"press\" or \"presses\", not both", path);
+        return pd_fail(d->err, PD_EINVAL, path, "%s: give \"press\" or \"presses\", not both",
+                       path);
     if (many && !json_is_array(many)) {
         const char *at = join(d, "%s.%s", path, "presses", 0);
-        return pd_fail(d->err, PD_EINVAL, at, "%s is %s; an array is expected", at, pd_json_type_name(many));
+        return pd_fail(d->err, PD_EINVAL, at, "%s is %s; an array is expected", at,
+                       pd_json_type_name(many));
     }
     const size_t n_child = one ? 1 : many ? json_array_size(many) : 0;
     if (n_child > PD_PRESS_CHILDREN_MAX)
-        return pd_fail(d->err, PD_EINVAL, path, "%s holds %zu presses; at most %d are allowed", path, n_child,
-                       PD_PRESS_CHILDREN_MAX);
+        return pd_fail(d->err, PD_EINVAL, path, "%s holds %zu presses; at most %d are allowed",
+                       path, n_child, PD_PRESS_CHILDREN_MAX);
     pd_spec *spec = pd_arena_zalloc(&d->arena, 1, sizeof *spec);
     pd_spec **child = pd_arena_zalloc(&d->arena, n_child + 1, sizeof *child);
     if (!spec || !child) return no_memory(d);
@@ -127,9 +137,11 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
     spec->params_path = join(d, "%s.%s", path, "params", 0);
     spec->child = child;
     for (size_t i = 0; i < n_child; i++) {
-        const char *at = one ? join(d, "%s.%s", path, "press", 0) : join(d, "%s.%s[%zu]", path, "presses", i);
+        const char *at =
+            one ? join(d, "%s.%s", path, "press", 0) : join(d, "%s.%s[%zu]", path, "presses", i);
         double inner;
-        PD_TRY(decode_press(d, one ? one : json_array_get(many, i), at, depth + 1, &child[i], &inner));
+        PD_TRY(
+            decode_press(d, one ? one : json_array_get(many, i), at, depth + 1, &child[i], &inner));
         if (!isnan(inner))
             return pd_fail(d->err, PD_EINVAL, at, "%s: a ratio belongs to the outermost press", at);
         spec->n_child++;
@@ -141,11 +153,13 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
 
 static pd_status check_ratio(decoder *d, const char *at, double r) {
     if (r >= 0.0 && r < 1.0) return PD_OK;
-    return pd_fail(d->err, PD_EINVAL, at, "%s is %.9g; the fraction removed must be in [0, 1)", at, r);
+    return pd_fail(d->err, PD_EINVAL, at, "%s is %.9g; the fraction removed must be in [0, 1)", at,
+                   r);
 }
 
 /* {"ratio": r} -> *ret.  The upper end is open, so pd_json_real's range is not it. */
-static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, double *ret, bool *given) {
+static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, double *ret,
+                              bool *given) {
     char prefix[96];
     snprintf(prefix, sizeof prefix, "%s.", path);
     PD_TRY(pd_json_real(obj, prefix, "ratio", -HUGE_VAL, HUGE_VAL, ret, given, d->err));
@@ -153,7 +167,8 @@ static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, d
 }
 
 /* Exactly one of ratio (here or behind '@'), budget_tokens, budget_bytes. */
-static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, double text_ratio, pd_compression *c) {
+static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, double text_ratio,
+                               pd_compression *c) {
     char prefix[96];
     snprintf(prefix, sizeof prefix, "%s.", path);
     bool has_ratio, has_tokens, has_bytes;
@@ -165,9 +180,11 @@ static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, 
     const int n = has_ratio + has_tokens + has_bytes + in_text;
     const char *at = join(d, "%s.%s", path, "ratio", 0);
     if (n == 0 && c->press)
-        return pd_fail(d->err, PD_EINVAL, at, "%s: a press needs one of ratio, budget_tokens, budget_bytes", path);
+        return pd_fail(d->err, PD_EINVAL, at,
+                       "%s: a press needs one of ratio, budget_tokens, budget_bytes", path);
     if (n > 1)
-        return pd_fail(d->err, PD_EINVAL, at, "%s: give exactly one of ratio%s, budget_tokens, budget_bytes", path,
+        return pd_fail(d->err, PD_EINVAL, at,
+                       "%s: give exactly one of ratio%s, budget_tokens, budget_bytes", path,
                        in_text ? " (one stands in the press text)" : "");
     if (in_text) {
         PD_TRY(check_ratio(d, at, text_ratio));
@@ -185,7 +202,8 @@ static pd_status decode_scope(decoder *d, const json_t *v, const char *path, pd_
     if (s && strcmp(s, "context") == 0) {
         if (!d->chat)
             return pd_fail(d->err, PD_EINVAL, path,
-                           "%s \"context\" is everything before the last user message: chat only; a completion may say "
+                           "%s \"context\" is everything before the last user message: chat only; "
+                           "a completion may say "
                            "{\"context_tokens\": n}",
                            path);
         c->scope = PD_SCOPE_CONTEXT;
@@ -205,7 +223,8 @@ static pd_status decode_scope(decoder *d, const json_t *v, const char *path, pd_
             return PD_OK;
         }
     }
-    return pd_fail(d->err, PD_EINVAL, path, "%s%s%.40s%s; allowed are \"prompt\", \"context\", {\"context_tokens\": n}",
+    return pd_fail(d->err, PD_EINVAL, path,
+                   "%s%s%.40s%s; allowed are \"prompt\", \"context\", {\"context_tokens\": n}",
                    path, s ? " is \"" : " is ", s ? s : pd_json_type_name(v), s ? "\"" : "");
 }
 
@@ -213,8 +232,10 @@ static pd_status decode_scope(decoder *d, const json_t *v, const char *path, pd_
 static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd_compression *c) {
     if (!v) return PD_OK;
     if (!json_is_object(v))
-        return pd_fail(d->err, PD_EINVAL, path, "%s is %s; an object is expected", path, pd_json_type_name(v));
-    static const char *const known[] = {"press", "params", "interval", "target_tokens", "ratio", NULL};
+        return pd_fail(d->err, PD_EINVAL, path, "%s is %s; an object is expected", path,
+                       pd_json_type_name(v));
+    static const char *const known[] = {"press",         "params", "interval",
+                                        "target_tokens", "ratio",  NULL};
     PD_TRY(known_members(d, v, path, known));
     const json_t *press = pd_json_get(v, "press");
     const char *press_path = join(d, "%s.%s", path, "press", 0);
@@ -226,8 +247,9 @@ static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd
     PD_TRY(pd_spec_resolve(spec, d->model, &c->decode, d->err));
     if (!c->decode) return PD_OK;
     if (!(pd_press_inst_can(c->decode) & PD_CAN_PRUNE_STEP))
-        return pd_fail(d->err, PD_EINVAL, press_path, "%s: press '%.40s' works on prompts only, not while generating",
-                       press_path, spec->name);
+        return pd_fail(d->err, PD_EINVAL, press_path,
+                       "%s: press '%.40s' works on prompts only, not while generating", press_path,
+                       spec->name);
     char prefix[96];
     snprintf(prefix, sizeof prefix, "%s.", path);
     int64_t interval = 512, target = 0;
@@ -236,21 +258,25 @@ static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd
     PD_TRY(pd_json_int(v, prefix, "target_tokens", 1, TOKENS_MAX, &target, &has_target, d->err));
     PD_TRY(member_ratio(d, v, path, &c->decode_ratio, &c->decode_by_ratio));
     if (!isnan(in_text)) {
-        if (c->decode_by_ratio) return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
+        if (c->decode_by_ratio)
+            return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
         PD_TRY(check_ratio(d, press_path, in_text));
         c->decode_ratio = in_text;
         c->decode_by_ratio = true;
     }
     if (has_target == c->decode_by_ratio)
-        return pd_fail(d->err, PD_EINVAL, path, "%s: give exactly one of target_tokens, ratio", path);
+        return pd_fail(d->err, PD_EINVAL, path, "%s: give exactly one of target_tokens, ratio",
+                       path);
     c->decode_interval = (size_t)interval;
     c->decode_target = (size_t)target;
     return PD_OK;
 }
 
-static pd_status decode_object(decoder *d, const json_t *obj, const char *path, pd_compression *c, bool *verbose) {
-    static const char *const known[] = {"press",          "params",     "ratio",  "budget_tokens", "budget_bytes", "scope",
-                                        "protect_system", "min_tokens", "decode", "seed",          "verbose",      NULL};
+static pd_status decode_object(decoder *d, const json_t *obj, const char *path, pd_compression *c,
+                               bool *verbose) {
+    static const char *const known[] = {"press",        "params", "ratio",          "budget_tokens",
+                                        "budget_bytes", "scope",  "protect_system", "min_tokens",
+                                        "decode",       "seed",   "verbose",        NULL};
     PD_TRY(known_members(d, obj, path, known));
     const json_t *press = pd_json_get(obj, "press"), *params = pd_json_get(obj, "params");
     double in_text = NAN;
@@ -296,15 +322,17 @@ static pd_status done(decoder *d, pd_status st, pd_compression *c, pd_compressio
     return st;
 }
 
-pd_status pd_compression_decode(const json_t *v, const char *path, const pd_press_model *model, bool chat,
-                                pd_compression **ret, bool *verbose, pd_err *err) {
+pd_status pd_compression_decode(const json_t *v, const char *path, const pd_press_model *model,
+                                bool chat, pd_compression **ret, bool *verbose, pd_err *err) {
     if (!v || json_is_null(v)) {
         *ret = NULL;
         return PD_OK;
     }
-    if (json_is_string(v)) return pd_compression_decode_text(json_string_value(v), path, false, model, ret, err);
+    if (json_is_string(v))
+        return pd_compression_decode_text(json_string_value(v), path, false, model, ret, err);
     if (!json_is_object(v))
-        return pd_fail(err, PD_EINVAL, path, "%s is %s; an object or a string is expected", path, pd_json_type_name(v));
+        return pd_fail(err, PD_EINVAL, path, "%s is %s; an object or a string is expected", path,
+                       pd_json_type_name(v));
     pd_compression *c = calloc(1, sizeof *c);
     if (!c) return pd_fail(err, PD_ENOMEM, path, "no memory");
     c->decode_interval = 1;
@@ -312,7 +340,8 @@ pd_status pd_compression_decode(const json_t *v, const char *path, const pd_pres
     return done(&d, decode_object(&d, v, path, c, verbose), c, ret);
 }
 
-static pd_status decode_text(decoder *d, const char *text, const char *path, bool colon_ratio, pd_compression *c) {
+static pd_status decode_text(decoder *d, const char *text, const char *path, bool colon_ratio,
+                             pd_compression *c) {
     double colon = NAN, in_text = NAN;
     const char *last = strrchr(text, ':');
     if (colon_ratio && last && !strpbrk(last, "=()@")) {
@@ -327,11 +356,13 @@ static pd_status decode_text(decoder *d, const char *text, const char *path, boo
     pd_spec *spec;
     PD_TRY(pd_spec_parse_text(text, path, &d->arena, &spec, &in_text, d->err));
     PD_TRY(pd_spec_resolve(spec, d->model, &c->press, d->err));
-    if (!isnan(colon) && !isnan(in_text)) return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
+    if (!isnan(colon) && !isnan(in_text))
+        return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
     if (isnan(in_text)) in_text = colon;
     if (isnan(in_text)) {
         if (!c->press) return PD_OK;
-        return pd_fail(d->err, PD_EINVAL, path, "%s: \"%.60s\" needs a ratio, as in \"snapkv%s0.5\"", path, text,
+        return pd_fail(d->err, PD_EINVAL, path,
+                       "%s: \"%.60s\" needs a ratio, as in \"snapkv%s0.5\"", path, text,
                        colon_ratio ? ":" : "@");
     }
     PD_TRY(check_ratio(d, path, in_text));
@@ -340,7 +371,8 @@ static pd_status decode_text(decoder *d, const char *text, const char *path, boo
 }
 
 pd_status pd_compression_decode_text(const char *text, const char *path, bool colon_ratio,
-                                     const pd_press_model *model, pd_compression **ret, pd_err *err) {
+                                     const pd_press_model *model, pd_compression **ret,
+                                     pd_err *err) {
     pd_compression *c = calloc(1, sizeof *c);
     if (!c) return pd_fail(err, PD_ENOMEM, path, "no memory");
     c->decode_interval = 1;
@@ -351,13 +383,15 @@ pd_status pd_compression_decode_text(const char *text, const char *path, bool co
 pd_status pd_compression_decode_default(const char *text, const pd_press_model *model, bool chat,
                                         pd_compression **ret, pd_err *err) {
     while (*text == ' ' || *text == '\t' || *text == '\n') text++;
-    if (*text != '{') return pd_compression_decode_text(text, "compression", false, model, ret, err);
+    if (*text != '{')
+        return pd_compression_decode_text(text, "compression", false, model, ret, err);
     json_t *v;
     PD_TRY(pd_json_parse(&v, text, strlen(text), err));
     /* The scope "context" of a default means the whole prompt where there are no
      * messages, so it is decoded as chat and widened here. */
     pd_status st = pd_compression_decode(v, "compression", model, true, ret, NULL, err);
     json_decref(v);
-    if (st == PD_OK && *ret && !chat && (*ret)->scope == PD_SCOPE_CONTEXT) (*ret)->scope = PD_SCOPE_PROMPT;
+    if (st == PD_OK && *ret && !chat && (*ret)->scope == PD_SCOPE_CONTEXT)
+        (*ret)->scope = PD_SCOPE_PROMPT;
     return st;
 }

@@ -22,7 +22,7 @@ static void write_head(pd_buf *out, const pd_explain_head *h, size_t scope_token
         pd_buf_puts(out, ",\"scores\":[");
         for (size_t i = 0; i < scope_tokens; i++) {
             if (i) pd_buf_putc(out, ',');
-            pd_json_num(out, (double)h->scores[i]);
+            pd_json_f32(out, h->scores[i]);
         }
         pd_buf_putc(out, ']');
     }
@@ -43,11 +43,12 @@ static void write_reply(pd_req *q) {
     pd_json_cstr(out, kv->press);
     pd_buf_puts(out, ",\"ratio\":");
     pd_json_num(out, kv->ratio);
-    pd_buf_printf(out, ",\"prompt_tokens\":%zu,\"scope_tokens\":%zu,\"bytes\":%llu,\"bytes_dense\":%llu,\"bytes_peak\":%llu",
-                  g->n_prompt, r->scope_tokens, (unsigned long long)kv->bytes, (unsigned long long)kv->bytes_dense,
-                  (unsigned long long)kv->bytes_peak);
-    pd_buf_puts(out, ",\"press_ms\":");
-    pd_json_num(out, kv->press_ms);
+    pd_buf_printf(out,
+                  ",\"prompt_tokens\":%zu,\"scope_tokens\":%zu,\"bytes\":%llu,\"bytes_dense\":%llu,"
+                  "\"bytes_peak\":%llu",
+                  g->n_prompt, r->scope_tokens, (unsigned long long)kv->bytes,
+                  (unsigned long long)kv->bytes_dense, (unsigned long long)kv->bytes_peak);
+    pd_buf_printf(out, ",\"press_ms\":%.3f", kv->press_ms);
     if (kv->skipped) {
         pd_buf_puts(out, ",\"skipped\":");
         pd_json_cstr(out, kv->skipped);
@@ -55,7 +56,8 @@ static void write_reply(pd_req *q) {
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer && r->explain; l++) {
         uint64_t pages = 0;
-        for (size_t h = 0; h < kv->n_head_kv; h++) pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
+        for (size_t h = 0; h < kv->n_head_kv; h++)
+            pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
                       (unsigned long long)(pages * info->page_bytes));
         for (size_t h = 0; h < kv->n_head_kv; h++) {
@@ -69,7 +71,8 @@ static void write_reply(pd_req *q) {
         pd_buf_printf(out, "%s{\"ratio\":", i ? "," : "");
         pd_json_num(out, g->rq.ratio[i]);
         pd_buf_printf(out, ",\"bytes\":%llu}",
-                      (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, g->n_prompt, g->rq.ratio[i]));
+                      (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, g->n_prompt,
+                                                                   g->rq.ratio[i]));
     }
     pd_buf_puts(out, "]}");
 }
@@ -83,11 +86,13 @@ static void written(pd_req *q) {
 
 static void on_event(pd_req *q) {
     pd_gen *g = q->state;
-    if (q->gone || !g || !g->call || q->working || pd_job_get_state(g->call->job) != PD_JOB_DONE) return;
+    if (q->gone || !g || !g->call || q->working || pd_job_get_state(g->call->job) != PD_JOB_DONE)
+        return;
     const pd_job_result *r = pd_job_get_result(g->call->job);
     pd_metrics_job(&g->srv->metrics, r, 0, (double)(pd_now_ns() - g->submit_ns) * 1e-9);
     pd_err err = {0};
-    if (pd_gen_outcome(r, &err) == PD_OK && pd_req_offload(q, write_reply, written, &err) == PD_OK) return;
+    if (pd_gen_outcome(r, &err) == PD_OK && pd_req_offload(q, write_reply, written, &err) == PD_OK)
+        return;
     pd_call_end(g->call);
     g->call = NULL;
     pd_reply_error(q, &err);
@@ -102,5 +107,8 @@ static void run(pd_req *q) {
     pd_gen_submit(q, on_event); /* a failure is replied */
 }
 
-const pd_route pd_route_explain = {
-    .method = "POST", .path = "/v1/compression/explain", .label = "/v1/compression/explain", .decode = decode, .run = run};
+const pd_route pd_route_explain = {.method = "POST",
+                                   .path = "/v1/compression/explain",
+                                   .label = "/v1/compression/explain",
+                                   .decode = decode,
+                                   .run = run};

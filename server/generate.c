@@ -22,8 +22,8 @@
 
 enum {
     EVENTS_PER_TAKE = 64,
-    FILL_BYTES = 16384,       /* a fill stops beyond this; with one more take it stays under 64 KiB */
-    EVENTS_PER_FILL_TAKE = 4, /* 100 logprobs a token are about 10 KiB */
+    FILL_BYTES = 16384, /* a fill stops beyond this; with one more take it stays under 64 KiB */
+    EVENTS_PER_FILL_TAKE = 4,      /* 100 logprobs a token are about 10 KiB */
     STREAM_BUFFER_LIMIT = 1 << 20, /* never reached; a bound all the same */
 };
 
@@ -82,14 +82,15 @@ static const char *finish_word(pd_finish f) {
 pd_status pd_gen_outcome(const pd_job_result *r, pd_err *err) {
     switch (r->finish) {
     case PD_FINISH_ERROR: *err = r->err; return err->code;
-    case PD_FINISH_CANCELLED: return pd_fail(err, PD_EUNAVAIL, NULL, "the request was cancelled by the server");
+    case PD_FINISH_CANCELLED:
+        return pd_fail(err, PD_EUNAVAIL, NULL, "the request was cancelled by the server");
     default: return PD_OK;
     }
 }
 
 static void frame_begin(const pd_gen *g, pd_buf *out, const char *object) {
-    pd_buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", g->id, object,
-                  (long long)g->created);
+    pd_buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", g->id,
+                  object, (long long)g->created);
     pd_json_cstr(out, g->srv->model_id);
     pd_buf_puts(out, ",\"choices\":[");
 }
@@ -293,9 +294,11 @@ void pd_gen_expired(pd_req *q) {
 
 static void make_id(pd_gen *g, const char *prefix) {
     unsigned char r[12] = {0};
-    if (getrandom(r, sizeof r, 0) != (ssize_t)sizeof r) memcpy(r, &g->submit_ns, sizeof g->submit_ns);
+    if (getrandom(r, sizeof r, 0) != (ssize_t)sizeof r)
+        memcpy(r, &g->submit_ns, sizeof g->submit_ns);
     int n = snprintf(g->id, sizeof g->id, "%s", prefix);
-    for (size_t i = 0; i < sizeof r; i++) n += snprintf(g->id + n, sizeof g->id - (size_t)n, "%02x", r[i]);
+    for (size_t i = 0; i < sizeof r; i++)
+        n += snprintf(g->id + n, sizeof g->id - (size_t)n, "%02x", r[i]);
 }
 
 pd_status pd_gen_submit(pd_req *q, void (*event)(pd_req *q)) {
@@ -313,7 +316,8 @@ pd_status pd_gen_submit(pd_req *q, void (*event)(pd_req *q)) {
     g->n_prompt = g->rq.prompt.n;
     make_id(g, g->shape ? g->shape->id_prefix : "");
     pd_err err = {0};
-    const pd_status st = pd_call_submit(&g->srv->calls, g->srv->engine, &p, q, event, &g->call, &err);
+    const pd_status st =
+        pd_call_submit(&g->srv->calls, g->srv->engine, &p, q, event, &g->call, &err);
     if (st != PD_OK) {
         pd_reply_error(q, &err);
         return st;

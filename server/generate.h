@@ -21,7 +21,8 @@ typedef struct pd_shape {
     /* The chunk before the first token, NULL if there is none. */
     void (*opening)(pd_gen *g, pd_buf *out);
     /* ev NULL: text let go at the end, or (len 0) the chunk with the finish reason. */
-    void (*chunk)(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len, const char *finish);
+    void (*chunk)(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+                  const char *finish);
     /* A token of a whole reply, for its logprobs; only called when asked for. */
     void (*collect)(pd_gen *g, const pd_token_event *ev);
 } pd_shape;

@@ -25,11 +25,23 @@ static void run_version(pd_req *q) {
     pd_reply_json(q);
 }
 
-const pd_route pd_route_livez = {
-    .method = "GET", .path = "/livez", .label = "/livez", .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY, .run = run_livez};
-const pd_route pd_route_readyz = {
-    .method = "GET", .path = "/readyz", .label = "/readyz", .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY, .run = run_ready};
-const pd_route pd_route_health = {
-    .method = "GET", .path = "/health", .label = "/health", .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY, .run = run_ready};
-const pd_route pd_route_version = {
-    .method = "GET", .path = "/version", .label = "/version", .flags = PD_ROUTE_CHEAP, .run = run_version};
+const pd_route pd_route_livez = {.method = "GET",
+                                 .path = "/livez",
+                                 .label = "/livez",
+                                 .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY,
+                                 .run = run_livez};
+const pd_route pd_route_readyz = {.method = "GET",
+                                  .path = "/readyz",
+                                  .label = "/readyz",
+                                  .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY,
+                                  .run = run_ready};
+const pd_route pd_route_health = {.method = "GET",
+                                  .path = "/health",
+                                  .label = "/health",
+                                  .flags = PD_ROUTE_OPEN | PD_ROUTE_EARLY,
+                                  .run = run_ready};
+const pd_route pd_route_version = {.method = "GET",
+                                   .path = "/version",
+                                   .label = "/version",
+                                   .flags = PD_ROUTE_CHEAP,
+                                   .run = run_version};

@@ -133,8 +133,10 @@ static enum MHD_Result settle(pd_req *q) {
     switch (q->mode) {
     case PD_REQ_REPLY:
         q->reply_len = q->out.len;
-        r = q->out.len == 0 ? MHD_create_response_from_buffer(0, (void *)(uintptr_t)"", MHD_RESPMEM_PERSISTENT)
-                            : MHD_create_response_from_buffer(q->reply_len, pd_buf_take(&q->out), MHD_RESPMEM_MUST_FREE);
+        r = q->out.len == 0
+                ? MHD_create_response_from_buffer(0, (void *)(uintptr_t) "", MHD_RESPMEM_PERSISTENT)
+                : MHD_create_response_from_buffer(q->reply_len, pd_buf_take(&q->out),
+                                                  MHD_RESPMEM_MUST_FREE);
         break;
     case PD_REQ_STREAM:
         r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, q, NULL);
@@ -151,7 +153,8 @@ static enum MHD_Result settle(pd_req *q) {
     if (!r) return MHD_NO;
     if (q->content_type) MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, q->content_type);
     if (q->id[0]) MHD_add_response_header(r, "X-Request-Id", q->id);
-    for (size_t i = 0; i < q->n_header; i++) MHD_add_response_header(r, q->header[i].name, q->header[i].value);
+    for (size_t i = 0; i < q->n_header; i++)
+        MHD_add_response_header(r, q->header[i].name, q->header[i].value);
     if (q->close) MHD_add_response_header(r, MHD_HTTP_HEADER_CONNECTION, "close");
     q->io_ns = pd_now_ns();
     q->queued = true;
@@ -163,7 +166,8 @@ static enum MHD_Result settle(pd_req *q) {
 /* ---- the library's callbacks ---- */
 
 static pd__conn *conn_of(struct MHD_Connection *c) {
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
     return info ? info->socket_context : NULL;
 }
 
@@ -186,7 +190,8 @@ static void *on_request_line(void *arg, const char *uri, struct MHD_Connection *
     }
     const size_t len = strlen(uri);
     if (len > PD_HTTP_TARGET_MAX)
-        pd_fail(&q->err, PD_ETOOBIG, NULL, "the request target has %zu bytes; at most %d are allowed", len,
+        pd_fail(&q->err, PD_ETOOBIG, NULL,
+                "the request target has %zu bytes; at most %d are allowed", len,
                 PD_HTTP_TARGET_MAX);
     q->target = strndup(uri, PD_HTTP_TARGET_MAX);
     char *path = q->target ? strndup(q->target, strcspn(q->target, "?")) : NULL;
@@ -218,7 +223,8 @@ static enum MHD_Result on_head(pd_http *h, pd_req *q, const char *method, const 
     }
     pd_router_head(q);
     const char *expect = pd_req_header(q, "Expect");
-    if (q->err.code != PD_OK && expect && has_body) q->close = at_once = true; /* spare the upload */
+    if (q->err.code != PD_OK && expect && has_body)
+        q->close = at_once = true; /* spare the upload */
     q->phase = PD__BODY;
     q->conn->phase = PD__CONN_BODY;
     q->conn->since_ns = pd_now_ns();
@@ -237,7 +243,8 @@ static enum MHD_Result on_body(pd_http *h, pd_req *q, const char *data, size_t *
         pd_buf_add(&q->body, data, *size);
         if (q->body.failed) {
             if (q->body.len + *size > h->opts.max_body)
-                pd_fail(&q->err, PD_ETOOBIG, NULL, "the body has more than %zu bytes", h->opts.max_body);
+                pd_fail(&q->err, PD_ETOOBIG, NULL, "the body has more than %zu bytes",
+                        h->opts.max_body);
             else
                 pd_fail(&q->err, PD_ENOMEM, NULL, "no memory for the body");
             pd_buf_done(&q->body);
@@ -249,8 +256,9 @@ static enum MHD_Result on_body(pd_http *h, pd_req *q, const char *data, size_t *
     return q->swallowed / SWALLOW_FACTOR <= h->opts.max_body ? MHD_YES : MHD_NO;
 }
 
-static enum MHD_Result on_request(void *arg, struct MHD_Connection *mhd, const char *url, const char *method,
-                                  const char *version, const char *data, size_t *size, void **ctx) {
+static enum MHD_Result on_request(void *arg, struct MHD_Connection *mhd, const char *url,
+                                  const char *method, const char *version, const char *data,
+                                  size_t *size, void **ctx) {
     pd_http *h = arg;
     pd_req *q = *ctx;
     if (!q || q->gone) return MHD_NO;
@@ -281,7 +289,8 @@ static void req_free(pd_req *q) {
 }
 
 /* The only place where a request ends. */
-static void on_completed(void *arg, struct MHD_Connection *mhd, void **ctx, enum MHD_RequestTerminationCode toe) {
+static void on_completed(void *arg, struct MHD_Connection *mhd, void **ctx,
+                         enum MHD_RequestTerminationCode toe) {
     pd_http *h = arg;
     pd_req *q = *ctx;
     if (!q) return;
@@ -299,7 +308,8 @@ static void on_completed(void *arg, struct MHD_Connection *mhd, void **ctx, enum
     if (!q->working) req_free(q);
 }
 
-static void on_connection(void *arg, struct MHD_Connection *mhd, void **ctx, enum MHD_ConnectionNotificationCode toe) {
+static void on_connection(void *arg, struct MHD_Connection *mhd, void **ctx,
+                          enum MHD_ConnectionNotificationCode toe) {
     pd_http *h = arg;
     if (toe == MHD_CONNECTION_NOTIFY_CLOSED) {
         pd__conn *c = *ctx;
@@ -318,7 +328,8 @@ static void on_connection(void *arg, struct MHD_Connection *mhd, void **ctx, enu
     if (!c) return; /* on_request_line then refuses every request of it */
     c->h = h;
     c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     const struct sockaddr *sa = info ? info->client_addr : NULL;
     if (sa && sa->sa_family == AF_INET6) {
         memcpy(c->ip, &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr, 16);
@@ -392,21 +403,24 @@ pd_status pd_req_offload(pd_req *q, void (*work)(pd_req *q), void (*done)(pd_req
 
 /* ---- life ---- */
 
-pd_status pd_http_open(pd_http **ret, struct pd_server *srv, uv_loop_t *loop, const pd_http_opts *opts, pd_err *err) {
+pd_status pd_http_open(pd_http **ret, struct pd_server *srv, uv_loop_t *loop,
+                       const pd_http_opts *opts, pd_err *err) {
     pd_http *h = calloc(1, sizeof *h);
     if (!h) return pd_fail(err, PD_ENOMEM, NULL, "no memory");
     h->srv = srv;
     h->loop = loop;
     h->opts = *opts;
     h->watch_fd = -1;
-    const unsigned idle_s = (unsigned)((opts->idle_ms > opts->write_ms ? opts->idle_ms : opts->write_ms) / 1000u) + 5u;
+    const unsigned idle_s =
+        (unsigned)((opts->idle_ms > opts->write_ms ? opts->idle_ms : opts->write_ms) / 1000u) + 5u;
     h->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG, 0, NULL, NULL,
-        on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, on_request_line, h,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
-        MHD_OPTION_CONNECTION_LIMIT, (unsigned)opts->max_connections + SPARE_CONNECTIONS,
-        MHD_OPTION_CONNECTION_TIMEOUT, idle_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG, 0,
+        NULL, NULL, on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_URI_LOG_CALLBACK, on_request_line, h, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+        h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)opts->max_connections + SPARE_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT, idle_s,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_STRICT_FOR_CLIENT,
+        1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
     if (!h->mhd) {
         free(h);
         return pd_fail(err, PD_EINTERNAL, NULL, "the HTTP library does not start");

@@ -65,12 +65,15 @@ struct pd_req {
 
     /* Owned by the handler. */
     void *state;
-    void (*fill)(pd_req *q);  /* STREAM: append to out; set `ended` after the last byte; may append nothing */
+    void (*fill)(
+        pd_req *q); /* STREAM: append to out; set `ended` after the last byte; may append nothing */
     bool ended;
     bool ping_due;            /* `fill` has been quiet for PD_HTTP_PING_MS */
-    void (*wake)(pd_req *q);  /* WAIT: it was woken; may reply, stream or go on waiting (NULL is fine) */
+    void (*wake)(
+        pd_req *q); /* WAIT: it was woken; may reply, stream or go on waiting (NULL is fine) */
     void (*expired)(pd_req *q); /* over the request timeout; NULL: the connection is cut */
-    void (*drop)(pd_req *q);  /* the client left or the reply is through: let go of state; called once */
+    void (*drop)(
+        pd_req *q); /* the client left or the reply is through: let go of state; called once */
 
     /* The transport's own. */
     struct MHD_Connection *mhd;
@@ -88,8 +91,8 @@ typedef struct pd_http_opts {
 } pd_http_opts;
 
 /* Errors: ENOMEM, EINTERNAL. */
-pd_status pd_http_open(pd_http **ret, struct pd_server *srv, uv_loop_t *loop, const pd_http_opts *opts,
-                       pd_err *err);
+pd_status pd_http_open(pd_http **ret, struct pd_server *srv, uv_loop_t *loop,
+                       const pd_http_opts *opts, pd_err *err);
 /* All addresses of `host`, or the unix socket when it begins with '/'.  port 0
  * takes a free one.  Errors: EINVAL with the address and the system's reason. */
 pd_status pd_http_listen(pd_http *h, const char *host, unsigned port, pd_err *err);
@@ -115,7 +118,7 @@ void pd_req_add_header(pd_req *q, const char *name, const char *fmt, ...)
 
 void pd_req_reply(pd_req *q, int status, const char *content_type); /* body: what q->out holds */
 void pd_req_stream(pd_req *q, const char *content_type);            /* 200; q->fill must be set */
-void pd_req_wake(pd_req *q);                                        /* pd_http_drive() follows, by the caller */
+void pd_req_wake(pd_req *q); /* pd_http_drive() follows, by the caller */
 
 /* work(q) on a pool thread with the connection asleep, then done(q) on the loop.
  * If the client leaves meanwhile, done is not called; q stays valid for work. */

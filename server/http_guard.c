@@ -19,13 +19,15 @@ typedef struct {
 static bool host_ok(const char *s, size_t n) {
     if (n > 255) return false;
     for (size_t i = 0; i < n; i++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~:[]%", s[i]) || !s[i])
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~:[]%",
+                    s[i]) ||
+            !s[i])
             return false;
     return true;
 }
 
-static enum MHD_Result scan_header(void *arg, enum MHD_ValueKind kind, const char *key, size_t key_len,
-                                   const char *value, size_t value_len) {
+static enum MHD_Result scan_header(void *arg, enum MHD_ValueKind kind, const char *key,
+                                   size_t key_len, const char *value, size_t value_len) {
     head_scan *s = arg;
     s->n++;
     s->bytes += key_len + value_len;
@@ -53,22 +55,29 @@ static enum MHD_Result scan_header(void *arg, enum MHD_ValueKind kind, const cha
     return MHD_YES;
 }
 
-pd_status pd__http_guard(struct MHD_Connection *c, const char *version, bool *has_body, uint64_t *length, pd_err *err) {
+pd_status pd__http_guard(struct MHD_Connection *c, const char *version, bool *has_body,
+                         uint64_t *length, pd_err *err) {
     head_scan s = {0};
     MHD_get_connection_values_n(c, MHD_HEADER_KIND, scan_header, &s);
     if (s.n > PD_HTTP_HEADERS_MAX)
-        return pd_fail(err, PD_EINVAL, NULL, "the request has %zu header fields; at most %d are allowed", s.n,
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "the request has %zu header fields; at most %d are allowed", s.n,
                        PD_HTTP_HEADERS_MAX);
     if (s.bytes > PD_HTTP_HEADER_BYTES_MAX)
-        return pd_fail(err, PD_EINVAL, NULL, "the header fields hold %zu bytes; at most %d are allowed", s.bytes,
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "the header fields hold %zu bytes; at most %d are allowed", s.bytes,
                        PD_HTTP_HEADER_BYTES_MAX);
-    if (s.bad_value) return pd_fail(err, PD_EINVAL, NULL, "a header value holds a control character");
+    if (s.bad_value)
+        return pd_fail(err, PD_EINVAL, NULL, "a header value holds a control character");
     if (s.n_host > 1 || s.bad_host)
         return pd_fail(err, PD_EINVAL, NULL, "the Host header is invalid or given more than once");
-    if (s.n_length > 1) return pd_fail(err, PD_EINVAL, NULL, "Content-Length is given more than once");
-    if (s.bad_length) return pd_fail(err, PD_EINVAL, NULL, "Content-Length is not a decimal number");
+    if (s.n_length > 1)
+        return pd_fail(err, PD_EINVAL, NULL, "Content-Length is given more than once");
+    if (s.bad_length)
+        return pd_fail(err, PD_EINVAL, NULL, "Content-Length is not a decimal number");
     if (s.n_encoding && s.n_length)
-        return pd_fail(err, PD_EINVAL, NULL, "Content-Length and Transfer-Encoding exclude each other");
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "Content-Length and Transfer-Encoding exclude each other");
     if (s.n_encoding > 1 || s.bad_encoding)
         return pd_fail(err, PD_EINVAL, NULL, "Transfer-Encoding must be exactly \"chunked\"");
     if (s.n_encoding && strcmp(version, "HTTP/1.1") != 0)

@@ -51,7 +51,8 @@ struct pd_http {
 /* http_guard.c: message framing that two parsers could read differently is
  * refused, since the library accepts it.  *has_body and *length (SIZE_MAX when
  * chunked) are set on success. */
-pd_status pd__http_guard(struct MHD_Connection *c, const char *version, bool *has_body, uint64_t *length, pd_err *err);
+pd_status pd__http_guard(struct MHD_Connection *c, const char *version, bool *has_body,
+                         uint64_t *length, pd_err *err);
 
 /* http_watch.c */
 pd_status pd__watch_open(pd_http *h, pd_err *err);

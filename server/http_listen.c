@@ -20,7 +20,8 @@ enum { ACCEPTS_PER_WAKE = 64, BACKLOG = 1024 };
 static const char full_reply[] =
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 125\r\n"
     "Retry-After: 1\r\nConnection: close\r\n\r\n"
-    "{\"error\":{\"message\":\"too many connections; try again shortly\",\"type\":\"unavailable_error\","
+    "{\"error\":{\"message\":\"too many connections; try again "
+    "shortly\",\"type\":\"unavailable_error\","
     "\"param\":null,\"code\":\"unavailable\"}}\n";
 
 /* Keys on a link that was cut without a word: gone in about 20 s. */
@@ -102,12 +103,14 @@ static pd_status listen_fd(pd_http *h, int fd, const char *unix_path, pd_err *er
 static pd_status listen_unix(pd_http *h, const char *path, pd_err *err) {
     struct sockaddr_un sun = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof sun.sun_path)
-        return pd_fail(err, PD_EINVAL, "host", "unix socket path longer than %zu bytes", sizeof sun.sun_path - 1);
+        return pd_fail(err, PD_EINVAL, "host", "unix socket path longer than %zu bytes",
+                       sizeof sun.sun_path - 1);
     memcpy(sun.sun_path, path, strlen(path) + 1);
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return pd_fail(err, PD_EINVAL, "host", "socket: %s", strerror(errno));
     /* A socket file without a server behind it is a left-over; a live one is not touched. */
-    if (connect(fd, (struct sockaddr *)&sun, sizeof sun) != 0 && errno == ECONNREFUSED) unlink(path);
+    if (connect(fd, (struct sockaddr *)&sun, sizeof sun) != 0 && errno == ECONNREFUSED)
+        unlink(path);
     close(fd);
     const int s = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (s < 0 || bind(s, (struct sockaddr *)&sun, sizeof sun) != 0 || listen(s, BACKLOG) != 0) {
@@ -122,7 +125,8 @@ pd_status pd_http_listen(pd_http *h, const char *host, unsigned port, pd_err *er
     if (host[0] == '/') return listen_unix(h, host, err);
     char service[16];
     snprintf(service, sizeof service, "%u", port);
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
     struct addrinfo *list = NULL;
     const int rc = getaddrinfo(host[0] ? host : NULL, service, &hints, &list);
     if (rc != 0) return pd_fail(err, PD_EINVAL, "host", "host %s: %s", host, gai_strerror(rc));
@@ -138,8 +142,10 @@ pd_status pd_http_listen(pd_http *h, const char *host, unsigned port, pd_err *er
         const int on = 1;
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
         if (a->ai_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-        if (port == 0 && h->port) { /* the second family of "localhost:0" shares the first one's port */
-            if (a->ai_family == AF_INET6) ((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_port = htons((uint16_t)h->port);
+        if (port == 0 &&
+            h->port) { /* the second family of "localhost:0" shares the first one's port */
+            if (a->ai_family == AF_INET6)
+                ((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_port = htons((uint16_t)h->port);
             else ((struct sockaddr_in *)(void *)a->ai_addr)->sin_port = htons((uint16_t)h->port);
         }
         if (bind(fd, a->ai_addr, a->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
@@ -156,7 +162,8 @@ pd_status pd_http_listen(pd_http *h, const char *host, unsigned port, pd_err *er
     }
     freeaddrinfo(list);
     if (st == PD_OK && h->n_listener == before)
-        return pd_fail(err, PD_EINVAL, "port", "cannot listen on %s port %u: %s", host, port, strerror(last));
+        return pd_fail(err, PD_EINVAL, "port", "cannot listen on %s port %u: %s", host, port,
+                       strerror(last));
     return st;
 }
 

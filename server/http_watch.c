@@ -38,7 +38,8 @@ void pd__req_gone(pd_req *q) {
 void pd__watch_add(pd__conn *c) {
     struct epoll_event ev = {.events = EPOLLRDHUP | EPOLLET, .data.ptr = c};
     if (epoll_ctl(c->h->watch_fd, EPOLL_CTL_ADD, c->fd, &ev) != 0)
-        c->left_ns = pd_now_ns(); /* no memory in the kernel: better served in one go or not at all */
+        c->left_ns =
+            pd_now_ns(); /* no memory in the kernel: better served in one go or not at all */
 }
 
 void pd__watch_remove(pd__conn *c) {
@@ -50,7 +51,8 @@ static void on_left(pd__conn *c) {
     if (!c->left_ns) c->left_ns = pd_now_ns();
     /* A request that waits or streams is gone.  One whose bytes are still to be
      * read gets its chance: if it can be answered at once, it is. */
-    if (c->phase == PD__CONN_RUN && c->req && (c->req->mode != PD_REQ_REPLY || !c->req->queued)) pd__req_gone(c->req);
+    if (c->phase == PD__CONN_RUN && c->req && (c->req->mode != PD_REQ_REPLY || !c->req->queued))
+        pd__req_gone(c->req);
 }
 
 static void on_watch(uv_poll_t *poll, int status, int events) {

@@ -26,8 +26,9 @@ static pd_status prescan(const char *s, size_t n, pd_err *err) {
         case '[':
         case '{':
             if (++depth > PD_JSON_DEPTH_MAX)
-                return pd_fail(err, PD_EJSON, NULL, "JSON is nested deeper than %d levels (byte %zu)",
-                               PD_JSON_DEPTH_MAX, i);
+                return pd_fail(err, PD_EJSON, NULL,
+                               "JSON is nested deeper than %d levels (byte %zu)", PD_JSON_DEPTH_MAX,
+                               i);
             values++;
             break;
         case ']':
@@ -38,21 +39,23 @@ static pd_status prescan(const char *s, size_t n, pd_err *err) {
         default: break;
         }
         if (values > PD_JSON_VALUES_MAX)
-            return pd_fail(err, PD_EJSON, NULL, "JSON holds more than %d values", PD_JSON_VALUES_MAX);
+            return pd_fail(err, PD_EJSON, NULL, "JSON holds more than %d values",
+                           PD_JSON_VALUES_MAX);
     }
     return PD_OK;
 }
 
 pd_status pd_json_parse(json_t **ret, const char *text, size_t len, pd_err *err) {
-    if (len == 0) return pd_fail(err, PD_EJSON, NULL, "the body is empty; a JSON object is expected");
+    if (len == 0)
+        return pd_fail(err, PD_EJSON, NULL, "the body is empty; a JSON object is expected");
     PD_TRY(prescan(text, len, err));
     json_error_t e;
     json_t *v = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     if (!v) {
         if (json_error_code(&e) == json_error_out_of_memory)
             return pd_fail(err, PD_ENOMEM, NULL, "no memory to parse the body");
-        return pd_fail(err, PD_EJSON, NULL, "invalid JSON at line %d column %d: %.120s", e.line, e.column,
-                       e.text);
+        return pd_fail(err, PD_EJSON, NULL, "invalid JSON at line %d column %d: %.120s", e.line,
+                       e.column, e.text);
     }
     if (!json_is_object(v)) {
         const char *type = pd_json_type_name(v);
@@ -86,7 +89,8 @@ bool pd_json_integral(const json_t *v, int64_t *ret) {
     return true;
 }
 
-pd_status pd_json_bool(const json_t *obj, const char *path, const char *key, bool *ret, pd_err *err) {
+pd_status pd_json_bool(const json_t *obj, const char *path, const char *key, bool *ret,
+                       pd_err *err) {
     const json_t *v = pd_json_get(obj, key);
     if (!v) return PD_OK;
     char full[96];
@@ -98,8 +102,8 @@ pd_status pd_json_bool(const json_t *obj, const char *path, const char *key, boo
     return PD_OK;
 }
 
-pd_status pd_json_int(const json_t *obj, const char *path, const char *key, int64_t min, int64_t max,
-                      int64_t *ret, bool *given, pd_err *err) {
+pd_status pd_json_int(const json_t *obj, const char *path, const char *key, int64_t min,
+                      int64_t max, int64_t *ret, bool *given, pd_err *err) {
     if (given) *given = false;
     const json_t *v = pd_json_get(obj, key);
     if (!v) return PD_OK;
@@ -108,13 +112,15 @@ pd_status pd_json_int(const json_t *obj, const char *path, const char *key, int6
     int64_t i;
     if (!pd_json_integral(v, &i)) {
         if (json_is_real(v))
-            return pd_fail(err, PD_EINVAL, full, "%s is %.17g; an integer from %lld to %lld is expected", full,
+            return pd_fail(err, PD_EINVAL, full,
+                           "%s is %.17g; an integer from %lld to %lld is expected", full,
                            json_real_value(v), (long long)min, (long long)max);
-        return pd_fail(err, PD_EINVAL, full, "%s is %s; an integer is expected", full, pd_json_type_name(v));
+        return pd_fail(err, PD_EINVAL, full, "%s is %s; an integer is expected", full,
+                       pd_json_type_name(v));
     }
     if (i < min || i > max)
-        return pd_fail(err, PD_EINVAL, full, "%s is %lld; allowed are %lld to %lld", full, (long long)i,
-                       (long long)min, (long long)max);
+        return pd_fail(err, PD_EINVAL, full, "%s is %lld; allowed are %lld to %lld", full,
+                       (long long)i, (long long)min, (long long)max);
     *ret = i;
     if (given) *given = true;
     return PD_OK;
@@ -128,10 +134,12 @@ pd_status pd_json_real(const json_t *obj, const char *path, const char *key, dou
     char full[96];
     snprintf(full, sizeof full, "%s%s", path, key);
     if (!json_is_number(v))
-        return pd_fail(err, PD_EINVAL, full, "%s is %s; a number is expected", full, pd_json_type_name(v));
+        return pd_fail(err, PD_EINVAL, full, "%s is %s; a number is expected", full,
+                       pd_json_type_name(v));
     const double d = json_number_value(v);
     if (!(d >= min && d <= max))
-        return pd_fail(err, PD_EINVAL, full, "%s is %.9g; allowed are %.9g to %.9g", full, d, min, max);
+        return pd_fail(err, PD_EINVAL, full, "%s is %.9g; allowed are %.9g to %.9g", full, d, min,
+                       max);
     *ret = d;
     if (given) *given = true;
     return PD_OK;
@@ -192,6 +200,17 @@ void pd_json_num(pd_buf *out, double v) {
         snprintf(text, sizeof text, "%.*g", digits[i], v);
         if (strtod(text, NULL) == v) break;
     }
+    pd_buf_puts(out, text);
+}
+
+void pd_json_f32(pd_buf *out, float v) {
+    if (!isfinite(v)) {
+        pd_buf_puts(out, "null");
+        return;
+    }
+    char text[40];
+    snprintf(text, sizeof text, "%.6g", (double)v);
+    if (strtof(text, NULL) != v) snprintf(text, sizeof text, "%.9g", (double)v);
     pd_buf_puts(out, text);
 }
 

@@ -28,9 +28,10 @@ json_t *pd_json_get(const json_t *obj, const char *key);
  * errors ("" or "compression."); a value of another type or out of [min, max]
  * is EINVAL naming the path, the value and the limits.  Integral reals (1.0) are
  * integers.  *given (may be NULL) says whether it was there. */
-pd_status pd_json_bool(const json_t *obj, const char *path, const char *key, bool *ret, pd_err *err);
-pd_status pd_json_int(const json_t *obj, const char *path, const char *key, int64_t min, int64_t max,
-                      int64_t *ret, bool *given, pd_err *err);
+pd_status pd_json_bool(const json_t *obj, const char *path, const char *key, bool *ret,
+                       pd_err *err);
+pd_status pd_json_int(const json_t *obj, const char *path, const char *key, int64_t min,
+                      int64_t max, int64_t *ret, bool *given, pd_err *err);
 pd_status pd_json_real(const json_t *obj, const char *path, const char *key, double min, double max,
                        double *ret, bool *given, pd_err *err);
 
@@ -40,9 +41,12 @@ const char *pd_json_type_name(const json_t *v); /* "a string", "an object", ... 
 
 /* ---- writing ---- */
 
-void pd_json_str(pd_buf *out, const char *s, size_t n); /* quoted and escaped; broken UTF-8 becomes U+FFFD */
+void pd_json_str(pd_buf *out, const char *s,
+                 size_t n); /* quoted and escaped; broken UTF-8 becomes U+FFFD */
 void pd_json_cstr(pd_buf *out, const char *s);          /* NULL gives null */
-void pd_json_num(pd_buf *out, double v);                /* shortest of 6..17 digits that reads back; not finite: null */
+void pd_json_num(pd_buf *out,
+                 double v); /* shortest of 6..17 digits that reads back; not finite: null */
+void pd_json_f32(pd_buf *out, float v);                 /* the same for a float: 6..9 digits */
 void pd_json_u64(pd_buf *out, uint64_t v);
 
 #endif

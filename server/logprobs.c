@@ -10,9 +10,10 @@ static void entry(pd_buf *out, const pd_tokenizer *tok, int32_t id, float logpro
     pd_buf_puts(out, "{\"token\":");
     pd_json_str(out, s.data, s.len);
     pd_buf_puts(out, ",\"logprob\":");
-    pd_json_num(out, (double)logprob);
+    pd_json_f32(out, logprob);
     pd_buf_puts(out, ",\"bytes\":[");
-    for (size_t i = 0; i < s.len; i++) pd_buf_printf(out, "%s%u", i ? "," : "", (unsigned char)s.data[i]);
+    for (size_t i = 0; i < s.len; i++)
+        pd_buf_printf(out, "%s%u", i ? "," : "", (unsigned char)s.data[i]);
     pd_buf_putc(out, ']');
 }
 
@@ -44,11 +45,12 @@ static void separator(pd_buf *b) {
     if (b->len) pd_buf_putc(b, ',');
 }
 
-void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev, size_t offset) {
+void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev,
+                          size_t offset) {
     separator(&l->tokens);
     token_text(&l->tokens, tok, ev->id);
     separator(&l->token_logprobs);
-    pd_json_num(&l->token_logprobs, (double)ev->logprob);
+    pd_json_f32(&l->token_logprobs, ev->logprob);
     separator(&l->text_offset);
     pd_json_u64(&l->text_offset, offset);
     separator(&l->top_logprobs);
@@ -58,14 +60,14 @@ void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd
         if (i) pd_buf_putc(&l->top_logprobs, ',');
         token_text(&l->top_logprobs, tok, ev->top[i].id);
         pd_buf_putc(&l->top_logprobs, ':');
-        pd_json_num(&l->top_logprobs, (double)ev->top[i].logprob);
+        pd_json_f32(&l->top_logprobs, ev->top[i].logprob);
         chosen |= ev->top[i].id == ev->id;
     }
     if (!chosen) { /* the sampled token is always there: up to n + 1 entries */
         if (ev->n_top) pd_buf_putc(&l->top_logprobs, ',');
         token_text(&l->top_logprobs, tok, ev->id);
         pd_buf_putc(&l->top_logprobs, ':');
-        pd_json_num(&l->top_logprobs, (double)ev->logprob);
+        pd_json_f32(&l->top_logprobs, ev->logprob);
     }
     pd_buf_putc(&l->top_logprobs, '}');
 }

@@ -15,7 +15,8 @@ typedef struct pd_logprob_lists {
 } pd_logprob_lists;
 
 /* offset: code points of the answer before this token. */
-void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev, size_t offset);
+void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev,
+                          size_t offset);
 void pd_logprob_lists_write(const pd_logprob_lists *l, pd_buf *out); /* the object */
 void pd_logprob_lists_clear(pd_logprob_lists *l); /* memory kept */
 void pd_logprob_lists_done(pd_logprob_lists *l);

@@ -27,8 +27,9 @@ static void finish(pd_server *s) {
     s->finishing = true;
     pd_http_shutdown(s->http);
     pd_calls_shutdown(&s->calls);
-    uv_handle_t *const handle[] = {(uv_handle_t *)&s->sigterm, (uv_handle_t *)&s->sigint, (uv_handle_t *)&s->sighup,
-                                   (uv_handle_t *)&s->drain_timer, (uv_handle_t *)&s->loaded};
+    uv_handle_t *const handle[] = {(uv_handle_t *)&s->sigterm, (uv_handle_t *)&s->sigint,
+                                   (uv_handle_t *)&s->sighup, (uv_handle_t *)&s->drain_timer,
+                                   (uv_handle_t *)&s->loaded};
     for (size_t i = 0; i < sizeof handle / sizeof handle[0]; i++) uv_close(handle[i], NULL);
     /* uv_run returns once offloaded work is through and the handles are closed. */
 }
@@ -150,8 +151,10 @@ static void on_loaded(uv_async_t *async) {
     if (!s->announce) return;
     const char *host = s->cfg->host;
     if (host[0] == '/') pd_log(PD_LOG_INFO, "ready: %s on %s", s->model_id, host);
-    else pd_log(PD_LOG_INFO, "ready: %s on http://%s%s%s:%u/v1", s->model_id, strchr(host, ':') ? "[" : "", host,
-                strchr(host, ':') ? "]" : "", pd_http_port(s->http));
+    else
+        pd_log(PD_LOG_INFO, "ready: %s on http://%s%s%s:%u/v1", s->model_id,
+               strchr(host, ':') ? "[" : "", host, strchr(host, ':') ? "]" : "",
+               pd_http_port(s->http));
 }
 
 /* ---- the beginning ---- */
@@ -186,7 +189,9 @@ int pd_server_run(const pd_config *cfg, bool announce, pd_err *err) {
     signal(SIGPIPE, SIG_IGN);
     json_object_seed(0); /* before threads parse */
     set_model_id(s);
-    if (cfg->cpu_mask && *cfg->cpu_mask && pd_cpu_mask_parse(cfg->cpu_mask, &s->cpu_mask, err) != PD_OK) return 2;
+    if (cfg->cpu_mask && *cfg->cpu_mask &&
+        pd_cpu_mask_parse(cfg->cpu_mask, &s->cpu_mask, err) != PD_OK)
+        return 2;
     if (pd_auth_open(&s->auth, cfg->api_key, err) != PD_OK) return 2;
     if (pd_metrics_open(&s->metrics, err) != PD_OK || uv_loop_init(&s->loop) != 0) {
         pd_fail(err, PD_EINTERNAL, NULL, "cannot start the event loop");
@@ -208,7 +213,8 @@ int pd_server_run(const pd_config *cfg, bool announce, pd_err *err) {
     if (pd_calls_open(&s->calls, &s->loop, &why) != PD_OK || start(s, &why) != PD_OK) fail(s, &why);
     uv_run(&s->loop, UV_RUN_DEFAULT);
 
-    if (s->loading) { /* told to stop while loading: there is nothing to save, and waiting could be long */
+    if (s->loading) { /* told to stop while loading: there is nothing to save, and waiting could be
+                         long */
         _exit(s->exit_code);
     }
     pd_engine_close(s->engine);

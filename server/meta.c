@@ -34,13 +34,16 @@ static void layers(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *in
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer; l++) {
         uint64_t pages = 0;
-        for (size_t h = 0; h < kv->n_head_kv; h++) pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
+        for (size_t h = 0; h < kv->n_head_kv; h++)
+            pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
                       (unsigned long long)(pages * info->page_bytes));
         for (size_t h = 0; h < kv->n_head_kv; h++) {
             const size_t i = l * kv->n_head_kv + h;
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
-                          (unsigned long long)(kv->head_pages ? (uint64_t)kv->head_pages[i] * info->page_bytes : 0));
+                          (unsigned long long)(kv->head_pages
+                                                   ? (uint64_t)kv->head_pages[i] * info->page_bytes
+                                                   : 0));
         }
         pd_buf_puts(out, "]}");
     }
@@ -84,8 +87,8 @@ void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
     pd_buf_putc(out, '}');
 }
 
-void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage, size_t n_prompt,
-                     size_t n_out) {
+void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage,
+                     size_t n_prompt, size_t n_out) {
     if (usage) {
         pd_buf_puts(out, "\"usage\":");
         pd_meta_usage(out, n_prompt, n_out, &r->kv);

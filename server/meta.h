@@ -13,8 +13,8 @@ void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info 
 void pd_meta_timings(pd_buf *out, const pd_job_timing *t);
 
 /* `"usage":...,"kv_cache":...,"timings":...`; usage only if asked. */
-void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage, size_t n_prompt,
-                     size_t n_out);
+void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage,
+                     size_t n_prompt, size_t n_out);
 
 /* X-KV-Press, X-KV-Cache-Bytes, -Dense, -Peak. */
 void pd_meta_headers(pd_req *q, const pd_kv_report *kv);

@@ -18,11 +18,13 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
-                                        1.0,   2.5,    5.0,   10.0, 30.0,  60.0, 120.0, 300.0, 600.0};
+static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01,  0.025, 0.05,
+                                        0.1,   0.25,   0.5,   1.0,   2.5,   5.0,
+                                        10.0,  30.0,   60.0,  120.0, 300.0, 600.0};
 static const double press_bounds[] = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
                                       0.05,   0.1,     0.25,   0.5,   1.0,    2.5,   5.0,  10.0};
-static const double token_bounds[] = {1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
+static const double token_bounds[] = {1,    8,    32,    128,   512,   1024,  2048,
+                                      4096, 8192, 16384, 32768, 65536, 131072};
 #define BOUNDS(b) (b), sizeof(b) / sizeof((b)[0])
 
 static const int codes[PD_METRICS_CODES - 1] = {200, 204, 400, 401, 403, 404, 405, 408, 413,
@@ -37,8 +39,10 @@ pd_status pd_metrics_open(pd_metrics *m, pd_err *err) {
         m->press[i].name = i + 1 < m->n_press ? pd_press_at(i)->name : "none";
         pd_hist_init(&m->press[i].seconds, BOUNDS(press_bounds), 1e9);
     }
-    pd_hist *const timed[] = {&m->http_seconds, &m->ttft, &m->inter_token, &m->e2e, &m->queue, &m->prefill, &m->decode};
-    for (size_t i = 0; i < sizeof timed / sizeof timed[0]; i++) pd_hist_init(timed[i], BOUNDS(seconds_bounds), 1e9);
+    pd_hist *const timed[] = {&m->http_seconds, &m->ttft,    &m->inter_token, &m->e2e,
+                              &m->queue,        &m->prefill, &m->decode};
+    for (size_t i = 0; i < sizeof timed / sizeof timed[0]; i++)
+        pd_hist_init(timed[i], BOUNDS(seconds_bounds), 1e9);
     pd_hist_init(&m->prompt_tokens, BOUNDS(token_bounds), 1);
     pd_hist_init(&m->generated_tokens, BOUNDS(token_bounds), 1);
     return PD_OK;
@@ -108,39 +112,59 @@ static void hist(pd_buf *out, const char *name, const char *help, const pd_hist 
 }
 
 static void write_kv(pd_buf *out, const pd_engine_stats *s, uint64_t pool_bytes) {
-    gauge(out, "pressd_kv_cache_resident_bytes", "Bytes of KV pages in use.", (double)s->kv_bytes_resident);
-    gauge(out, "pressd_kv_cache_staging_bytes", "Bytes of dense layers of running prefills.", (double)s->kv_bytes_staging);
-    gauge(out, "pressd_kv_cache_dirty_bytes", "Bytes of free pages not yet given back to the system.", (double)s->kv_bytes_dirty);
-    gauge(out, "pressd_kv_cache_dense_bytes", "Bytes dense f16 caches of the running sequences would hold.", (double)s->kv_bytes_dense);
-    gauge(out, "pressd_kv_cache_peak_bytes", "Highest resident plus staging bytes since start.", (double)s->kv_bytes_peak);
+    gauge(out, "pressd_kv_cache_resident_bytes", "Bytes of KV pages in use.",
+          (double)s->kv_bytes_resident);
+    gauge(out, "pressd_kv_cache_staging_bytes", "Bytes of dense layers of running prefills.",
+          (double)s->kv_bytes_staging);
+    gauge(out, "pressd_kv_cache_dirty_bytes",
+          "Bytes of free pages not yet given back to the system.", (double)s->kv_bytes_dirty);
+    gauge(out, "pressd_kv_cache_dense_bytes",
+          "Bytes dense f16 caches of the running sequences would hold.", (double)s->kv_bytes_dense);
+    gauge(out, "pressd_kv_cache_peak_bytes", "Highest resident plus staging bytes since start.",
+          (double)s->kv_bytes_peak);
     gauge(out, "pressd_kv_cache_limit_bytes", "Bound of the KV page pool.", (double)pool_bytes);
-    gauge(out, "pressd_scratch_bytes", "Bytes of hidden states, tiles and query rings.", (double)s->scratch_bytes);
-    pd_prom_family(out, "pressd_kv_cache_pages", "gauge", "KV pages by state; they add up to the pool.");
+    gauge(out, "pressd_scratch_bytes", "Bytes of hidden states, tiles and query rings.",
+          (double)s->scratch_bytes);
+    pd_prom_family(out, "pressd_kv_cache_pages", "gauge",
+                   "KV pages by state; they add up to the pool.");
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"free\"", s->pages_free);
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"sequences\"", s->pages_seq);
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"store\"", s->pages_store);
 }
 
 static void write_presses(pd_buf *out, const pd_metrics *m) {
-    static const struct { const char *name, *help; size_t off; } family[] = {
-        {"pressd_press_requests_total", "Finished requests by press.", offsetof(pd_metrics_press, requests)},
-        {"pressd_press_skipped_total", "Requests whose press was skipped.", offsetof(pd_metrics_press, skipped)},
-        {"pressd_press_tokens_seen_total", "Tokens that went through the cache.", offsetof(pd_metrics_press, seen)},
-        {"pressd_press_tokens_kept_total", "Tokens still cached at the end, mean over layers and heads.", offsetof(pd_metrics_press, kept)},
-        {"pressd_press_pairs_evicted_total", "Key-value pairs removed, over layers and heads.", offsetof(pd_metrics_press, evicted)},
-        {"pressd_press_kv_bytes_total", "KV bytes held when requests ended, summed.", offsetof(pd_metrics_press, bytes)},
-        {"pressd_press_kv_dense_bytes_total", "KV bytes dense caches would have held, summed.", offsetof(pd_metrics_press, bytes_dense)},
+    static const struct { const char *name, *help; size_t off;
+    } family[] = {
+        {"pressd_press_requests_total", "Finished requests by press.",
+         offsetof(pd_metrics_press, requests)},
+        {"pressd_press_skipped_total", "Requests whose press was skipped.",
+         offsetof(pd_metrics_press, skipped)},
+        {"pressd_press_tokens_seen_total", "Tokens that went through the cache.",
+         offsetof(pd_metrics_press, seen)},
+        {"pressd_press_tokens_kept_total",
+         "Tokens still cached at the end, mean over layers and heads.",
+         offsetof(pd_metrics_press, kept)},
+        {"pressd_press_pairs_evicted_total", "Key-value pairs removed, over layers and heads.",
+         offsetof(pd_metrics_press, evicted)},
+        {"pressd_press_kv_bytes_total", "KV bytes held when requests ended, summed.",
+         offsetof(pd_metrics_press, bytes)},
+        {"pressd_press_kv_dense_bytes_total", "KV bytes dense caches would have held, summed.",
+         offsetof(pd_metrics_press, bytes_dense)},
     };
     char label[96];
     for (size_t f = 0; f < sizeof family / sizeof family[0]; f++) {
         pd_prom_family(out, family[f].name, "counter", family[f].help);
         for (size_t i = 0; i < m->n_press; i++) {
-            if (!pd_counted(&m->press[i].requests)) continue; /* presses nobody used would be most of the page */
+            if (!pd_counted(&m->press[i].requests))
+                continue; /* presses nobody used would be most of the page */
             snprintf(label, sizeof label, "press=\"%s\"", m->press[i].name);
-            pd_prom_u64(out, family[f].name, label, pd_counted((const pd_counter *)(const void *)((const char *)&m->press[i] + family[f].off)));
+            pd_prom_u64(out, family[f].name, label,
+                        pd_counted((const pd_counter *)(const void *)((const char *)&m->press[i] +
+                                                                      family[f].off)));
         }
     }
-    pd_prom_family(out, "pressd_press_seconds", "histogram", "Time spent in the press per request.");
+    pd_prom_family(out, "pressd_press_seconds", "histogram",
+                   "Time spent in the press per request.");
     for (size_t i = 0; i < m->n_press; i++) {
         if (!pd_counted(&m->press[i].requests)) continue;
         snprintf(label, sizeof label, "press=\"%s\"", m->press[i].name);
@@ -151,19 +175,24 @@ static void write_presses(pd_buf *out, const pd_metrics *m) {
 static void write_http(pd_buf *out, const pd_server *s) {
     const pd_metrics *m = &s->metrics;
     char label[160];
-    pd_prom_family(out, "pressd_http_requests_total", "counter", "HTTP requests by route and status; code 0: the client left before a reply.");
+    pd_prom_family(out, "pressd_http_requests_total", "counter",
+                   "HTTP requests by route and status; code 0: the client left before a reply.");
     for (size_t r = 0; r <= PD_METRICS_ROUTES_MAX; r++)
         for (size_t c = 0; c < PD_METRICS_CODES; c++) {
             const uint64_t v = pd_counted(&m->http[r][c]);
             if (!v) continue;
             const char *route = r < pd_n_routes ? pd_routes[r]->label : "none";
-            if (c < PD_METRICS_CODES - 1) snprintf(label, sizeof label, "route=\"%s\",code=\"%d\"", route, codes[c]);
+            if (c < PD_METRICS_CODES - 1)
+                snprintf(label, sizeof label, "route=\"%s\",code=\"%d\"", route, codes[c]);
             else snprintf(label, sizeof label, "route=\"%s\",code=\"other\"", route);
             pd_prom_u64(out, "pressd_http_requests_total", label, v);
         }
-    hist(out, "pressd_http_request_seconds", "Time from request line to the end of the reply.", &m->http_seconds);
-    gauge(out, "pressd_http_connections", "Open client connections.", (double)pd_http_connections(s->http));
-    gauge(out, "pressd_http_requests_active", "Requests begun and not complete.", (double)pd_http_requests(s->http));
+    hist(out, "pressd_http_request_seconds", "Time from request line to the end of the reply.",
+         &m->http_seconds);
+    gauge(out, "pressd_http_connections", "Open client connections.",
+          (double)pd_http_connections(s->http));
+    gauge(out, "pressd_http_requests_active", "Requests begun and not complete.",
+          (double)pd_http_requests(s->http));
 
     static const char *const reason[] = {
 #define X(name, http, type, code) [PD_##name] = code[0] ? code : #name,
@@ -190,19 +219,22 @@ static void write_requests(pd_buf *out, const pd_metrics *m, const pd_engine_sta
     counter(out, "pressd_generated_tokens_total", "Tokens generated.", s->generated_tokens);
     counter(out, "pressd_decode_steps_total", "Decode steps of the batch.", s->decode_steps);
     counter(out, "pressd_prefill_units_total", "Prefill work units.", s->prefill_units);
-    pd_prom_family(out, "pressd_requests_finished_total", "counter", "Generation requests by how they ended.");
+    pd_prom_family(out, "pressd_requests_finished_total", "counter",
+                   "Generation requests by how they ended.");
     for (size_t i = 1; i <= PD_FINISH_ERROR; i++) {
         snprintf(label, sizeof label, "reason=\"%s\"", finish_name[i]);
         pd_prom_u64(out, "pressd_requests_finished_total", label, pd_counted(&m->finished[i]));
     }
     hist(out, "pressd_time_to_first_token_seconds", "From submit to the first token.", &m->ttft);
-    hist(out, "pressd_inter_token_seconds", "Between tokens, as the server hands them out.", &m->inter_token);
+    hist(out, "pressd_inter_token_seconds", "Between tokens, as the server hands them out.",
+         &m->inter_token);
     hist(out, "pressd_request_seconds", "From submit to the end.", &m->e2e);
     hist(out, "pressd_request_queue_seconds", "Waiting before prefill.", &m->queue);
     hist(out, "pressd_request_prefill_seconds", "In prefill.", &m->prefill);
     hist(out, "pressd_request_decode_seconds", "In decode.", &m->decode);
     hist(out, "pressd_request_prompt_tokens", "Prompt tokens per request.", &m->prompt_tokens);
-    hist(out, "pressd_request_generated_tokens", "Generated tokens per request.", &m->generated_tokens);
+    hist(out, "pressd_request_generated_tokens", "Generated tokens per request.",
+         &m->generated_tokens);
 }
 
 /* The names of vLLM that endpoint pickers and its dashboards read; "perc" is a
@@ -215,23 +247,30 @@ static void write_vllm(pd_buf *out, const pd_server *srv, const pd_engine_stats 
     const uint64_t pool = srv->info ? srv->info->kv_pool_bytes : 0;
     pd_prom_family(out, "vllm:num_requests_running", "gauge", "Sequences in the batch.");
     pd_prom_u64(out, "vllm:num_requests_running", label, s->running);
-    pd_prom_family(out, "vllm:num_requests_waiting", "gauge", "Accepted requests not yet scheduled.");
+    pd_prom_family(out, "vllm:num_requests_waiting", "gauge",
+                   "Accepted requests not yet scheduled.");
     pd_prom_u64(out, "vllm:num_requests_waiting", label, s->waiting);
-    pd_prom_family(out, "vllm:kv_cache_usage_perc", "gauge", "Resident KV bytes over the bound, 0 to 1.");
-    pd_prom_num(out, "vllm:kv_cache_usage_perc", label, pool ? (double)s->kv_bytes_resident / (double)pool : 0.0);
-    pd_prom_family(out, "vllm:cache_config_info", "gauge", "Page size in tokens and number of pages.");
+    pd_prom_family(out, "vllm:kv_cache_usage_perc", "gauge",
+                   "Resident KV bytes over the bound, 0 to 1.");
+    pd_prom_num(out, "vllm:kv_cache_usage_perc", label,
+                pool ? (double)s->kv_bytes_resident / (double)pool : 0.0);
+    pd_prom_family(out, "vllm:cache_config_info", "gauge",
+                   "Page size in tokens and number of pages.");
     pd_buf cache = {0};
     char number[32];
     snprintf(number, sizeof number, "%zu", srv->info ? srv->info->page_tokens : 0);
     pd_prom_label(&cache, "block_size", number);
     snprintf(number, sizeof number, "%llu", (unsigned long long)s->pages_total);
     pd_prom_label(&cache, "num_gpu_blocks", number);
-    pd_prom_label(&cache, "cache_dtype", srv->info && srv->info->compute == PD_COMPUTE_F32 ? "f32" : "f16");
+    pd_prom_label(&cache, "cache_dtype",
+                  srv->info && srv->info->compute == PD_COMPUTE_F32 ? "f32" : "f16");
     pd_prom_label(&cache, "model_name", srv->model_id);
     pd_prom_u64(out, "vllm:cache_config_info", cache.failed ? NULL : cache.data, 1);
     pd_buf_done(&cache);
     pd_prom_family(out, "vllm:lora_requests_info", "gauge", "Adapters; none are served.");
-    pd_prom_u64(out, "vllm:lora_requests_info", "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"", (uint64_t)time(NULL));
+    pd_prom_u64(out, "vllm:lora_requests_info",
+                "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"",
+                (uint64_t)time(NULL));
     pd_prom_family(out, "vllm:prompt_tokens_total", "counter", "Prompt tokens processed.");
     pd_prom_u64(out, "vllm:prompt_tokens_total", label, s->prompt_tokens);
     pd_prom_family(out, "vllm:generation_tokens_total", "counter", "Tokens generated.");
@@ -241,7 +280,8 @@ static void write_vllm(pd_buf *out, const pd_server *srv, const pd_engine_stats 
         pd_buf reason = {0};
         pd_prom_label(&reason, "model_name", srv->model_id);
         pd_prom_label(&reason, "finished_reason", finish_name[i]);
-        pd_prom_u64(out, "vllm:request_success_total", reason.failed ? NULL : reason.data, pd_counted(&m->finished[i]));
+        pd_prom_u64(out, "vllm:request_success_total", reason.failed ? NULL : reason.data,
+                    pd_counted(&m->finished[i]));
         pd_buf_done(&reason);
     }
     const struct { const char *name; const pd_hist *h; } same[] = {
@@ -270,8 +310,10 @@ static void write_process(pd_buf *out, time_t started) {
         unsigned long long pages_virtual = 0, pages_resident = 0;
         const long page = sysconf(_SC_PAGESIZE);
         if (fscanf(f, "%llu %llu", &pages_virtual, &pages_resident) == 2) {
-            gauge(out, "process_virtual_memory_bytes", "Address space in use.", (double)pages_virtual * (double)page);
-            gauge(out, "process_resident_memory_bytes", "Memory resident.", (double)pages_resident * (double)page);
+            gauge(out, "process_virtual_memory_bytes", "Address space in use.",
+                  (double)pages_virtual * (double)page);
+            gauge(out, "process_resident_memory_bytes", "Memory resident.",
+                  (double)pages_resident * (double)page);
         }
         fclose(f);
     }
@@ -280,10 +322,12 @@ static void write_process(pd_buf *out, time_t started) {
         size_t n = 0;
         while (readdir(d)) n++;
         closedir(d);
-        gauge(out, "process_open_fds", "Open file descriptors.", (double)(n > 3 ? n - 3 : 0)); /* ".", ".." and the listing itself */
+        gauge(out, "process_open_fds", "Open file descriptors.",
+              (double)(n > 3 ? n - 3 : 0)); /* ".", ".." and the listing itself */
     }
     struct rlimit rl;
-    if (getrlimit(RLIMIT_NOFILE, &rl) == 0) gauge(out, "process_max_fds", "Most file descriptors.", (double)rl.rlim_cur);
+    if (getrlimit(RLIMIT_NOFILE, &rl) == 0)
+        gauge(out, "process_max_fds", "Most file descriptors.", (double)rl.rlim_cur);
 }
 
 static void run_metrics(pd_req *q) {
@@ -300,7 +344,8 @@ static void run_metrics(pd_req *q) {
     pd_buf_done(&label);
     gauge(out, "pressd_ready", "1 when requests are served.", s->phase == PD_SERVING);
     if (stats.last_step_ns)
-        gauge(out, "pressd_engine_idle_seconds", "Since the engine's last sign of life.", (double)(pd_now_ns() - stats.last_step_ns) * 1e-9);
+        gauge(out, "pressd_engine_idle_seconds", "Since the engine's last sign of life.",
+              (double)(pd_now_ns() - stats.last_step_ns) * 1e-9);
     write_kv(out, &stats, s->info ? s->info->kv_pool_bytes : 0);
     write_presses(out, &s->metrics);
     write_requests(out, &s->metrics, &stats);

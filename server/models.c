@@ -11,21 +11,27 @@ static void write_model(pd_buf *out, const pd_server *s) {
     const pd_engine_info *i = s->info;
     pd_buf_puts(out, "{\"id\":");
     pd_json_cstr(out, s->model_id);
-    pd_buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"pressd\",\"root\":", (long long)s->started);
+    pd_buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"pressd\",\"root\":",
+                  (long long)s->started);
     pd_json_cstr(out, s->model_id);
-    pd_buf_printf(out, ",\"parent\":null,\"max_model_len\":%zu,\"meta\":{\"architecture\":", i->ctx_size);
+    pd_buf_printf(
+        out, ",\"parent\":null,\"max_model_len\":%zu,\"meta\":{\"architecture\":", i->ctx_size);
     pd_json_cstr(out, i->arch);
     pd_buf_puts(out, ",\"name\":");
     pd_json_cstr(out, i->name);
     pd_buf_puts(out, ",\"file_type\":");
     pd_json_cstr(out, i->file_type);
-    pd_buf_printf(out, ",\"n_params\":%llu,\"size\":%llu,\"n_ctx_train\":%zu,\"n_ctx\":%zu,\"n_vocab\":%zu,\"n_embd\":%zu",
-                  (unsigned long long)i->n_params, (unsigned long long)i->weight_bytes, i->ctx_train, i->ctx_size,
-                  i->n_vocab, i->n_embd);
-    pd_buf_printf(out, ",\"n_layer\":%zu,\"n_head\":%zu,\"n_head_kv\":%zu,\"head_dim\":%zu,\"kv_token_bytes\":%zu",
-                  i->n_layer, i->n_head, i->n_head_kv, i->head_dim, i->kv_token_bytes);
-    pd_buf_printf(out, ",\"kv_page_tokens\":%zu,\"kv_pool_bytes\":%llu,\"chat_template\":", i->page_tokens,
-                  (unsigned long long)i->kv_pool_bytes);
+    pd_buf_printf(out,
+                  ",\"n_params\":%llu,\"size\":%llu,\"n_ctx_train\":%zu,\"n_ctx\":%zu,\"n_vocab\":%"
+                  "zu,\"n_embd\":%zu",
+                  (unsigned long long)i->n_params, (unsigned long long)i->weight_bytes,
+                  i->ctx_train, i->ctx_size, i->n_vocab, i->n_embd);
+    pd_buf_printf(
+        out,
+        ",\"n_layer\":%zu,\"n_head\":%zu,\"n_head_kv\":%zu,\"head_dim\":%zu,\"kv_token_bytes\":%zu",
+        i->n_layer, i->n_head, i->n_head_kv, i->head_dim, i->kv_token_bytes);
+    pd_buf_printf(out, ",\"kv_page_tokens\":%zu,\"kv_pool_bytes\":%llu,\"chat_template\":",
+                  i->page_tokens, (unsigned long long)i->kv_pool_bytes);
     pd_json_cstr(out, i->chat_template);
     pd_buf_puts(out, ",\"isa\":");
     pd_json_cstr(out, i->isa);
@@ -68,12 +74,18 @@ static void run_model(pd_req *q) {
         return;
     }
     pd_err err = {0};
-    pd_fail(&err, PD_ENOMODEL, "model", "there is no model %.100s here; served: %.100s", id, q->srv->model_id);
+    pd_fail(&err, PD_ENOMODEL, "model", "there is no model %.100s here; served: %.100s", id,
+            q->srv->model_id);
     pd_reply_error(q, &err);
 }
 
-const pd_route pd_route_models = {
-    .method = "GET", .path = "/v1/models", .label = "/v1/models", .flags = PD_ROUTE_CHEAP, .run = run_models};
-const pd_route pd_route_model = {
-    .method = "GET", .path = "/v1/models/", .label = "/v1/models/{id}", .flags = PD_ROUTE_CHEAP | PD_ROUTE_PREFIX,
-    .run = run_model};
+const pd_route pd_route_models = {.method = "GET",
+                                  .path = "/v1/models",
+                                  .label = "/v1/models",
+                                  .flags = PD_ROUTE_CHEAP,
+                                  .run = run_models};
+const pd_route pd_route_model = {.method = "GET",
+                                 .path = "/v1/models/",
+                                 .label = "/v1/models/{id}",
+                                 .flags = PD_ROUTE_CHEAP | PD_ROUTE_PREFIX,
+                                 .run = run_model};

@@ -45,5 +45,8 @@ static void run_presses(pd_req *q) {
     pd_reply_json(q);
 }
 
-const pd_route pd_route_presses = {
-    .method = "GET", .path = "/v1/presses", .label = "/v1/presses", .flags = PD_ROUTE_CHEAP, .run = run_presses};
+const pd_route pd_route_presses = {.method = "GET",
+                                   .path = "/v1/presses",
+                                   .label = "/v1/presses",
+                                   .flags = PD_ROUTE_CHEAP,
+                                   .run = run_presses};

@@ -15,7 +15,8 @@ enum { TOKENS_MAX = INT32_MAX };
 
 /* ---- the prompt ---- */
 
-static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_request *r, pd_err *err) {
+static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_request *r,
+                            pd_err *err) {
     const size_t n = json_array_size(array);
     r->prompt.id = malloc((n ? n : 1) * sizeof *r->prompt.id);
     if (!r->prompt.id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token ids", n);
@@ -26,17 +27,19 @@ static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_r
         char at[48];
         snprintf(at, sizeof at, "prompt[%zu]", i);
         if (!pd_json_integral(v, &id))
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at, pd_json_type_name(v));
+            return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at,
+                           pd_json_type_name(v));
         if (id < 0 || (uint64_t)id >= env->n_vocab)
-            return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at, (long long)id,
-                           env->n_vocab - 1);
+            return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at,
+                           (long long)id, env->n_vocab - 1);
         r->prompt.id[r->prompt.n++] = (int32_t)id;
     }
     return PD_OK;
 }
 
 /* A string, an array of ids, or an array of exactly one of these. */
-static pd_status decode_prompt(const json_t *body, const pd_request_env *env, pd_request *r, pd_err *err) {
+static pd_status decode_prompt(const json_t *body, const pd_request_env *env, pd_request *r,
+                               pd_err *err) {
     const json_t *v = pd_json_get(body, "prompt");
     if (!v) return pd_fail(err, PD_EINVAL, "prompt", "prompt is missing");
     if (json_is_array(v)) {
@@ -45,16 +48,19 @@ static pd_status decode_prompt(const json_t *body, const pd_request_env *env, pd
         if (n == 0) return pd_fail(err, PD_EINVAL, "prompt", "prompt is an empty array");
         if (json_is_string(first) || json_is_array(first)) {
             if (n > 1)
-                return pd_fail(err, PD_EINVAL, "prompt", "prompt holds %zu prompts; one per request is served", n);
+                return pd_fail(err, PD_EINVAL, "prompt",
+                               "prompt holds %zu prompts; one per request is served", n);
             v = first;
         }
     }
     if (json_is_array(v)) {
-        if (json_array_size(v) == 0) return pd_fail(err, PD_EINVAL, "prompt", "prompt holds no token ids");
+        if (json_array_size(v) == 0)
+            return pd_fail(err, PD_EINVAL, "prompt", "prompt holds no token ids");
         return decode_ids(v, env, r, err);
     }
     if (!json_is_string(v))
-        return pd_fail(err, PD_EINVAL, "prompt", "prompt is %s; a string or an array of token ids is expected",
+        return pd_fail(err, PD_EINVAL, "prompt",
+                       "prompt is %s; a string or an array of token ids is expected",
                        pd_json_type_name(v));
     r->text = json_string_value(v);
     r->text_len = json_string_length(v);
@@ -62,7 +68,8 @@ static pd_status decode_prompt(const json_t *body, const pd_request_env *env, pd
 }
 
 /* Text parts are joined by newlines, as the servers people come from do. */
-static pd_status join_parts(const json_t *parts, size_t i_msg, pd_request *r, const char **ret, pd_err *err) {
+static pd_status join_parts(const json_t *parts, size_t i_msg, pd_request *r, const char **ret,
+                            pd_err *err) {
     const size_t n = json_array_size(parts);
     size_t len = 0;
     for (size_t i = 0; i < n; i++) {
@@ -74,8 +81,10 @@ static pd_status join_parts(const json_t *parts, size_t i_msg, pd_request *r, co
         if (!json_is_object(part) || !type)
             return pd_fail(err, PD_EINVAL, at, "%s must be an object with \"type\"", at);
         if (strcmp(type, "text") != 0)
-            return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"text\" is served", at, type);
-        if (!json_is_string(text)) return pd_fail(err, PD_EINVAL, at, "%s.text must be a string", at);
+            return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"text\" is served", at,
+                           type);
+        if (!json_is_string(text))
+            return pd_fail(err, PD_EINVAL, at, "%s.text must be a string", at);
         len += json_string_length(text) + 1;
     }
     char *s = pd_arena_alloc(&r->arena, len + 1, 1), *p = s;
@@ -98,7 +107,8 @@ pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err) {
     if (!json_is_array(list) || n == 0)
         return pd_fail(err, PD_EINVAL, "messages", "messages must be a non-empty array");
     if (n > PD_REQUEST_MESSAGES_MAX)
-        return pd_fail(err, PD_EINVAL, "messages", "messages has %zu entries; at most %d are allowed", n,
+        return pd_fail(err, PD_EINVAL, "messages",
+                       "messages has %zu entries; at most %d are allowed", n,
                        PD_REQUEST_MESSAGES_MAX);
     r->msg = pd_arena_zalloc(&r->arena, n, sizeof *r->msg);
     if (!r->msg) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu messages", n);
@@ -107,7 +117,8 @@ pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err) {
         char at[64];
         snprintf(at, sizeof at, "messages[%zu]", i);
         if (!json_is_object(m))
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; an object is expected", at, pd_json_type_name(m));
+            return pd_fail(err, PD_EINVAL, at, "%s is %s; an object is expected", at,
+                           pd_json_type_name(m));
         const char *role = json_string_value(pd_json_get(m, "role"));
         snprintf(at, sizeof at, "messages[%zu].role", i);
         if (!role) return pd_fail(err, PD_EINVAL, at, "%s must be a string", at);
@@ -122,7 +133,8 @@ pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err) {
         else if (json_is_array(content)) PD_TRY(join_parts(content, i, r, &r->msg[i].content, err));
         else if (!content && strcmp(role, "assistant") == 0) r->msg[i].content = "";
         else
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; a string or an array of text parts is expected", at,
+            return pd_fail(err, PD_EINVAL, at,
+                           "%s is %s; a string or an array of text parts is expected", at,
                            pd_json_type_name(content));
     }
     r->n_msg = n;
@@ -136,7 +148,8 @@ static pd_status decode_length(const json_t *body, pd_request *r, pd_err *err) {
     const bool chat = r->kind == PD_REQUEST_CHAT;
     bool given = false, newer = false;
     PD_TRY(pd_json_int(body, "", "max_tokens", chat ? 1 : 0, TOKENS_MAX, &n, &given, err));
-    PD_TRY(pd_json_int(body, "", "max_completion_tokens", chat ? 1 : 0, TOKENS_MAX, &n, &newer, err)); /* wins */
+    PD_TRY(pd_json_int(body, "", "max_completion_tokens", chat ? 1 : 0, TOKENS_MAX, &n, &newer,
+                       err)); /* wins */
     r->max_given = given || newer || !chat;
     r->max_tokens = r->max_given ? (size_t)n : 0;
     return PD_OK;
@@ -147,7 +160,8 @@ static pd_status decode_sampling(const json_t *body, pd_request *r, pd_err *err)
     int64_t top_k = 0, seed = 0;
     PD_TRY(pd_json_real(body, "", "temperature", 0.0, 2.0, &temperature, NULL, err));
     PD_TRY(pd_json_real(body, "", "top_p", 0.0, 1.0, &top_p, NULL, err));
-    if (top_p <= 0.0) return pd_fail(err, PD_EINVAL, "top_p", "top_p is 0; allowed are values in (0, 1]");
+    if (top_p <= 0.0)
+        return pd_fail(err, PD_EINVAL, "top_p", "top_p is 0; allowed are values in (0, 1]");
     PD_TRY(pd_json_real(body, "", "min_p", 0.0, 1.0, &min_p, NULL, err));
     PD_TRY(pd_json_int(body, "", "top_k", -1, INT32_MAX, &top_k, NULL, err));
     PD_TRY(pd_json_int(body, "", "seed", INT64_MIN, INT64_MAX, &seed, &r->seed_given, err));
@@ -158,7 +172,8 @@ static pd_status decode_sampling(const json_t *body, pd_request *r, pd_err *err)
         .top_k = top_k > 0 ? (int32_t)top_k : 0,
         .seed = (uint64_t)seed,
     };
-    if (!r->seed_given && getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) != sizeof r->sampling.seed)
+    if (!r->seed_given &&
+        getrandom(&r->sampling.seed, sizeof r->sampling.seed, 0) != sizeof r->sampling.seed)
         return pd_fail(err, PD_EINTERNAL, NULL, "the system gives no random numbers");
     return PD_OK;
 }
@@ -167,11 +182,13 @@ static pd_status add_stop(const json_t *v, size_t i, bool in_list, pd_request *r
     char at[24] = "stop";
     if (in_list) snprintf(at, sizeof at, "stop[%zu]", i);
     if (!json_is_string(v))
-        return pd_fail(err, PD_EINVAL, at, "%s is %s; a string is expected", at, pd_json_type_name(v));
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a string is expected", at,
+                       pd_json_type_name(v));
     const size_t len = json_string_length(v);
     if (len == 0) return pd_fail(err, PD_EINVAL, at, "%s is an empty string", at);
     if (len > PD_STOP_BYTES_MAX)
-        return pd_fail(err, PD_EINVAL, at, "%s has %zu bytes; at most %d are allowed", at, len, PD_STOP_BYTES_MAX);
+        return pd_fail(err, PD_EINVAL, at, "%s has %zu bytes; at most %d are allowed", at, len,
+                       PD_STOP_BYTES_MAX);
     r->stop[r->n_stop].text = json_string_value(v);
     r->stop[r->n_stop++].len = len;
     return PD_OK;
@@ -183,7 +200,8 @@ static pd_status decode_stop(const json_t *body, pd_request *r, pd_err *err) {
     if (!json_is_array(v)) return add_stop(v, 0, false, r, err);
     const size_t n = json_array_size(v);
     if (n > PD_STOP_MAX)
-        return pd_fail(err, PD_EINVAL, "stop", "stop has %zu strings; at most %d are allowed", n, PD_STOP_MAX);
+        return pd_fail(err, PD_EINVAL, "stop", "stop has %zu strings; at most %d are allowed", n,
+                       PD_STOP_MAX);
     for (size_t i = 0; i < n; i++) PD_TRY(add_stop(json_array_get(v, i), i, true, r, err));
     return PD_OK;
 }
@@ -210,41 +228,53 @@ static pd_status decode_stream(const json_t *body, pd_request *r, pd_err *err) {
     const json_t *o = pd_json_get(body, "stream_options");
     if (!o) return PD_OK;
     if (!json_is_object(o))
-        return pd_fail(err, PD_EINVAL, "stream_options", "stream_options is %s; an object is expected",
-                       pd_json_type_name(o));
+        return pd_fail(err, PD_EINVAL, "stream_options",
+                       "stream_options is %s; an object is expected", pd_json_type_name(o));
     if (!r->stream)
-        return pd_fail(err, PD_EINVAL, "stream_options", "stream_options is allowed only with \"stream\": true");
+        return pd_fail(err, PD_EINVAL, "stream_options",
+                       "stream_options is allowed only with \"stream\": true");
     PD_TRY(pd_json_bool(o, "stream_options.", "include_usage", &r->include_usage, err));
     return pd_json_bool(o, "stream_options.", "continuous_usage_stats", &r->continuous_usage, err);
 }
 
 /* "model": any name is answered by the model that is served; what follows '@'
  * behind it is a compression ("name@snapkv:0.5"). */
-static pd_status model_suffix(const json_t *body, const pd_request_env *env, const char **suffix, pd_err *err) {
+static pd_status model_suffix(const json_t *body, const pd_request_env *env, const char **suffix,
+                              pd_err *err) {
     const json_t *v = pd_json_get(body, "model");
     *suffix = NULL;
     if (!v) return PD_OK;
     if (!json_is_string(v))
-        return pd_fail(err, PD_EINVAL, "model", "model is %s; a string is expected", pd_json_type_name(v));
+        return pd_fail(err, PD_EINVAL, "model", "model is %s; a string is expected",
+                       pd_json_type_name(v));
     const char *name = json_string_value(v);
     const size_t n = strlen(env->model_id);
     /* An alias may hold '@' itself. */
-    const char *at = strncmp(name, env->model_id, n) == 0 && (name[n] == '@' || !name[n]) ? name + n : strchr(name, '@');
+    const char *at = strncmp(name, env->model_id, n) == 0 && (name[n] == '@' || !name[n])
+                         ? name + n
+                         : strchr(name, '@');
     if (at && *at) *suffix = at + 1;
     return PD_OK;
 }
 
-static pd_status decode_compression(const json_t *body, const pd_request_env *env, pd_request *r, pd_err *err) {
+static pd_status decode_compression(const json_t *body, const pd_request_env *env, pd_request *r,
+                                    pd_err *err) {
     const bool chat = r->kind == PD_REQUEST_CHAT;
     const json_t *v = pd_json_get(body, "compression");
     const char *suffix;
     PD_TRY(model_suffix(body, env, &suffix, err));
     if (v && suffix)
-        return pd_fail(err, PD_EINVAL, "compression", "compression is given twice: here and behind '@' in model");
-    if (suffix) return pd_compression_decode_text(suffix, "model", true, env->press_model, &r->compression, err);
-    if (v) return pd_compression_decode(v, "compression", env->press_model, chat, &r->compression, &r->verbose, err);
+        return pd_fail(err, PD_EINVAL, "compression",
+                       "compression is given twice: here and behind '@' in model");
+    if (suffix)
+        return pd_compression_decode_text(suffix, "model", true, env->press_model, &r->compression,
+                                          err);
+    if (v)
+        return pd_compression_decode(v, "compression", env->press_model, chat, &r->compression,
+                                     &r->verbose, err);
     if (env->compression && *env->compression)
-        return pd_compression_decode_default(env->compression, env->press_model, chat, &r->compression, err);
+        return pd_compression_decode_default(env->compression, env->press_model, chat,
+                                             &r->compression, err);
     return PD_OK;
 }
 
@@ -254,7 +284,8 @@ static pd_status decode_explain(const json_t *body, pd_request *r, pd_err *err) 
     if (!v) return PD_OK;
     const size_t n = json_array_size(v);
     if (!json_is_array(v) || n > PD_REQUEST_RATIOS_MAX)
-        return pd_fail(err, PD_EINVAL, "ratios", "ratios must be an array of at most %d numbers", PD_REQUEST_RATIOS_MAX);
+        return pd_fail(err, PD_EINVAL, "ratios", "ratios must be an array of at most %d numbers",
+                       PD_REQUEST_RATIOS_MAX);
     for (size_t i = 0; i < n; i++) {
         const json_t *one = json_array_get(v, i);
         const double x = json_number_value(one);
@@ -267,7 +298,8 @@ static pd_status decode_explain(const json_t *body, pd_request *r, pd_err *err) 
     return PD_OK;
 }
 
-static pd_status decode(const json_t *body, bool explain, const pd_request_env *env, pd_request *r, pd_err *err) {
+static pd_status decode(const json_t *body, bool explain, const pd_request_env *env, pd_request *r,
+                        pd_err *err) {
     r->add_generation_prompt = true;
     PD_TRY(pd_unserved_check(body, err));
     if (r->kind == PD_REQUEST_CHAT) {
@@ -287,8 +319,8 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     return decode_compression(body, env, r, err);
 }
 
-pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain, const pd_request_env *env,
-                            pd_request *ret, pd_err *err) {
+pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
+                            const pd_request_env *env, pd_request *ret, pd_err *err) {
     pd_request r = {.body = body, .kind = kind, .n_logprobs = -1};
     const pd_status st = decode(body, explain, env, &r, err);
     if (st == PD_OK) *ret = r;
@@ -300,14 +332,17 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
     if (r->kind == PD_REQUEST_CHAT) {
         if (!env->chat)
             return pd_fail(err, PD_EINVAL, "messages",
-                           "this model has no chat template; use /v1/completions or start with --chat-template");
-        PD_TRY(pd_chat_encode(env->chat, env->tok, r->msg, r->n_msg, r->add_generation_prompt, &r->prompt, &r->marks,
-                              err));
+                           "this model has no chat template; use /v1/completions or start with "
+                           "--chat-template");
+        PD_TRY(pd_chat_encode(env->chat, env->tok, r->msg, r->n_msg, r->add_generation_prompt,
+                              &r->prompt, &r->marks, err));
         r->has_marks = true;
     } else if (r->text) {
-        PD_TRY(pd_tokenize(env->tok, r->text, r->text_len, PD_TOK_BOS | PD_TOK_SPECIAL, &r->prompt, err));
+        PD_TRY(pd_tokenize(env->tok, r->text, r->text_len, PD_TOK_BOS | PD_TOK_SPECIAL, &r->prompt,
+                           err));
     }
-    if (r->prompt.n == 0) return pd_fail(err, PD_EINVAL, "prompt", "prompt is empty: it gives no tokens");
+    if (r->prompt.n == 0)
+        return pd_fail(err, PD_EINVAL, "prompt", "prompt is empty: it gives no tokens");
     return PD_OK;
 }
 

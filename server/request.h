@@ -64,8 +64,8 @@ typedef struct pd_request {
 /* Takes `body` always.  `explain` reads "scores" and "ratios" too.  *ret is
  * written only on success; pd_request_done frees it.  Errors: EINVAL with the
  * JSON path, the value and what is allowed; ENOMEM. */
-pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain, const pd_request_env *env,
-                            pd_request *ret, pd_err *err);
+pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
+                            const pd_request_env *env, pd_request *ret, pd_err *err);
 
 /* Messages, "messages" as in a chat request, to r->msg: used by /tokenize too. */
 pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err);

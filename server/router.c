@@ -13,8 +13,9 @@
 #include <strings.h>
 
 #define PD_ROUTE_LIST(X)                                                                           \
-    X(completions) X(chat) X(models) X(model) X(presses) X(explain) X(tokenize) X(detokenize)          \
-    X(livez) X(readyz) X(health) X(version) X(metrics)
+    X(completions)                                                                                 \
+    X(chat) X(models) X(model) X(presses) X(explain) X(tokenize) X(detokenize) X(livez) X(readyz)  \
+        X(health) X(version) X(metrics)
 
 #define X(name) extern const pd_route pd_route_##name;
 PD_ROUTE_LIST(X)
@@ -33,10 +34,12 @@ static void set_id(pd_req *q) {
     const char *given = pd_req_header(q, "X-Request-Id");
     const size_t n = given ? strlen(given) : 0;
     bool sane = n > 0 && n <= PD_REQ_ID_MAX;
-    for (size_t i = 0; i < n && sane; i++) sane = isalnum((unsigned char)given[i]) || strchr("-_.:", given[i]);
+    for (size_t i = 0; i < n && sane; i++)
+        sane = isalnum((unsigned char)given[i]) || strchr("-_.:", given[i]);
     if (sane) memcpy(q->id, given, n + 1);
-    else snprintf(q->id, sizeof q->id, "req-%08llx%06llx", (unsigned long long)q->srv->started & 0xFFFFFFFFu,
-                  (unsigned long long)++count);
+    else
+        snprintf(q->id, sizeof q->id, "req-%08llx%06llx",
+                 (unsigned long long)q->srv->started & 0xFFFFFFFFu, (unsigned long long)++count);
 }
 
 static bool path_matches(const pd_route *r, const char *path) {
@@ -62,13 +65,14 @@ static pd_status match(pd_req *q, pd_err *err) {
         }
         if (strstr(allow, r->method)) continue;
         const size_t n = strlen(allow);
-        snprintf(allow + n, sizeof allow - n, "%s%s, ", r->method, strcmp(r->method, "GET") == 0 ? ", HEAD" : "");
+        snprintf(allow + n, sizeof allow - n, "%s%s, ", r->method,
+                 strcmp(r->method, "GET") == 0 ? ", HEAD" : "");
     }
     if (!allow[0]) return pd_fail(err, PD_ENOTFOUND, NULL, "there is no %.200s here", q->path);
     pd_req_add_header(q, "Allow", "%sOPTIONS", allow);
     if (strcmp(q->method, "OPTIONS") == 0) return PD_OK;
-    return pd_fail(err, PD_EMETHOD, NULL, "%.16s is not allowed on %.100s; allowed: %sOPTIONS", q->method, q->path,
-                   allow);
+    return pd_fail(err, PD_EMETHOD, NULL, "%.16s is not allowed on %.100s; allowed: %sOPTIONS",
+                   q->method, q->path, allow);
 }
 
 static pd_status check_content_type(const pd_req *q, pd_err *err) {
@@ -77,7 +81,8 @@ static pd_status check_content_type(const pd_req *q, pd_err *err) {
     const size_t n = strcspn(type, "; \t");
     if (n == 16 && strncasecmp(type, "application/json", 16) == 0) return PD_OK;
     if (n > 5 && strncasecmp(type + n - 5, "+json", 5) == 0) return PD_OK;
-    return pd_fail(err, PD_EMEDIA, "Content-Type", "Content-Type is %.80s; application/json is expected", type);
+    return pd_fail(err, PD_EMEDIA, "Content-Type",
+                   "Content-Type is %.80s; application/json is expected", type);
 }
 
 static pd_status check_phase(const pd_req *q, pd_err *err) {
@@ -97,8 +102,10 @@ void pd_router_head(pd_req *q) {
     pd_err *err = &q->err;
     if (match(q, err) != PD_OK || !q->route) return;
     if (!(q->route->flags & PD_ROUTE_OPEN) &&
-        !pd_auth_ok(&q->srv->auth, pd_req_header(q, "Authorization"), pd_req_header(q, "X-Api-Key"))) {
-        pd_fail(err, PD_EAUTH, NULL, "a valid API key is required: Authorization: Bearer KEY, or X-Api-Key: KEY");
+        !pd_auth_ok(&q->srv->auth, pd_req_header(q, "Authorization"),
+                    pd_req_header(q, "X-Api-Key"))) {
+        pd_fail(err, PD_EAUTH, NULL,
+                "a valid API key is required: Authorization: Bearer KEY, or X-Api-Key: KEY");
         return;
     }
     if (check_phase(q, err) != PD_OK) return;

@@ -22,6 +22,7 @@ static inline void pd_sse_ping(pd_buf *out) {
 static inline void pd_sse_done(pd_buf *out) {
     pd_buf_puts(out, "data: [DONE]\n\n");
 }
-void pd_sse_error(pd_buf *out, const pd_err *err); /* an error event; [DONE] follows by the caller */
+void pd_sse_error(pd_buf *out,
+                  const pd_err *err); /* an error event; [DONE] follows by the caller */
 
 #endif

@@ -28,14 +28,17 @@ static pd_status tokenize_body(pd_req *q, const json_t *body, pd_request *r, pd_
     } else {
         const json_t *v = pd_json_get(body, "prompt");
         if (!json_is_string(v))
-            return pd_fail(err, PD_EINVAL, "prompt", "prompt is %s; a string (or \"messages\") is expected",
+            return pd_fail(err, PD_EINVAL, "prompt",
+                           "prompt is %s; a string (or \"messages\") is expected",
                            pd_json_type_name(v));
         PD_TRY(pd_tokenize(s->tok, json_string_value(v), json_string_length(v),
                            PD_TOK_SPECIAL | (add_special ? PD_TOK_BOS : 0u), &r->prompt, err));
     }
     pd_buf *out = &q->out;
-    pd_buf_printf(out, "{\"count\":%zu,\"max_model_len\":%zu,\"tokens\":[", r->prompt.n, s->info->ctx_size);
-    for (size_t i = 0; i < r->prompt.n; i++) pd_buf_printf(out, "%s%d", i ? "," : "", r->prompt.id[i]);
+    pd_buf_printf(out, "{\"count\":%zu,\"max_model_len\":%zu,\"tokens\":[", r->prompt.n,
+                  s->info->ctx_size);
+    for (size_t i = 0; i < r->prompt.n; i++)
+        pd_buf_printf(out, "%s%d", i ? "," : "", r->prompt.id[i]);
     pd_buf_puts(out, "],\"token_strs\":");
     if (!strings) pd_buf_puts(out, "null");
     for (size_t i = 0; i < r->prompt.n && strings; i++) {
@@ -59,7 +62,8 @@ static pd_status decode_tokenize(pd_req *q, pd_err *err) {
 static pd_status detokenize_ids(pd_req *q, const json_t *ids, pd_err *err) {
     const pd_server *s = q->srv;
     if (!json_is_array(ids))
-        return pd_fail(err, PD_EINVAL, "tokens", "tokens is %s; an array of token ids is expected", pd_json_type_name(ids));
+        return pd_fail(err, PD_EINVAL, "tokens", "tokens is %s; an array of token ids is expected",
+                       pd_json_type_name(ids));
     const size_t cap = pd_detok_max(s->tok);
     char *piece = malloc(cap > 16 ? cap : 16);
     if (!piece) return pd_fail(err, PD_ENOMEM, NULL, "no memory");
@@ -70,7 +74,8 @@ static pd_status detokenize_ids(pd_req *q, const json_t *ids, pd_err *err) {
         const json_t *v = json_array_get(ids, i);
         int64_t id = -1;
         if (!pd_json_integral(v, &id) || id < 0 || (uint64_t)id >= s->info->n_vocab)
-            st = pd_fail(err, PD_EINVAL, "tokens", "tokens[%zu] is not a token id; they are 0 to %zu", i,
+            st = pd_fail(err, PD_EINVAL, "tokens",
+                         "tokens[%zu] is not a token id; they are 0 to %zu", i,
                          s->info->n_vocab - 1);
         else
             pd_buf_add(&text, piece, pd_detok_next(s->tok, &d, (int32_t)id, true, piece, cap));
@@ -95,7 +100,13 @@ static pd_status decode_detokenize(pd_req *q, pd_err *err) {
     return st;
 }
 
-const pd_route pd_route_tokenize = {
-    .method = "POST", .path = "/tokenize", .label = "/tokenize", .decode = decode_tokenize, .run = pd_reply_json};
-const pd_route pd_route_detokenize = {
-    .method = "POST", .path = "/detokenize", .label = "/detokenize", .decode = decode_detokenize, .run = pd_reply_json};
+const pd_route pd_route_tokenize = {.method = "POST",
+                                    .path = "/tokenize",
+                                    .label = "/tokenize",
+                                    .decode = decode_tokenize,
+                                    .run = pd_reply_json};
+const pd_route pd_route_detokenize = {.method = "POST",
+                                      .path = "/detokenize",
+                                      .label = "/detokenize",
+                                      .decode = decode_detokenize,
+                                      .run = pd_reply_json};

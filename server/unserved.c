@@ -61,8 +61,8 @@ static bool is_neutral(const json_t *v, neutral ok) {
     case ZERO: return json_is_number(v) && json_number_value(v) == 0.0;
     case FALSE: return json_is_false(v);
     case EMPTY:
-        return (json_is_array(v) && json_array_size(v) == 0) || (json_is_object(v) && json_object_size(v) == 0) ||
-               is_string(v, "");
+        return (json_is_array(v) && json_array_size(v) == 0) ||
+               (json_is_object(v) && json_object_size(v) == 0) || is_string(v, "");
     case TEXT: return json_is_object(v) && is_string(json_object_get(v, "type"), "text");
     case NO_TOOL: return is_string(v, "none") || is_string(v, "auto");
     case ONLY_TEXT: return json_array_size(v) == 1 && is_string(json_array_get(v, 0), "text");
@@ -73,14 +73,21 @@ static bool is_neutral(const json_t *v, neutral ok) {
 
 pd_status pd_unserved_check(const json_t *body, pd_err *err) {
     static const char *const accepted[] = {
-        "1", "0", "false", "an empty value", "{\"type\": \"text\"}", "\"none\" or \"auto\"", "[\"text\"]", "null",
+        "1",
+        "0",
+        "false",
+        "an empty value",
+        "{\"type\": \"text\"}",
+        "\"none\" or \"auto\"",
+        "[\"text\"]",
+        "null",
     };
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
         const json_t *v = pd_json_get(body, field[i].name);
         if (!v || is_neutral(v, field[i].ok)) continue;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        pd_fail(err, PD_EINVAL, field[i].name, "%s is %.60s; it is not served, only %s is accepted", field[i].name,
-                text ? text : "?", accepted[field[i].ok]);
+        pd_fail(err, PD_EINVAL, field[i].name, "%s is %.60s; it is not served, only %s is accepted",
+                field[i].name, text ? text : "?", accepted[field[i].ok]);
         free(text);
         return PD_EINVAL;
     }

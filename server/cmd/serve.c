@@ -45,5 +45,7 @@ static int run(int argc, char **argv) {
     return code;
 }
 
-const pd_cmd pd_cmd_serve = {
-    .name = "serve", .usage = "--model FILE [options]", .summary = "serve a model over HTTP", .run = run};
+const pd_cmd pd_cmd_serve = {.name = "serve",
+                             .usage = "--model FILE [options]",
+                             .summary = "serve a model over HTTP",
+                             .run = run};

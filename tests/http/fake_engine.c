@@ -28,7 +28,10 @@
 
 enum { BOS = 256, EOS = 257, IM_START = 258, IM_END = 259, N_VOCAB = 260 };
 enum { N_LAYER = 2, N_HEAD = 4, N_HEAD_KV = 2, HEAD_DIM = 64, PAGE_TOKENS = 16 };
-enum { PAGE_BYTES = PAGE_TOKENS * HEAD_DIM * 2 * 2, TOKEN_BYTES = N_LAYER * N_HEAD_KV * HEAD_DIM * 2 * 2 };
+enum {
+    PAGE_BYTES = PAGE_TOKENS * HEAD_DIM * 2 * 2,
+    TOKEN_BYTES = N_LAYER * N_HEAD_KV * HEAD_DIM * 2 * 2
+};
 enum { STEP_US = 500, CTX_TRAIN = 131072 };
 
 struct pd_job {
@@ -79,7 +82,8 @@ struct pd_engine {
 
 struct pd_tokenizer { pd_tokenizer_info info; };
 struct pd_chat { int unused; };
-static const pd_tokenizer the_tokenizer = {{"fake", "bytes", N_VOCAB, BOS, EOS, IM_END, -1, -1, true, false, false}};
+static const pd_tokenizer the_tokenizer = {
+    {"fake", "bytes", N_VOCAB, BOS, EOS, IM_END, -1, -1, true, false, false}};
 static const pd_chat the_chat;
 static const char *const special_text[] = {"<bos>", "<eos>", "<|im_start|>", "<|im_end|>"};
 
@@ -104,12 +108,14 @@ const pd_tokenizer_info *pd_tokenizer_get_info(const pd_tokenizer *t) { return &
 bool pd_token_is_eog(const pd_tokenizer *t, int32_t id) { return id == EOS || id == IM_END; }
 bool pd_token_is_special(const pd_tokenizer *t, int32_t id) { return id >= BOS; }
 
-pd_status pd_tokenize(const pd_tokenizer *t, const char *text, size_t len, unsigned flags, pd_ids *out, pd_err *err) {
+pd_status pd_tokenize(const pd_tokenizer *t, const char *text, size_t len, unsigned flags,
+                      pd_ids *out, pd_err *err) {
     if (flags & PD_TOK_BOS) PD_TRY(pd_ids_push(out, BOS, err));
     for (size_t i = 0; i < len;) {
         size_t s = 0;
         while (flags & PD_TOK_SPECIAL && s < 4 &&
-               (len - i < strlen(special_text[s]) || memcmp(text + i, special_text[s], strlen(special_text[s])) != 0))
+               (len - i < strlen(special_text[s]) ||
+                memcmp(text + i, special_text[s], strlen(special_text[s])) != 0))
             s++;
         if (flags & PD_TOK_SPECIAL && s < 4) {
             PD_TRY(pd_ids_push(out, BOS + (int32_t)s, err));
@@ -128,13 +134,15 @@ static const char byte_text[256] = {B64(0), B64(64), B64(128), B64(192)};
 
 pd_str pd_token_bytes(const pd_tokenizer *t, int32_t id, bool special) {
     if (id >= 0 && id < 256) return (pd_str){&byte_text[id], 1};
-    if (id >= BOS && id < N_VOCAB && special) return (pd_str){special_text[id - BOS], strlen(special_text[id - BOS])};
+    if (id >= BOS && id < N_VOCAB && special)
+        return (pd_str){special_text[id - BOS], strlen(special_text[id - BOS])};
     return (pd_str){"", 0};
 }
 
 size_t pd_detok_max(const pd_tokenizer *t) { return 32; }
 
-size_t pd_detok_next(const pd_tokenizer *t, pd_detok *d, int32_t id, bool special, char *dst, size_t cap) {
+size_t pd_detok_next(const pd_tokenizer *t, pd_detok *d, int32_t id, bool special, char *dst,
+                     size_t cap) {
     const pd_str s = pd_token_bytes(t, id, special);
     memcpy(dst, s.data, s.len); /* bytes go out as they are: the caller mends them */
     return s.len;
@@ -144,8 +152,9 @@ size_t pd_detok_end(pd_detok *d, char *dst, size_t cap) { return 0; }
 
 const char *pd_chat_name(const pd_chat *c) { return "chatml"; }
 
-pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_msg *msg, size_t n_msg,
-                         bool add_generation_prompt, pd_ids *out, pd_chat_marks *marks, pd_err *err) {
+pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_msg *msg,
+                         size_t n_msg, bool add_generation_prompt, pd_ids *out,
+                         pd_chat_marks *marks, pd_err *err) {
     *marks = (pd_chat_marks){0};
     size_t last_user = SIZE_MAX;
     for (size_t i = 0; i < n_msg; i++) {
@@ -154,7 +163,8 @@ pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_
         char at[48];
         snprintf(at, sizeof at, "messages[%zu].role", i);
         if (!system && strcmp(role, "user") != 0 && strcmp(role, "assistant") != 0)
-            return pd_fail(err, PD_EINVAL, at, "%s is '%.40s'; allowed are system, user, assistant", at, role);
+            return pd_fail(err, PD_EINVAL, at, "%s is '%.40s'; allowed are system, user, assistant",
+                           at, role);
         if (strcmp(role, "user") == 0) last_user = out->n;
         if (system) marks->system_begin = out->n;
         PD_TRY(pd_ids_push(out, IM_START, err));
@@ -183,8 +193,11 @@ static size_t kept_of(const pd_job *j, size_t *evicted_per_head, double *request
     size_t kept = j->n_prompt;
     *requested = 0;
     if (c && c->press && j->n_prompt >= c->min_tokens) {
-        const pd_budget b = {.ratio = c->ratio, .by_count = c->budget == PD_BUDGET_TOKENS, .count = (size_t)c->amount};
-        kept = c->budget == PD_BUDGET_BYTES ? (size_t)(c->amount / TOKEN_BYTES) : pd_budget_keep(&b, j->n_prompt);
+        const pd_budget b = {.ratio = c->ratio,
+                             .by_count = c->budget == PD_BUDGET_TOKENS,
+                             .count = (size_t)c->amount};
+        kept = c->budget == PD_BUDGET_BYTES ? (size_t)(c->amount / TOKEN_BYTES)
+                                            : pd_budget_keep(&b, j->n_prompt);
         if (kept > j->n_prompt) kept = j->n_prompt;
         if (kept < 1) kept = 1;
         if (c->budget == PD_BUDGET_RATIO) *requested = c->ratio;
@@ -203,7 +216,8 @@ static void write_report(pd_job *j) {
     snprintf(kv->press, sizeof kv->press, "%s", text.data ? text.data : "none");
     pd_buf_done(&text);
     kv->name = c && c->press ? c->press->press->name : "none";
-    if (c && c->press && j->n_prompt < c->min_tokens) kv->skipped = "the prompt is shorter than min_tokens";
+    if (c && c->press && j->n_prompt < c->min_tokens)
+        kv->skipped = "the prompt is shorter than min_tokens";
     kv->ratio = (double)evicted / (double)j->n_prompt;
     kv->tokens_seen = j->n_prompt + j->n_out;
     kv->tokens_evicted = evicted * N_LAYER * N_HEAD_KV;
@@ -229,7 +243,8 @@ static void write_report(pd_job *j) {
     pd_explain_head *heads = PD_ARENA_NEW(&j->arena, N_LAYER * N_HEAD_KV, pd_explain_head);
     int32_t *pos = PD_ARENA_NEW(&j->arena, held + 1, int32_t);
     float *score = PD_ARENA_NEW(&j->arena, j->n_prompt, float);
-    for (size_t i = 0; i < held; i++) pos[i] = (int32_t)(j->n_prompt - held + i); /* the last ones stay */
+    for (size_t i = 0; i < held; i++)
+        pos[i] = (int32_t)(j->n_prompt - held + i); /* the last ones stay */
     for (size_t i = 0; i < j->n_prompt; i++) score[i] = (float)i;
     for (size_t i = 0; i < N_LAYER * N_HEAD_KV; i++)
         heads[i] = (pd_explain_head){held, pos, j->explain_scores ? score : NULL};
@@ -274,7 +289,8 @@ static bool stop_here(pd_job *j) {
             return true;
         }
         for (size_t n = strlen(j->stop[i]) - 1; n > hold; n--)
-            if (n <= j->held.len && memcmp(j->held.data + j->held.len - n, j->stop[i], n) == 0) hold = n;
+            if (n <= j->held.len && memcmp(j->held.data + j->held.len - n, j->stop[i], n) == 0)
+                hold = n;
     }
     const size_t partial = pd_utf8_incomplete_tail(j->held.data ? j->held.data : "", j->held.len);
     if (partial > hold) hold = partial;
@@ -303,9 +319,14 @@ static void emit(pd_job *j) {
     pd_token_prob *top = NULL;
     if (j->n_logprobs > 0) {
         top = PD_ARENA_NEW(&j->arena, (size_t)j->n_logprobs, pd_token_prob);
-        for (int i = 0; i < j->n_logprobs; i++) top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1)};
+        for (int i = 0; i < j->n_logprobs; i++)
+            top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1)};
     }
-    j->ev[j->n_ev++] = (pd_token_event){id, -0.25f, (uint32_t)before, (uint32_t)(j->text.len - before), top,
+    j->ev[j->n_ev++] = (pd_token_event){id,
+                                        -0.25f,
+                                        (uint32_t)before,
+                                        (uint32_t)(j->text.len - before),
+                                        top,
                                         j->n_logprobs > 0 ? (uint32_t)j->n_logprobs : 0};
     j->n_out++;
     j->e->stats.generated_tokens++;
@@ -343,7 +364,8 @@ static bool step(pd_job *j, uint64_t now) {
     if (now < j->due_ns) return false;
     j->due_ns = now + (uint64_t)(j->step_ms * 1e6);
     if (j->error_after >= 0 && (long)j->n_out >= j->error_after) {
-        pd_fail(&j->result.err, PD_EINTERNAL, NULL, "the fake engine fails after %ld tokens as told", j->error_after);
+        pd_fail(&j->result.err, PD_EINTERNAL, NULL,
+                "the fake engine fails after %ld tokens as told", j->error_after);
         finish(j, PD_FINISH_ERROR);
     } else if (j->eos_after >= 0 && (long)j->n_out >= j->eos_after && !j->ignore_eos) {
         finish(j, PD_FINISH_STOP);
@@ -394,7 +416,9 @@ static void *engine_main(void *arg) {
                 pthread_mutex_lock(&e->lock);
             }
             if (done) job_unref_locked(j);
-            if (tell) at = &e->jobs; /* the list may have changed: each job steps once per `now` by due_ns */
+            if (tell)
+                at = &e->jobs; /* the list may have changed: each job steps once per `now` by due_ns
+                                */
             if (tell && !done && j->step_ms <= 0 && j->due_ns <= now) j->due_ns = now + 1;
         }
         for (const pd_job *j = e->jobs; j; j = j->next) {
@@ -408,7 +432,8 @@ static void *engine_main(void *arg) {
         e->stats.kv_bytes_dense = dense;
         if (resident > e->stats.kv_bytes_peak) e->stats.kv_bytes_peak = resident;
         if (e->closing) continue;
-        if (e->jobs) { /* a sleep without the lock: a wait whose time is over would starve the others */
+        if (e->jobs) { /* a sleep without the lock: a wait whose time is over would starve the
+                          others */
             const struct timespec nap = {0, STEP_US * 1000L};
             pthread_mutex_unlock(&e->lock);
             nanosleep(&nap, NULL);
@@ -423,8 +448,8 @@ static void *engine_main(void *arg) {
 
 /* ---- the interface ---- */
 
-pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o, void (*progress)(void *arg, double done), void *arg,
-                         pd_err *err) {
+pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o,
+                         void (*progress)(void *arg, double done), void *arg, pd_err *err) {
     const char *ms = getenv("FAKE_ENGINE_LOAD_MS");
     const long wait = ms ? atol(ms) : 0;
     for (long i = 0; i < wait; i += 10) {
@@ -441,12 +466,30 @@ pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o, void (*progre
     const uint64_t pool = o->kv_bytes ? o->kv_bytes : (uint64_t)1 << 30;
     e->queue_max = o->queue_max ? o->queue_max : 128;
     e->info = (pd_engine_info){
-        .arch = "fake", .name = "Fake \"model\"", .file_type = "F0", .n_params = 135000000, .weight_bytes = 1024,
-        .n_layer = N_LAYER, .n_head = N_HEAD, .n_head_kv = N_HEAD_KV, .head_dim = HEAD_DIM, .n_embd = N_HEAD * HEAD_DIM,
-        .n_vocab = N_VOCAB, .ctx_train = CTX_TRAIN, .ctx_size = o->ctx_size ? o->ctx_size : 8192,
-        .parallel = o->parallel ? o->parallel : 16, .queue_max = e->queue_max, .n_threads = 1, .isa = "scalar",
-        .compute = o->compute, .page_tokens = PAGE_TOKENS, .page_bytes = PAGE_BYTES, .kv_token_bytes = TOKEN_BYTES,
-        .kv_pool_bytes = pool, .chat_template = "chatml", .chat_origin = PD_CHAT_FROM_FILE,
+        .arch = "fake",
+        .name = "Fake \"model\"",
+        .file_type = "F0",
+        .n_params = 135000000,
+        .weight_bytes = 1024,
+        .n_layer = N_LAYER,
+        .n_head = N_HEAD,
+        .n_head_kv = N_HEAD_KV,
+        .head_dim = HEAD_DIM,
+        .n_embd = N_HEAD * HEAD_DIM,
+        .n_vocab = N_VOCAB,
+        .ctx_train = CTX_TRAIN,
+        .ctx_size = o->ctx_size ? o->ctx_size : 8192,
+        .parallel = o->parallel ? o->parallel : 16,
+        .queue_max = e->queue_max,
+        .n_threads = 1,
+        .isa = "scalar",
+        .compute = o->compute,
+        .page_tokens = PAGE_TOKENS,
+        .page_bytes = PAGE_BYTES,
+        .kv_token_bytes = TOKEN_BYTES,
+        .kv_pool_bytes = pool,
+        .chat_template = "chatml",
+        .chat_origin = PD_CHAT_FROM_FILE,
         .press_model = {N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM, N_HEAD * HEAD_DIM},
     };
     e->stats.pages_total = e->stats.pages_free = pool / PAGE_BYTES;
@@ -482,7 +525,8 @@ static double word(const char *text, const char *name, double otherwise) {
 static void read_script(pd_job *j) {
     char *text = malloc(j->n_prompt + 1);
     if (!text) abort();
-    for (size_t i = 0; i < j->n_prompt; i++) text[i] = j->prompt[i] > 0 && j->prompt[i] < 256 ? (char)j->prompt[i] : ' ';
+    for (size_t i = 0; i < j->n_prompt; i++)
+        text[i] = j->prompt[i] > 0 && j->prompt[i] < 256 ? (char)j->prompt[i] : ' ';
     text[j->n_prompt] = '\0';
     j->prefill_ms = word(text, "prefill", 0);
     j->step_ms = word(text, "step", 0);
@@ -494,7 +538,8 @@ static void read_script(pd_job *j) {
         j->say = malloc(strlen(say) / 2 + 1);
         if (!j->say) abort();
         unsigned byte;
-        while (isxdigit((unsigned char)say[0]) && isxdigit((unsigned char)say[1]) && sscanf(say, "%2x", &byte) == 1) {
+        while (isxdigit((unsigned char)say[0]) && isxdigit((unsigned char)say[1]) &&
+               sscanf(say, "%2x", &byte) == 1) {
             j->say[j->n_say++] = (unsigned char)byte;
             say += 2;
         }
@@ -507,11 +552,13 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     const size_t ctx = e->info.ctx_size;
     const size_t want = p->max_given ? p->max_tokens : 1;
     if (p->n_tokens > ctx || want > ctx - p->n_tokens)
-        return pd_fail(err, PD_ECONTEXT, "max_tokens", "%zu prompt tokens and %zu to generate exceed the context of %zu",
+        return pd_fail(err, PD_ECONTEXT, "max_tokens",
+                       "%zu prompt tokens and %zu to generate exceed the context of %zu",
                        p->n_tokens, want, ctx);
     const uint64_t bytes = (uint64_t)pages_of(p->n_tokens) * PAGE_BYTES;
     if (!p->compression && bytes > e->info.kv_pool_bytes)
-        return pd_fail(err, PD_EBUDGET, "prompt", "the prompt needs %llu bytes of KV cache; the pool has %llu",
+        return pd_fail(err, PD_EBUDGET, "prompt",
+                       "the prompt needs %llu bytes of KV cache; the pool has %llu",
                        (unsigned long long)bytes, (unsigned long long)e->info.kv_pool_bytes);
     pd_job *j = calloc(1, sizeof *j);
     if (!j || !(j->prompt = malloc(p->n_tokens * sizeof *j->prompt))) abort();
@@ -526,7 +573,8 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
         free(j->say);
         free(j);
         return closing ? pd_fail(err, PD_EUNAVAIL, NULL, "the engine is closing")
-                       : pd_fail(err, PD_EBUSY, NULL, "%u requests are waiting; the queue is full", e->queue_max);
+                       : pd_fail(err, PD_EBUSY, NULL, "%u requests are waiting; the queue is full",
+                                 e->queue_max);
     }
     j->e = e;
     j->refs = 2;

@@ -77,23 +77,23 @@ class Deadlines(ServerTest):
 
     def test_silent(self):
         with self.s.connect() as s:
-            self.cut_after(s, 0.5, 3)
+            self.cut_after(s, 0.5, 8)  # without a deadline: 10
 
     def test_half_header(self):
         with self.s.connect() as s:
             s.sendall(b"GET /health HTTP/1.1\r\nHost:")
-            self.cut_after(s, 0.5, 3)
+            self.cut_after(s, 0.5, 8)  # without a deadline: 10
 
     def test_half_body(self):
         with self.s.connect() as s:
             s.sendall(post_bytes("/v1/completions", b"x" * 100)[:-50])
-            self.cut_after(s, 0.5, 3)
+            self.cut_after(s, 0.5, 8)  # without a deadline: 10
 
     def test_idle(self):
         with self.s.connect() as s:
             s.sendall(HEALTH)
             s.recv(4096)
-            self.cut_after(s, 0.5, 3)
+            self.cut_after(s, 0.5, 8)  # without a deadline: 10
 
     def drip(self, data):
         begin = time.monotonic()
@@ -109,22 +109,22 @@ class Deadlines(ServerTest):
         return time.monotonic() - begin
 
     def test_slow_header(self):
-        self.assertLess(self.drip(b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 60), 3)
+        self.assertLess(self.drip(b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 120), 8)
 
     def test_slow_body(self):
-        head = post_bytes("/v1/completions", b"y" * 60)
+        head = post_bytes("/v1/completions", b"y" * 120)
         with self.s.connect() as s:
-            s.sendall(head[:-60])
+            s.sendall(head[:-120])
             begin = time.monotonic()
             try:
-                for _ in range(60):
+                for _ in range(120):
                     s.sendall(b"y")
                     time.sleep(0.1)
                     if readable(s, 0) and not s.recv(1):
                         break
             except OSError:
                 pass
-            self.assertLess(time.monotonic() - begin, 3)
+            self.assertLess(time.monotonic() - begin, 8)
 
     def test_slow_tokens_survive(self):
         r = self.s.complete("@@step=400", max_tokens=4, stream=True)

@@ -16,9 +16,11 @@
 
 #include <cmocka.h>
 
-static const pd_press_model model = {.n_layer = 2, .n_head = 4, .n_head_kv = 2, .head_dim = 64, .n_embd = 256};
+static const pd_press_model model = {
+    .n_layer = 2, .n_head = 4, .n_head_kv = 2, .head_dim = 64, .n_embd = 256};
 
-static pd_status decode_env(const char *text, pd_request_kind kind, const pd_request_env *env, pd_request *r, pd_err *err) {
+static pd_status decode_env(const char *text, pd_request_kind kind, const pd_request_env *env,
+                            pd_request *r, pd_err *err) {
     json_t *body;
     PD_TRY(pd_json_parse(&body, text, strlen(text), err));
     return pd_request_decode(body, kind, false, env, r, err);
@@ -40,7 +42,8 @@ static void refuse(const char *text, pd_request_kind kind, const char *param) {
     if (decode(text, kind, &r, &err) == PD_OK) fail_msg("accepted: %s", text);
     assert_int_equal(r.n_msg, 4242); /* untouched on failure */
     assert_int_equal(pd_status_http(err.code), 400);
-    if (strcmp(err.param, param) != 0) fail_msg("%s: param '%s', expected '%s' (%s)", text, err.param, param, err.msg);
+    if (strcmp(err.param, param) != 0)
+        fail_msg("%s: param '%s', expected '%s' (%s)", text, err.param, param, err.msg);
     assert_true(strlen(err.msg) > 0);
 }
 
@@ -50,7 +53,8 @@ static void test_defaults(void **state) {
     assert_int_equal(r.max_tokens, 16);
     assert_true(r.max_given);
     assert_int_equal(r.n_logprobs, -1);
-    assert_true(r.sampling.temperature == 1.0f && r.sampling.top_p == 1.0f && r.sampling.top_k == 0);
+    assert_true(r.sampling.temperature == 1.0f && r.sampling.top_p == 1.0f &&
+                r.sampling.top_k == 0);
     assert_false(r.seed_given);
     assert_null(r.compression);
     const uint64_t seed = r.sampling.seed;
@@ -59,7 +63,9 @@ static void test_defaults(void **state) {
     assert_true(seed != r.sampling.seed); /* drawn anew */
     pd_request_done(&r);
     pd_err err = {0};
-    assert_int_equal(decode("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", PD_REQUEST_CHAT, &r, &err), PD_OK);
+    assert_int_equal(
+        decode("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", PD_REQUEST_CHAT, &r, &err),
+        PD_OK);
     assert_false(r.max_given); /* chat: as many as fit */
     assert_true(r.add_generation_prompt);
     pd_request_done(&r);
@@ -67,9 +73,12 @@ static void test_defaults(void **state) {
 
 static void test_fields(void **state) {
     pd_request r;
-    completion("{\"prompt\":[1,2.0,259],\"max_tokens\":5.0,\"max_completion_tokens\":7,\"temperature\":0,\"top_p\":0.5,"
-               "\"top_k\":-1,\"min_p\":0.1,\"seed\":-3,\"stop\":[\"a\",\"bb\"],\"logprobs\":100,\"ignore_eos\":true,"
-               "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true},\"verbose\":true}",
+    completion("{\"prompt\":[1,2.0,259],\"max_tokens\":5.0,\"max_completion_tokens\":7,"
+               "\"temperature\":0,\"top_p\":0.5,"
+               "\"top_k\":-1,\"min_p\":0.1,\"seed\":-3,\"stop\":[\"a\",\"bb\"],\"logprobs\":100,"
+               "\"ignore_eos\":true,"
+               "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_"
+               "stats\":true},\"verbose\":true}",
                &r);
     assert_int_equal(r.prompt.n, 3);
     assert_int_equal(r.prompt.id[1], 2);
@@ -89,14 +98,16 @@ static void test_fields(void **state) {
 
 static void test_nulls(void **state) {
     pd_request r;
-    completion("{\"prompt\":\"x\",\"stop\":null,\"seed\":null,\"n\":null,\"stream_options\":null,\"compression\":null,"
+    completion("{\"prompt\":\"x\",\"stop\":null,\"seed\":null,\"n\":null,\"stream_options\":null,"
+               "\"compression\":null,"
                "\"logprobs\":null,\"model\":null,\"echo\":null,\"tools\":null}",
                &r);
     pd_request_done(&r);
 }
 
 static void test_refused(void **state) {
-    static const struct { const char *body, *param; } c[] = {
+    static const struct { const char *body, *param;
+    } c[] = {
         {"{}", "prompt"},
         {"{\"prompt\":[260]}", "prompt[0]"},
         {"{\"prompt\":[0,-1]}", "prompt[1]"},
@@ -119,7 +130,8 @@ static void test_refused(void **state) {
         {"{\"prompt\":\"x\",\"stop\":{}}", "stop"},
         {"{\"prompt\":\"x\",\"logprobs\":101}", "logprobs"},
         {"{\"prompt\":\"x\",\"stream\":\"yes\"}", "stream"},
-        {"{\"prompt\":\"x\",\"stream\":true,\"stream_options\":{\"include_usage\":1}}", "stream_options.include_usage"},
+        {"{\"prompt\":\"x\",\"stream\":true,\"stream_options\":{\"include_usage\":1}}",
+         "stream_options.include_usage"},
         {"{\"prompt\":\"x\",\"stream_options\":{}}", "stream_options"},
         {"{\"prompt\":\"x\",\"ignore_eos\":0}", "ignore_eos"},
         {"{\"prompt\":\"x\",\"n\":2}", "n"},
@@ -134,25 +146,32 @@ static void test_refused(void **state) {
         {"{\"prompt\":\"x\",\"tool_choice\":\"required\"}", "tool_choice"},
         {"{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\"}}", "response_format"},
         {"{\"prompt\":\"x\",\"model\":[]}", "model"},
-        {"{\"prompt\":\"x\",\"model\":\"m@x@knorm:0.5\",\"compression\":\"knorm@0.5\"}", "compression"},
+        {"{\"prompt\":\"x\",\"model\":\"m@x@knorm:0.5\",\"compression\":\"knorm@0.5\"}",
+         "compression"},
     };
-    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) refuse(c[i].body, PD_REQUEST_COMPLETION, c[i].param);
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++)
+        refuse(c[i].body, PD_REQUEST_COMPLETION, c[i].param);
 }
 
 static void test_neutral_values(void **state) {
     pd_request r;
-    completion("{\"prompt\":\"x\",\"n\":1,\"best_of\":1.0,\"echo\":false,\"suffix\":\"\",\"logit_bias\":{},"
-               "\"presence_penalty\":0.0,\"frequency_penalty\":0,\"repetition_penalty\":1.0,\"tools\":[],"
-               "\"tool_choice\":\"auto\",\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"metadata\":{},\"zzz\":[{}]}",
-               &r);
+    completion(
+        "{\"prompt\":\"x\",\"n\":1,\"best_of\":1.0,\"echo\":false,\"suffix\":\"\",\"logit_bias\":{}"
+        ","
+        "\"presence_penalty\":0.0,\"frequency_penalty\":0,\"repetition_penalty\":1.0,\"tools\":[],"
+        "\"tool_choice\":\"auto\",\"response_format\":{\"type\":\"text\"},\"user\":\"u\","
+        "\"metadata\":{},\"zzz\":[{}]}",
+        &r);
     pd_request_done(&r);
 }
 
 static void test_messages(void **state) {
     pd_request r;
     pd_err err = {0};
-    const char *text = "{\"messages\":[{\"role\":\"developer\",\"content\":\"s\"},{\"role\":\"user\",\"name\":\"n\",\"content\":"
-                       "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]},{\"role\":\"assistant\",\"content\":null}],"
+    const char *text = "{\"messages\":[{\"role\":\"developer\",\"content\":\"s\"},{\"role\":"
+                       "\"user\",\"name\":\"n\",\"content\":"
+                       "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]},{"
+                       "\"role\":\"assistant\",\"content\":null}],"
                        "\"logprobs\":true,\"top_logprobs\":5}";
     assert_int_equal(decode(text, PD_REQUEST_CHAT, &r, &err), PD_OK);
     assert_int_equal(r.n_msg, 3);
@@ -161,23 +180,31 @@ static void test_messages(void **state) {
     assert_string_equal(r.msg[2].content, "");
     assert_int_equal(r.n_logprobs, 5);
     pd_request_done(&r);
-    static const struct { const char *body, *param; } c[] = {
+    static const struct { const char *body, *param;
+    } c[] = {
         {"{}", "messages"},
         {"{\"messages\":{}}", "messages"},
         {"{\"messages\":[]}", "messages"},
         {"{\"messages\":[[]]}", "messages[0]"},
         {"{\"messages\":[{\"role\":1,\"content\":\"\"}]}", "messages[0].role"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"user\"}]}", "messages[1].content"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"user\"}]}",
+         "messages[1].content"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":7}]}", "messages[0].content"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":[\"x\"]}]}", "messages[0].content[0]"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}", "messages[0].content[0]"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}]}", "messages[0].content[0]"},
-        {"{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}]}", "messages[0].tool_calls"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"top_logprobs\":1}", "top_logprobs"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
+         "messages[0].content[0]"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}]}",
+         "messages[0].content[0]"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}]}",
+         "messages[0].tool_calls"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"top_logprobs\":1}",
+         "top_logprobs"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":0}", "max_tokens"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"continue_final_message\":true}", "continue_final_message"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"continue_final_message\":true}",
+         "continue_final_message"},
     };
-    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) refuse(c[i].body, PD_REQUEST_CHAT, c[i].param);
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++)
+        refuse(c[i].body, PD_REQUEST_CHAT, c[i].param);
 }
 
 static void test_tokenize(void **state) {
@@ -188,8 +215,10 @@ static void test_tokenize(void **state) {
                                 .tok = pd_engine_tokenizer(e), .chat = pd_engine_chat(e)};
     pd_request r;
     pd_err err = {0};
-    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"u\"}]}",
-                                PD_REQUEST_CHAT, &env, &r, &err), PD_OK);
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":"
+                                "\"user\",\"content\":\"u\"}]}",
+                                PD_REQUEST_CHAT, &env, &r, &err),
+                     PD_OK);
     assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_OK);
     assert_true(r.has_marks);
     assert_int_equal(r.marks.system_begin, 0);
@@ -198,14 +227,18 @@ static void test_tokenize(void **state) {
     assert_null(r.body);
     pd_request_done(&r);
 
-    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"tool\",\"content\":\"s\"}]}", PD_REQUEST_CHAT, &env, &r, &err), PD_OK);
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"tool\",\"content\":\"s\"}]}",
+                                PD_REQUEST_CHAT, &env, &r, &err),
+                     PD_OK);
     assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_EINVAL);
     assert_string_equal(err.param, "messages[0].role");
     pd_request_done(&r);
     pd_request_env bare = env;
     bare.chat = NULL;
     err = (pd_err){0};
-    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"user\",\"content\":\"s\"}]}", PD_REQUEST_CHAT, &bare, &r, &err), PD_OK);
+    assert_int_equal(decode_env("{\"messages\":[{\"role\":\"user\",\"content\":\"s\"}]}",
+                                PD_REQUEST_CHAT, &bare, &r, &err),
+                     PD_OK);
     assert_int_equal(pd_request_tokenize(&r, &bare, &err), PD_EINVAL);
     pd_request_done(&r);
     pd_engine_close(e);
@@ -217,7 +250,8 @@ static pd_compression *wish(const char *text, bool chat) {
     pd_err err = {0};
     json_t *v = json_loads(text, JSON_DECODE_ANY, NULL);
     pd_compression *c = NULL;
-    if (pd_compression_decode(v, "compression", &model, chat, &c, NULL, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
+    if (pd_compression_decode(v, "compression", &model, chat, &c, NULL, &err) != PD_OK)
+        fail_msg("%s: %s", text, err.msg);
     json_decref(v);
     return c;
 }
@@ -230,11 +264,14 @@ static void assert_press(const pd_compression *c, const char *text) {
 }
 
 static void test_compression(void **state) {
-    static const char *const dense[] = {"null", "\"none\"", "{\"press\":\"none\"}", "{\"press\":\"none\",\"ratio\":0.5}"};
+    static const char *const dense[] = {"null", "\"none\"", "{\"press\":\"none\"}",
+                                        "{\"press\":\"none\",\"ratio\":0.5}"};
     for (size_t i = 0; i < sizeof dense / sizeof dense[0]; i++) assert_null(wish(dense[i], true));
 
-    pd_compression *c = wish("{\"press\":\"knorm\",\"ratio\":0.25,\"scope\":\"context\",\"protect_system\":true,"
-                             "\"min_tokens\":64,\"seed\":7}", true);
+    pd_compression *c =
+        wish("{\"press\":\"knorm\",\"ratio\":0.25,\"scope\":\"context\",\"protect_system\":true,"
+             "\"min_tokens\":64,\"seed\":7}",
+             true);
     assert_press(c, "knorm");
     assert_int_equal(c->budget, PD_BUDGET_RATIO);
     assert_true(c->ratio == 0.25);
@@ -243,7 +280,8 @@ static void test_compression(void **state) {
     assert_null(c->decode);
     pd_compression_close(c);
 
-    c = wish("{\"press\":\"knorm\",\"budget_tokens\":100,\"scope\":{\"context_tokens\":50}}", false);
+    c = wish("{\"press\":\"knorm\",\"budget_tokens\":100,\"scope\":{\"context_tokens\":50}}",
+             false);
     assert_true(c->budget == PD_BUDGET_TOKENS && c->amount == 100);
     assert_true(c->scope == PD_SCOPE_TOKENS && c->scope_tokens == 50);
     pd_compression_close(c);
@@ -281,7 +319,8 @@ static void test_compression(void **state) {
 }
 
 static void test_compression_refused(void **state) {
-    static const struct { const char *v, *param; } t[] = {
+    static const struct { const char *v, *param;
+    } t[] = {
         {"5", "compression"},
         {"[]", "compression"},
         {"{}", "compression.press"},
@@ -290,12 +329,18 @@ static void test_compression_refused(void **state) {
         {"{\"press\":\"nope\",\"ratio\":0.5}", "compression.press"},
         {"{\"press\":{\"nam\":\"knorm\"},\"ratio\":0.5}", "compression.press.nam"},
         {"{\"press\":{\"params\":{}},\"ratio\":0.5}", "compression.press.name"},
-        {"{\"press\":{\"name\":\"knorm\",\"presses\":{}},\"ratio\":0.5}", "compression.press.presses"},
-        {"{\"press\":{\"name\":\"knorm\",\"press\":\"knorm\",\"presses\":[]},\"ratio\":0.5}", "compression.press"},
-        {"{\"press\":{\"name\":\"streaming_llm\",\"params\":{\"n_sink\":-1}},\"ratio\":0.5}", "compression.press.params.n_sink"},
-        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":1.5},\"ratio\":0.5}", "compression.params.n_sink"},
-        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":[1]},\"ratio\":0.5}", "compression.params.n_sink"},
-        {"{\"press\":\"streaming_llm\",\"params\":{\"zzz\":1},\"ratio\":0.5}", "compression.params.zzz"},
+        {"{\"press\":{\"name\":\"knorm\",\"presses\":{}},\"ratio\":0.5}",
+         "compression.press.presses"},
+        {"{\"press\":{\"name\":\"knorm\",\"press\":\"knorm\",\"presses\":[]},\"ratio\":0.5}",
+         "compression.press"},
+        {"{\"press\":{\"name\":\"streaming_llm\",\"params\":{\"n_sink\":-1}},\"ratio\":0.5}",
+         "compression.press.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":1.5},\"ratio\":0.5}",
+         "compression.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"n_sink\":[1]},\"ratio\":0.5}",
+         "compression.params.n_sink"},
+        {"{\"press\":\"streaming_llm\",\"params\":{\"zzz\":1},\"ratio\":0.5}",
+         "compression.params.zzz"},
         {"{\"press\":\"knorm\",\"params\":7,\"ratio\":0.5}", "compression.params"},
         {"{\"press\":{\"name\":\"knorm\"},\"params\":{},\"ratio\":0.5}", "compression.params"},
         {"{\"press\":\"knorm\"}", "compression.ratio"},
@@ -309,7 +354,8 @@ static void test_compression_refused(void **state) {
         {"{\"press\":\"knorm\",\"budget_tokens\":5,\"budget_bytes\":5}", "compression.ratio"},
         {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"all\"}", "compression.scope"},
         {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}", "compression.scope"},
-        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":{\"context_tokens\":0}}", "compression.scope.context_tokens"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":{\"context_tokens\":0}}",
+         "compression.scope.context_tokens"},
         {"{\"press\":\"knorm\",\"ratio\":0.5,\"scope\":{}}", "compression.scope"},
         {"{\"press\":\"knorm\",\"ratio\":0.5,\"min_tokens\":-1}", "compression.min_tokens"},
         {"{\"press\":\"knorm\",\"ratio\":0.5,\"protect_system\":1}", "compression.protect_system"},
@@ -318,8 +364,10 @@ static void test_compression_refused(void **state) {
         {"{\"decode\":[]}", "compression.decode"},
         {"{\"decode\":{\"target_tokens\":5}}", "compression.decode.press"},
         {"{\"decode\":{\"press\":\"knorm\"}}", "compression.decode"},
-        {"{\"decode\":{\"press\":\"knorm\",\"target_tokens\":5,\"ratio\":0.5}}", "compression.decode"},
-        {"{\"decode\":{\"press\":\"knorm\",\"interval\":0,\"ratio\":0.5}}", "compression.decode.interval"},
+        {"{\"decode\":{\"press\":\"knorm\",\"target_tokens\":5,\"ratio\":0.5}}",
+         "compression.decode"},
+        {"{\"decode\":{\"press\":\"knorm\",\"interval\":0,\"ratio\":0.5}}",
+         "compression.decode.interval"},
         {"{\"decode\":{\"press\":\"knorm\",\"ratio\":2}}", "compression.decode.ratio"},
         {"\"\"", "compression"},
         {"\"knorm\"", "compression"},
@@ -331,11 +379,13 @@ static void test_compression_refused(void **state) {
         json_t *v = json_loads(t[i].v, JSON_DECODE_ANY, NULL);
         assert_non_null(v);
         pd_compression *c = (pd_compression *)(uintptr_t)1;
-        if (pd_compression_decode(v, "compression", &model, false, &c, NULL, &err) == PD_OK) fail_msg("accepted: %s", t[i].v);
+        if (pd_compression_decode(v, "compression", &model, false, &c, NULL, &err) == PD_OK)
+            fail_msg("accepted: %s", t[i].v);
         json_decref(v);
         assert_ptr_equal(c, (pd_compression *)(uintptr_t)1);
         assert_int_equal(err.code, PD_EINVAL);
-        if (strcmp(err.param, t[i].param) != 0) fail_msg("%s: param '%s', expected '%s' (%s)", t[i].v, err.param, t[i].param, err.msg);
+        if (strcmp(err.param, t[i].param) != 0)
+            fail_msg("%s: param '%s', expected '%s' (%s)", t[i].v, err.param, t[i].param, err.msg);
     }
 }
 
@@ -365,20 +415,27 @@ static void test_model_suffix(void **state) {
 }
 
 static void test_server_default(void **state) {
-    pd_request_env env = {.model_id = "m", .press_model = &model, .n_vocab = 260, .compression = "knorm@0.5"};
+    pd_request_env env = {
+        .model_id = "m", .press_model = &model, .n_vocab = 260, .compression = "knorm@0.5"};
     pd_request r;
     pd_err err = {0};
-    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
+                     PD_OK);
     assert_press(r.compression, "knorm");
     pd_request_done(&r);
-    assert_int_equal(decode_env("{\"prompt\":\"x\",\"compression\":\"none\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_int_equal(decode_env("{\"prompt\":\"x\",\"compression\":\"none\"}",
+                                PD_REQUEST_COMPLETION, &env, &r, &err),
+                     PD_OK);
     assert_null(r.compression);
     pd_request_done(&r);
     env.compression = " {\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}";
-    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
-    assert_int_equal(r.compression->scope, PD_SCOPE_PROMPT); /* a completion has no context of its own */
+    assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
+                     PD_OK);
+    assert_int_equal(r.compression->scope,
+                     PD_SCOPE_PROMPT); /* a completion has no context of its own */
     pd_request_done(&r);
-    static const char *const bad[] = {"nope@0.5", "knorm", "{\"press\":\"knorm\"}", "{", "{\"press\":\"knorm\",\"ratio\":0.5} x"};
+    static const char *const bad[] = {"nope@0.5", "knorm", "{\"press\":\"knorm\"}", "{",
+                                      "{\"press\":\"knorm\",\"ratio\":0.5} x"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         pd_compression *c = NULL;
         err = (pd_err){0};
@@ -439,14 +496,28 @@ static void test_json_text(void **state) {
         assert_string_equal(b.data, t[i].out);
         pd_buf_done(&b);
     }
-    static const struct { double v; const char *out; } num[] = {
-        {0, "0"}, {0.5, "0.5"}, {0.1, "0.1"}, {1.0 / 3.0, "0.333333333333333"}, {1e300, "1e+300"}, {-3, "-3"},
+    static const struct { double v; const char *out;
+    } num[] = {
+        {0, "0"},          {0.5, "0.5"}, {0.1, "0.1"}, {1.0 / 3.0, "0.333333333333333"},
+        {1e300, "1e+300"}, {-3, "-3"},
     };
     for (size_t i = 0; i < sizeof num / sizeof num[0]; i++) {
         pd_buf b = {0};
         pd_json_num(&b, num[i].v);
         if (i != 3) assert_string_equal(b.data, num[i].out);
         assert_true(strtod(b.data, NULL) == num[i].v);
+        pd_buf_done(&b);
+    }
+}
+
+static void test_json_floats(void **state) {
+    static const float v[] = {-0.98231124877929688f, 0.1f,   0.0f,       -9999.0f,
+                              3.4028235e38f,         1e-45f, 16777217.0f};
+    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) {
+        pd_buf b = {0};
+        pd_json_f32(&b, v[i]);
+        assert_true(strtof(b.data, NULL) == v[i]);
+        assert_true(b.len <= 16);
         pd_buf_done(&b);
     }
 }
@@ -460,8 +531,10 @@ static void test_auth(void **state) {
     assert_true(pd_auth_ok(&a, "Bearer one", NULL));
     assert_true(pd_auth_ok(&a, "bearer  two", NULL));
     assert_true(pd_auth_ok(&a, "Basic x", "two"));
-    static const char *const bad[] = {"Bearer on", "Bearer onee", "Bearer ", "Bearer one,two", "one", "", "Bearer One"};
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(pd_auth_ok(&a, bad[i], NULL));
+    static const char *const bad[] = {
+        "Bearer on", "Bearer onee", "Bearer ", "Bearer one,two", "one", "", "Bearer One"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_false(pd_auth_ok(&a, bad[i], NULL));
     assert_false(pd_auth_ok(&a, NULL, NULL));
     assert_false(pd_auth_ok(&a, NULL, ""));
     pd_auth_close(&a);
@@ -489,8 +562,9 @@ static void test_prom(void **state) {
     pd_hist_add(&h, -1, 1);
     pd_buf b = {0};
     pd_prom_hist(&b, "x", "a=\"b\"", &h);
-    assert_string_equal(b.data, "x_bucket{a=\"b\",le=\"0.1\"} 4\nx_bucket{a=\"b\",le=\"1\"} 4\n"
-                                "x_bucket{a=\"b\",le=\"+Inf\"} 5\nx_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n");
+    assert_string_equal(
+        b.data, "x_bucket{a=\"b\",le=\"0.1\"} 4\nx_bucket{a=\"b\",le=\"1\"} 4\n"
+                "x_bucket{a=\"b\",le=\"+Inf\"} 5\nx_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n");
     pd_buf_clear(&b);
     pd_prom_label(&b, "m", "a\"\\\nb");
     assert_string_equal(b.data, "m=\"a\\\"\\\\\\nb\"");
@@ -499,11 +573,22 @@ static void test_prom(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_fields),         cmocka_unit_test(test_nulls),
-        cmocka_unit_test(test_refused),      cmocka_unit_test(test_neutral_values), cmocka_unit_test(test_messages),
-        cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_compression),    cmocka_unit_test(test_compression_refused),
-        cmocka_unit_test(test_model_suffix), cmocka_unit_test(test_server_default), cmocka_unit_test(test_json_bounds),
-        cmocka_unit_test(test_json_text),    cmocka_unit_test(test_auth),           cmocka_unit_test(test_prom),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_nulls),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_neutral_values),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_compression),
+        cmocka_unit_test(test_compression_refused),
+        cmocka_unit_test(test_model_suffix),
+        cmocka_unit_test(test_server_default),
+        cmocka_unit_test(test_json_bounds),
+        cmocka_unit_test(test_json_text),
+        cmocka_unit_test(test_auth),
+        cmocka_unit_test(test_prom),
+        cmocka_unit_test(test_json_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
