@@ -39,12 +39,24 @@ uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
     return pages;
 }
 
+/* The same where a press may spread a layer's H * n slots over its heads as it
+ * likes: H heads of n_h >= 1 slots hold sum(1 + (n_h - 1) / 16) pages, which is
+ * at most H + H * (n - 1) / 16. */
+static uint64_t uneven_pages(const pd_hparams *hp, size_t n, size_t tokens) {
+    uint64_t pages = pd_admit_uniform_pages(hp, n, tokens);
+    const uint64_t heads = hp->n_head_kv;
+    for (size_t l = 0; l < hp->n_layer; l++)
+        if (!hp->window[l]) pages += heads + heads * (n - 1) / PD_PAGE_TOKENS - heads * pd_div_up(n, PD_PAGE_TOKENS);
+    return pages;
+}
+
 /* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
-static size_t tokens_for_bytes(const pd_hparams *hp, size_t scope, uint64_t bytes, size_t page_bytes) {
+static size_t tokens_for_bytes(const pd_hparams *hp, size_t scope, uint64_t bytes, size_t page_bytes, bool uneven) {
     size_t lo = 0, hi = scope;
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
-        if (pd_admit_uniform_pages(hp, mid, scope) * page_bytes <= bytes)
+        const uint64_t pages = uneven ? uneven_pages(hp, mid, scope) : pd_admit_uniform_pages(hp, mid, scope);
+        if (pages * page_bytes <= bytes)
             lo = mid;
         else
             hi = mid - 1;
@@ -62,7 +74,9 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_byte
         job->budget = (pd_budget){.by_count = true, .count = (size_t)c->amount};
         break;
     case PD_BUDGET_BYTES: {
-        const size_t n = tokens_for_bytes(hp, job->scope, c->amount, page_bytes);
+        /* A press with a plan of its own need not give every head the same. */
+        const bool uneven = c->press->press->plan != NULL;
+        const size_t n = tokens_for_bytes(hp, job->scope, c->amount, page_bytes, uneven);
         if (n == 0)
             return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
                            "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",

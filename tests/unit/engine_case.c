@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See engine_case.h. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/engine_case.h"
+
+#include "engine/base/clock.h"
+#include "engine/base/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char dir[] = "/tmp/pressd-engine-XXXXXX";
+static bool have_dir, written[2][4];
+static char path[2][4][64];
+
+const char *case_model(tiny_arch arch, tiny_type type) {
+    if (!have_dir) {
+        assert_non_null(mkdtemp(dir));
+        have_dir = true;
+    }
+    if (!written[arch][type]) {
+        snprintf(path[arch][type], sizeof path[arch][type], "%s/%d-%d.gguf", dir, (int)arch, (int)type);
+        assert_true(tiny_model_write(path[arch][type], arch, type, 42));
+        written[arch][type] = true;
+    }
+    return path[arch][type];
+}
+
+void case_cleanup(void) {
+    for (size_t a = 0; a < 2; a++)
+        for (size_t t = 0; t < 4; t++)
+            if (written[a][t]) unlink(path[a][t]);
+    if (have_dir) rmdir(dir);
+}
+
+pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o) {
+    static const case_opts none;
+    if (!o) o = &none;
+    const pd_engine_opts opts = {
+        .model_path = case_model(arch, type), .compute = o->compute,
+        .n_threads = o->threads ? o->threads : 1, .cpu_mask = o->scalar ? 0 : ~0u, .ctx_size = o->ctx,
+        .parallel = o->parallel ? o->parallel : 16, .kv_bytes = o->kv_bytes ? o->kv_bytes : 8u << 20,
+        .queue_max = o->queue,
+    };
+    pd_engine *e = NULL;
+    pd_err err = {0};
+    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
+    return e;
+}
+
+void case_prompt(int32_t *ids, size_t n, uint64_t seed) {
+    pd_rng rng = {seed};
+    for (size_t i = 0; i < n; i++) ids[i] = (int32_t)(pd_rng_u64(&rng) % 256);
+}
+
+static pd_press_inst *press_of(const pd_engine *e, const char *text, double *ratio) {
+    pd_arena arena = {0};
+    pd_spec *spec = NULL;
+    pd_press_inst *inst = NULL;
+    pd_err err = {0};
+    if (pd_spec_parse_text(text, "press", &arena, &spec, ratio, &err) != PD_OK ||
+        pd_spec_resolve(spec, &pd_engine_get_info(e)->press_model, &inst, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    pd_arena_done(&arena);
+    return inst;
+}
+
+static pd_compression *compression_of(const pd_engine *e, const ask *a) {
+    if (!a->press && !a->decode) return NULL;
+    pd_compression *c = calloc(1, sizeof *c);
+    double ratio = NAN;
+    if (a->press) c->press = press_of(e, a->press, &ratio);
+    c->budget = a->budget;
+    c->ratio = isnan(ratio) ? 0.0 : ratio;
+    c->amount = a->amount;
+    c->scope = a->scope ? PD_SCOPE_TOKENS : PD_SCOPE_PROMPT;
+    c->scope_tokens = a->scope;
+    c->min_tokens = a->min_tokens;
+    c->protect_system = a->protect;
+    if (a->decode) c->decode = press_of(e, a->decode, &ratio);
+    c->decode_interval = a->interval;
+    c->decode_target = a->target;
+    return c;
+}
+
+pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err) {
+    pd_job_params p = {
+        .tokens = a->tokens, .n_tokens = a->n, .max_tokens = a->max_tokens, .max_given = true,
+        .sampling = {.temperature = a->temperature, .top_p = 1.0f, .seed = a->seed},
+        .n_logprobs = a->logprobs ? a->logprobs : -1, .ignore_eos = !a->keep_eos,
+        .explain = a->explain, .explain_scores = a->scores, .verbose = true,
+        .has_marks = a->protect, .marks = {.system_begin = a->system_begin, .system_end = a->system_end},
+        .compression = compression_of(e, a),
+    };
+    if (a->stop) {
+        p.stop[0].text = a->stop;
+        p.stop[0].len = strlen(a->stop);
+        p.n_stop = 1;
+    }
+    const pd_status rc = pd_engine_submit(e, &p, job, err);
+    if (rc != PD_OK) pd_compression_close(p.compression); /* taken on success only */
+    return rc;
+}
+
+answer *case_wait(pd_job *job) {
+    const uint64_t t0 = pd_now_ns();
+    while (pd_job_get_state(job) != PD_JOB_DONE) {
+        if (pd_ms_since(t0) > 120e3) fail_msg("a job did not end within two minutes");
+        usleep(100);
+    }
+    answer *a = calloc(1, sizeof *a);
+    a->job = job;
+    a->r = pd_job_get_result(job);
+    static pd_token_event ev[CASE_TOKENS_MAX];
+    size_t tail;
+    a->n = pd_job_take(job, ev, CASE_TOKENS_MAX, &a->text, &tail);
+    for (size_t i = 0; i < a->n; i++) {
+        a->id[i] = ev[i].id;
+        a->logprob[i] = ev[i].logprob;
+        a->top[i] = ev[i].top;
+        a->n_top[i] = ev[i].n_top;
+    }
+    return a;
+}
+
+answer *case_run(pd_engine *e, const ask *a) {
+    pd_job *job = NULL;
+    pd_err err = {0};
+    if (case_submit(e, a, &job, &err) != PD_OK) fail_msg("%s", err.msg);
+    answer *r = case_wait(job);
+    if (r->r->finish == PD_FINISH_ERROR) fail_msg("%s", r->r->err.msg);
+    return r;
+}
+
+void case_drop(answer *a) {
+    pd_buf_done(&a->text);
+    pd_job_unref(a->job);
+    free(a);
+}
+
+void case_expect_same(const answer *a, const answer *b) {
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->id, b->id, a->n * sizeof *a->id);
+    assert_memory_equal(a->logprob, b->logprob, a->n * sizeof *a->logprob);
+    assert_int_equal(a->text.len, b->text.len);
+    if (a->text.len) assert_memory_equal(a->text.data, b->text.data, a->text.len);
+}
+
+void case_expect_idle(const pd_engine *e) {
+    pd_engine_stats s;
+    for (int i = 0;; i++) { /* the engine thread counts itself out after DONE */
+        pd_engine_get_stats(e, &s);
+        if ((s.running == 0 && s.kv_bytes_staging == 0 && s.kv_bytes_dense == 0 && s.kv_bytes_dirty == 0) || i == 20000) break;
+        usleep(100);
+    }
+    assert_int_equal(s.pages_total, s.pages_free + s.pages_seq + s.pages_store);
+    assert_int_equal(s.pages_free, s.pages_total);
+    assert_int_equal(s.running, 0);
+    assert_int_equal(s.waiting, 0);
+    assert_int_equal(s.kv_bytes_resident, 0);
+    assert_int_equal(s.kv_bytes_staging, 0);
+    assert_int_equal(s.kv_bytes_dense, 0);
+}

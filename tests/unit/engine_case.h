@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Asking an engine on a tiny model and waiting for the answer. */
+#ifndef PD_TESTS_UNIT_ENGINE_CASE_H
+#define PD_TESTS_UNIT_ENGINE_CASE_H
+
+#include "engine/run/engine.h"
+#include "tests/unit/tiny_model.h"
+
+enum { CASE_TOKENS_MAX = 1024 };
+
+/* Seeded model of that kind in a file of its own, made once per process; removed
+ * by case_cleanup. */
+const char *case_model(tiny_arch arch, tiny_type type);
+void case_cleanup(void);
+
+/* parallel 16, pool 8 MiB, 1 thread, whatever the CPU has, unless `o` says more
+ * (0 = as here; a mask of 0 is asked for by `scalar`). */
+typedef struct {
+    pd_compute compute;
+    unsigned threads, parallel, queue;
+    bool scalar;
+    uint64_t kv_bytes;
+    size_t ctx;
+} case_opts;
+pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o);
+
+/* n seeded token ids of that model; the first 256 ids only. */
+void case_prompt(int32_t *ids, size_t n, uint64_t seed);
+
+typedef struct {
+    const int32_t *tokens;
+    size_t n, max_tokens;
+    const char *press;       /* text with @ratio, or NULL */
+    pd_budget_kind budget;
+    uint64_t amount;
+    size_t scope;            /* tokens; 0 = the prompt */
+    size_t min_tokens;
+    bool protect;            /* with system = [begin, end) */
+    size_t system_begin, system_end;
+    const char *decode;      /* text, or NULL */
+    size_t interval, target;
+    int logprobs;            /* 0 = none asked for */
+    bool explain, scores, keep_eos;
+    const char *stop;
+    float temperature;
+    uint64_t seed;
+} ask;
+
+/* What pd_engine_submit says; on PD_OK *job is the caller's. */
+pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err);
+
+typedef struct {
+    pd_job *job; /* one reference: case_drop */
+    const pd_job_result *r;
+    size_t n;
+    int32_t id[CASE_TOKENS_MAX];
+    float logprob[CASE_TOKENS_MAX];
+    const pd_token_prob *top[CASE_TOKENS_MAX];
+    size_t n_top[CASE_TOKENS_MAX];
+    pd_buf text;
+} answer;
+
+answer *case_wait(pd_job *job);                  /* until DONE, at most a minute or two */
+answer *case_run(pd_engine *e, const ask *a);    /* submit and wait; fails the test on a refusal */
+void case_drop(answer *a);
+void case_expect_same(const answer *a, const answer *b); /* ids, log probabilities, text */
+
+/* The counting equation, and nothing held: what must be true once all is done. */
+void case_expect_idle(const pd_engine *e);
+
+#endif

@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* engine/run: what it computes.  Tiny models against a plain forward pass in
+ * double precision, dense and pressed; the same bytes whatever runs beside a
+ * request; presses keep what they promise. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "engine/base/num.h"
+#include "tests/unit/engine_case.h"
+#include "tests/unit/ref_forward.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PAGE = 16 };
+
+/* ---- against the reference ---- */
+
+/* The largest difference of log probabilities over what the answer reports. */
+static double distance(const answer *a, const double *lp, size_t n_vocab) {
+    double most = 0.0;
+    for (size_t i = 0; i < a->n; i++) {
+        assert_int_equal(a->n_top[i], 100);
+        most = fmax(most, fabs(a->logprob[i] - lp[i * n_vocab + (size_t)a->id[i]]));
+        for (size_t j = 0; j < a->n_top[i]; j++) {
+            most = fmax(most, fabs(a->top[i][j].logprob - lp[i * n_vocab + (size_t)a->top[i][j].id]));
+            if (j) assert_true(a->top[i][j].logprob <= a->top[i][j - 1].logprob);
+        }
+    }
+    return most;
+}
+
+/* The reference on the prompt and what was generated, at each generated token. */
+static double against_reference(const ref_model *m, const ask *q, const answer *a, ref_sees sees, const void *arg) {
+    int32_t *all = malloc((q->n + a->n) * sizeof *all);
+    memcpy(all, q->tokens, q->n * sizeof *all);
+    memcpy(all + q->n, a->id, a->n * sizeof *all);
+    double *lp = ref_logprobs(m, all, q->n + a->n - 1, q->n - 1, sees, arg);
+    const double most = distance(a, lp, ref_n_vocab(m));
+    free(lp);
+    free(all);
+    return most;
+}
+
+/* 300 tokens: three prefill tiles, the last one short; windows filled nine times. */
+static void dense_equals_the_reference(void **state) {
+    (void)state;
+    static const struct {
+        tiny_arch arch;
+        tiny_type type;
+        size_t n;
+    } cases[] = {{TINY_LLAMA, TINY_F32, 300}, {TINY_LLAMA, TINY_Q4_1, 128}, {TINY_LLAMA, TINY_F16, 1},
+                 {TINY_GEMMA3, TINY_F32, 300}, {TINY_GEMMA3, TINY_Q8_0, 20}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        int32_t prompt[300];
+        case_prompt(prompt, 300, c);
+        pd_engine *e = case_open(cases[c].arch, cases[c].type, &(case_opts){.compute = PD_COMPUTE_F32});
+        ref_model *m = ref_open(case_model(cases[c].arch, cases[c].type));
+        const ask q = {.tokens = prompt, .n = cases[c].n, .max_tokens = 40, .logprobs = 100};
+        answer *a = case_run(e, &q);
+        assert_int_equal(a->n, 40);
+        const double most = against_reference(m, &q, a, NULL, NULL);
+        if (most > 1e-3) fail_msg("case %zu: log probabilities differ by %g", c, most);
+        case_drop(a);
+        ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+/* Eight-bit activations and f16 pages cost some accuracy, and no more: the mean
+ * distance of the likely tokens stays below a tenth of a nat. */
+static void int8_is_near_the_reference(void **state) {
+    (void)state;
+    for (size_t c = 0; c < 6; c++) {
+        const tiny_arch arch = c < 3 ? TINY_LLAMA : TINY_GEMMA3;
+        const tiny_type type = c % 3 == 0 ? TINY_F16 : c % 3 == 1 ? TINY_Q8_0 : TINY_Q4_1;
+        int32_t prompt[200];
+        case_prompt(prompt, 200, 50 + c);
+        pd_engine *e = case_open(arch, type, NULL);
+        ref_model *m = ref_open(case_model(arch, type));
+        const ask q = {.tokens = prompt, .n = 200, .max_tokens = 1, .logprobs = 100};
+        answer *a = case_run(e, &q);
+        double *lp = ref_logprobs(m, prompt, 200, 199, NULL, NULL), sum = 0.0;
+        for (size_t j = 0; j < 20; j++) sum += fabs(a->top[0][j].logprob - lp[a->top[0][j].id]);
+        if (sum / 20.0 > 0.1) fail_msg("case %zu: mean distance %g", c, sum / 20.0);
+        assert_true(sum > 0.0); /* it is the integer path */
+        free(lp);
+        case_drop(a);
+        ref_close(m);
+        pd_engine_close(e);
+    }
+}
+
+/* What a pressed sequence's queries see: before `scope` everything, after it the
+ * kept slots of their head and all that came later. */
+typedef struct {
+    const answer *explained;
+    size_t scope, heads;
+    bool moved; /* kept keys went to positions 0 .. n_kept - 1 */
+    size_t only; /* layer that is pressed; SIZE_MAX = all */
+} pressed;
+
+static bool sees_pressed(const void *arg, size_t layer, size_t head, size_t q, size_t k, long *dist) {
+    const pressed *p = arg;
+    if (q < p->scope || k >= p->scope || (p->only != SIZE_MAX && layer != p->only)) return true;
+    const pd_explain_head *h = &p->explained->r->explain[layer * p->heads + head];
+    for (size_t i = 0; i < h->n_kept; i++) {
+        if ((size_t)h->kept[i] != k) continue;
+        if (p->moved) *dist = (long)(q - (p->scope - h->n_kept)) - (long)i;
+        return true;
+    }
+    return false;
+}
+
+static void pressed_equals_the_masked_reference(void **state) {
+    (void)state;
+    static const struct {
+        tiny_arch arch;
+        const char *press;
+        size_t n, scope;
+    } cases[] = {
+        {TINY_LLAMA, "knorm@0.5", 200, 0},           {TINY_LLAMA, "knorm@0.7", 260, 150},
+        {TINY_LLAMA, "adakv(knorm)@0.6", 200, 129},  {TINY_LLAMA, "key_rerotation(knorm)@0.5", 200, 140},
+        {TINY_LLAMA, "snapkv@0.5", 200, 180},        {TINY_LLAMA, "expected_attention@0.4", 180, 100},
+        {TINY_GEMMA3, "knorm@0.5", 200, 120},        {TINY_GEMMA3, "tova@0.5", 150, 20},
+        {TINY_GEMMA3, "key_rerotation(streaming_llm)@0.5", 150, 0},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const bool gemma = cases[c].arch == TINY_GEMMA3;
+        int32_t prompt[300];
+        case_prompt(prompt, 300, 900 + c);
+        pd_engine *e = case_open(cases[c].arch, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32});
+        ref_model *m = ref_open(case_model(cases[c].arch, TINY_F32));
+        ask q = {.tokens = prompt, .n = cases[c].n, .press = cases[c].press, .scope = cases[c].scope, .explain = true};
+        answer *x = case_run(e, &q);
+        q.explain = false;
+        q.max_tokens = 30;
+        q.logprobs = 100;
+        answer *a = case_run(e, &q);
+        const pressed p = {.explained = x, .scope = cases[c].scope ? cases[c].scope : cases[c].n, .heads = gemma ? 1 : 2,
+                           .moved = strstr(cases[c].press, "rerotation") != NULL, .only = gemma ? 5 : SIZE_MAX};
+        const double most = against_reference(m, &q, a, sees_pressed, &p);
+        if (most > 1e-3) fail_msg("%s: log probabilities differ by %g", cases[c].press, most);
+        if (c == 0) { /* the mask matters */
+            const double dense = against_reference(m, &q, a, NULL, NULL);
+            assert_true(dense > 0.05);
+        }
+        case_drop(a);
+        case_drop(x);
+        ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+/* ---- the same bytes ---- */
+
+enum { CROWD = 16 };
+
+/* Prompts of all lengths, presses of all kinds. */
+static ask crowd_member(size_t i, int32_t *prompt, tiny_arch arch) {
+    static const char *const presses[] = {NULL, "knorm@0.5", "adakv(snapkv)@0.7", "expected_attention@0.3",
+                                          "key_rerotation(knorm)@0.6", "tova@0.5", "streaming_llm@0.8", NULL};
+    static const size_t lengths[] = {200, 17, 129, 64, 1, 300, 90, 128};
+    size_t n = lengths[i % 8] + i;
+    case_prompt(prompt, n, 3000 + i + (size_t)arch);
+    ask a = {.tokens = prompt, .n = n, .max_tokens = 20 + 3 * (i % 7), .logprobs = 5, .press = presses[i % 8]};
+    if (i % 5 == 2) {
+        a.decode = "knorm";
+        a.interval = 8;
+        a.target = 40;
+    }
+    if (i % 3 == 1) {
+        a.temperature = 0.8f;
+        a.seed = i;
+    }
+    return a;
+}
+
+static void answers_do_not_depend_on_company(void **state) {
+    (void)state;
+    for (int c = 0; c < 4; c++) {
+        const tiny_arch arch = c % 2 ? TINY_GEMMA3 : TINY_LLAMA;
+        pd_engine *e = case_open(arch, TINY_Q8_0, &(case_opts){.compute = c < 2 ? PD_COMPUTE_INT8 : PD_COMPUTE_F32, .threads = 1 + (unsigned)c % 2});
+        static int32_t prompt[CROWD][400];
+        ask q[CROWD];
+        pd_job *job[CROWD];
+        pd_err err = {0};
+        for (size_t i = 0; i < CROWD; i++) q[i] = crowd_member(i, prompt[i], arch);
+        for (size_t i = 0; i < CROWD; i++)
+            if (case_submit(e, &q[i], &job[i], &err) != PD_OK) fail_msg("%s", err.msg);
+        for (size_t i = 0; i < CROWD; i++) {
+            answer *among = case_wait(job[i]), *alone;
+            if (among->r->finish == PD_FINISH_ERROR) fail_msg("%s", among->r->err.msg);
+            alone = case_run(e, &q[i]);
+            case_expect_same(among, alone);
+            assert_int_equal(among->r->kv.bytes, alone->r->kv.bytes);
+            case_drop(among);
+            case_drop(alone);
+        }
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+static void answers_do_not_depend_on_threads(void **state) {
+    (void)state;
+    for (int c = 0; c < 8; c++) {
+        const tiny_arch arch = c % 2 ? TINY_GEMMA3 : TINY_LLAMA;
+        const case_opts first = {.compute = c & 2 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8, .scalar = c & 4, .threads = 1};
+        pd_engine *one = case_open(arch, TINY_Q4_1, &first);
+        for (unsigned threads = 2; threads <= 3; threads++) {
+            case_opts more = first;
+            more.threads = threads;
+            pd_engine *e = case_open(arch, TINY_Q4_1, &more);
+            for (size_t i = 0; i < 5; i++) {
+                int32_t prompt[400];
+                const ask q = crowd_member(i, prompt, arch);
+                answer *a = case_run(one, &q), *b = case_run(e, &q);
+                case_expect_same(a, b);
+                case_drop(a);
+                case_drop(b);
+            }
+            pd_engine_close(e);
+        }
+        pd_engine_close(one);
+    }
+}
+
+static void ratio_zero_is_dense(void **state) {
+    (void)state;
+    static const char *const presses[] = {"knorm@0", "adakv(snapkv)@0", "key_rerotation(knorm)@0", "expected_attention@0"};
+    for (int c = 0; c < 2; c++) {
+        pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        int32_t prompt[150];
+        case_prompt(prompt, 150, 5);
+        ask q = {.tokens = prompt, .n = 150, .max_tokens = 30, .logprobs = 10};
+        answer *dense = case_run(e, &q);
+        for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
+            q.press = presses[i];
+            answer *a = case_run(e, &q);
+            case_expect_same(a, dense);
+            assert_true(a->r->kv.ratio == 0.0);
+            assert_int_equal(a->r->kv.bytes, dense->r->kv.bytes);
+            case_drop(a);
+        }
+        case_drop(dense);
+        pd_engine_close(e);
+    }
+}
+
+/* ---- what is kept ---- */
+
+static void every_head_keeps_its_share(void **state) {
+    (void)state;
+    static const char *const presses[] = {"knorm", "random", "keydiff", "snapkv", "tova", "streaming_llm",
+                                          "expected_attention", "key_rerotation(knorm)"};
+    static const double ratios[] = {0.1, 0.5, 0.9, 0.99};
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[213];
+    case_prompt(prompt, 213, 6);
+    for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
+        for (size_t r = 0; r < 4; r++) {
+            char text[64];
+            snprintf(text, sizeof text, "%s@%g", presses[i], ratios[r]);
+            const ask q = {.tokens = prompt, .n = 213, .press = text, .explain = true, .scores = true};
+            answer *a = case_run(e, &q);
+            const size_t want = pd_max_size(1, (size_t)(213 * (1.0 - ratios[r])));
+            assert_int_equal(a->r->scope_tokens, 213);
+            assert_int_equal(a->r->finish, PD_FINISH_LENGTH);
+            assert_int_equal(a->n, 0); /* an explanation generates nothing */
+            assert_int_equal(a->r->kv.tokens_evicted, 6 * (213 - want));
+            assert_true(fabs(a->r->kv.ratio - (1.0 - (double)want / 213.0)) < 1e-12);
+            for (size_t h = 0; h < 6; h++) {
+                const pd_explain_head *x = &a->r->explain[h];
+                assert_int_equal(a->r->kv.kept[h], want);
+                assert_int_equal(a->r->kv.head_pages[h], pd_div_up(want, PAGE));
+                assert_int_equal(x->n_kept, want);
+                assert_non_null(x->scores);
+                float worst = INFINITY;
+                bool is_kept[213] = {false};
+                for (size_t k = 0; k < want; k++) {
+                    assert_in_range(x->kept[k], k ? x->kept[k - 1] + 1 : 0, 212); /* ascending */
+                    is_kept[x->kept[k]] = true;
+                    worst = fminf(worst, x->scores[x->kept[k]]);
+                }
+                for (size_t t = 0; t < 213; t++) assert_true(is_kept[t] || x->scores[t] <= worst);
+            }
+            case_drop(a);
+        }
+    }
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
+static void adakv_shares_a_layer_unevenly(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[250];
+    case_prompt(prompt, 250, 7);
+    const ask q = {.tokens = prompt, .n = 250, .press = "adakv(knorm)@0.6", .max_tokens = 0};
+    answer *a = case_run(e, &q);
+    bool uneven = false;
+    for (size_t l = 0; l < 3; l++) {
+        const uint32_t *kept = a->r->kv.kept + 2 * l;
+        assert_int_equal(kept[0] + kept[1], 2 * 100);
+        assert_true(kept[0] >= 20 && kept[1] >= 20); /* alpha_safeguard 0.2 */
+        uneven = uneven || kept[0] != kept[1];
+        for (size_t h = 0; h < 2; h++) assert_int_equal(a->r->kv.head_pages[2 * l + h], pd_div_up(kept[h], PAGE));
+    }
+    assert_true(uneven);
+    case_drop(a);
+    pd_engine_close(e);
+}
+
+static void budgets_hold(void **state) {
+    (void)state;
+    static const char *const presses[] = {"knorm", "adakv(knorm)", "adakv:alpha_safeguard=0(keydiff)", "key_rerotation(snapkv)"};
+    for (int c = 0; c < 2; c++) {
+        pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        const pd_engine_info *info = pd_engine_get_info(e);
+        int32_t prompt[300];
+        case_prompt(prompt, 300, 8);
+        for (size_t i = 0; i < 4; i++) {
+            ask q = {.tokens = prompt, .n = 300, .press = presses[i], .budget = PD_BUDGET_TOKENS, .amount = 77, .max_tokens = 1};
+            answer *a = case_run(e, &q);
+            const size_t l = c ? 5 : 1;
+            uint32_t sum = 0;
+            for (size_t h = 0; h < info->n_head_kv; h++) sum += a->r->kv.kept[l * info->n_head_kv + h];
+            assert_int_equal(sum, 77 * info->n_head_kv);
+            case_drop(a);
+            q.budget = PD_BUDGET_BYTES;
+            for (size_t pages = c ? 30 : 9; pages < 60; pages += 3) {
+                q.amount = pages * info->page_bytes;
+                a = case_run(e, &q);
+                if (a->r->kv.bytes_after_prefill > q.amount)
+                    fail_msg("%s: asked for %zu pages, holds %llu", presses[i], pages,
+                             (unsigned long long)(a->r->kv.bytes_after_prefill / info->page_bytes));
+                case_drop(a);
+            }
+        }
+        ask q = {.tokens = prompt, .n = 300, .press = "knorm", .budget = PD_BUDGET_BYTES, .amount = info->page_bytes};
+        pd_job *job;
+        pd_err err = {0};
+        assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
+        assert_string_equal(err.param, "compression.budget_bytes");
+        pd_engine_close(e);
+    }
+}
+
+static void protected_tokens_stay(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[160];
+    case_prompt(prompt, 160, 9);
+    static const char *const presses[] = {"knorm@0.9", "adakv(knorm)@0.9", "key_rerotation(knorm)@0.9", "random@0.5"};
+    for (size_t i = 0; i < 4; i++) {
+        const ask q = {.tokens = prompt, .n = 160, .press = presses[i], .explain = true, .protect = true,
+                       .system_begin = 10, .system_end = 45};
+        answer *a = case_run(e, &q);
+        for (size_t h = 0; h < 6; h++) {
+            const pd_explain_head *x = &a->r->explain[h];
+            size_t n = 0;
+            for (size_t k = 0; k < x->n_kept; k++) n += x->kept[k] >= 10 && x->kept[k] < 45;
+            assert_int_equal(n, 35);
+        }
+        case_drop(a);
+    }
+    pd_engine_close(e);
+}
+
+/* At every length of the answer the cache is within the bound. */
+static void decode_press_keeps_its_bound(void **state) {
+    (void)state;
+    enum { TARGET = 48, INTERVAL = 16 };
+    static const char *const presses[] = {"knorm", "adakv(knorm)", "snapkv", "streaming_llm", "expected_attention"};
+    for (int c = 0; c < 2; c++) {
+        pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        const pd_engine_info *info = pd_engine_get_info(e);
+        const size_t heads = info->n_head_kv;
+        int32_t prompt[40];
+        case_prompt(prompt, 40, 10);
+        for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
+            for (size_t n = 1; n <= 600; n += i == 0 ? (n < 48 ? 5 : 61) : 233) {
+                const ask q = {.tokens = prompt, .n = 40, .max_tokens = n, .decode = presses[i], .interval = INTERVAL, .target = TARGET};
+                answer *a = case_run(e, &q);
+                assert_int_equal(a->n, n);
+                for (size_t l = 0; l < info->n_layer; l++) {
+                    size_t sum = 0;
+                    for (size_t h = 0; h < heads; h++) sum += a->r->kv.kept[l * heads + h];
+                    const bool local = c && l != 5;
+                    const size_t seen = 40 + n - 1;
+                    if (local) assert_int_equal(sum, heads * pd_min_size(seen, TINY_WINDOW));
+                    else if (sum > heads * (TARGET + INTERVAL - 1)) fail_msg("%s: layer %zu holds %zu after %zu tokens", presses[i], l, sum, n);
+                    else assert_true(sum >= heads * pd_min_size(seen, TARGET));
+                }
+                assert_int_equal(a->r->kv.tokens_seen, 40 + n - 1);
+                case_drop(a);
+            }
+        }
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+static void windows_hold_their_window(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_GEMMA3, TINY_Q8_0, NULL);
+    int32_t prompt[200];
+    case_prompt(prompt, 200, 11);
+    for (size_t n = 1; n <= 200; n += n < 40 ? 5 : 53) {
+        for (size_t scope = 0; scope <= n; scope += n / 3 + 1) {
+            const ask q = {.tokens = prompt, .n = n, .max_tokens = 20, .press = scope ? "knorm@0.25" : NULL, .scope = scope};
+            answer *a = case_run(e, &q);
+            for (size_t l = 0; l < 7; l++) {
+                const size_t seen = n + 19, kept = scope ? pd_max_size(1, (size_t)((double)scope * 0.75)) : 0;
+                assert_int_equal(a->r->kv.kept[l], l == 5 ? seen - scope + kept : pd_min_size(seen, TINY_WINDOW));
+                if (l != 5) assert_in_range(a->r->kv.head_pages[l], 1, TINY_WINDOW / PAGE + 1);
+            }
+            case_drop(a);
+        }
+    }
+    pd_engine_close(e);
+}
+
+static void short_scopes_are_skipped(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[100];
+    case_prompt(prompt, 100, 12);
+    ask q = {.tokens = prompt, .n = 100, .max_tokens = 10, .logprobs = 5};
+    answer *dense = case_run(e, &q);
+    static const struct {
+        const char *press;
+        size_t scope, min_tokens;
+    } cases[] = {{"knorm@0.5", 0, 101}, {"snapkv@0.5", 20, 0}, {"streaming_llm:n_sink=30@0.5", 30, 0}};
+    for (size_t i = 0; i < 3; i++) {
+        q.press = cases[i].press;
+        q.scope = cases[i].scope;
+        q.min_tokens = cases[i].min_tokens;
+        answer *a = case_run(e, &q);
+        assert_non_null(a->r->kv.skipped);
+        assert_int_equal(a->r->scope_tokens, 0);
+        assert_int_equal(a->r->kv.tokens_evicted, 0);
+        case_expect_same(a, dense);
+        case_drop(a);
+    }
+    q = (ask){.tokens = prompt, .n = 100, .max_tokens = 10, .press = "knorm@0.5", .min_tokens = 100};
+    answer *a = case_run(e, &q);
+    assert_null(a->r->kv.skipped);
+    case_drop(a);
+    case_drop(dense);
+    pd_engine_close(e);
+}
+
+static int group_end(void **state) {
+    (void)state;
+    case_cleanup();
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dense_equals_the_reference),
+        cmocka_unit_test(int8_is_near_the_reference),
+        cmocka_unit_test(pressed_equals_the_masked_reference),
+        cmocka_unit_test(answers_do_not_depend_on_company),
+        cmocka_unit_test(answers_do_not_depend_on_threads),
+        cmocka_unit_test(ratio_zero_is_dense),
+        cmocka_unit_test(every_head_keeps_its_share),
+        cmocka_unit_test(adakv_shares_a_layer_unevenly),
+        cmocka_unit_test(budgets_hold),
+        cmocka_unit_test(protected_tokens_stay),
+        cmocka_unit_test(decode_press_keeps_its_bound),
+        cmocka_unit_test(windows_hold_their_window),
+        cmocka_unit_test(short_scopes_are_skipped),
+    };
+    return cmocka_run_group_tests(tests, NULL, group_end);
+}
