@@ -9,7 +9,7 @@
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
 # Ends in `N passed, N failed`.
-set -u
+set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PRESSD_PYTHON:-python3}
 passed=0 failed=0 models=0
@@ -17,9 +17,8 @@ passed=0 failed=0 models=0
 # Run one checker against a fresh server and add its last line to the tally.
 check() { # model mode program golden
     local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1)
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
     local code=$?
-    printf '%s\n' "$out"
     local good bad
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
         good=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
