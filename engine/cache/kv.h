@@ -62,8 +62,8 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
 /* Forget the first n slots (n <= live slots); pages wholly dead go back. */
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 
-static inline uint64_t pd_kv_bytes(const pd_kv *kv) {
-    return (uint64_t)kv->n_pages * kv->pool->page_bytes;
+static inline uint64_t pd_kv_bytes(const pd_kv *kv) { /* 0 for an all-zero one */
+    return kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0;
 }
 
 #endif

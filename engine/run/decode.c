@@ -31,7 +31,7 @@ static void rope_rows(pd_run *run, pd_seq *const *seq, size_t n, size_t layer, s
         run->step_pos[i] = (int32_t)seq[i]->n_seen - seq[i]->shift[layer];
         shifted = shifted || seq[i]->shift[layer] != 0;
     }
-    if (*table != rope) pd_rope_table(run->model, rope, run->step_pos, n, f->cos, f->sin);
+    if (shifted || *table != rope) pd_rope_table(run->model, rope, run->step_pos, n, f->cos, f->sin);
     *table = shifted ? SIZE_MAX : rope; /* another layer may be shifted otherwise */
     pd_fwd_rope(f, n, f->cos, f->sin, false);
 }

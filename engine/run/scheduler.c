@@ -228,6 +228,7 @@ void *pd__engine_main(void *arg) {
         decode(e);
         publish(e);
     }
+    take_inbox(e, false); /* what came in before `stop` was seen */
     drop_cancelled(e, true);
     if (e->filling) end_prefill(e, PD_FINISH_CANCELLED, NULL);
     while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_CANCELLED, NULL);

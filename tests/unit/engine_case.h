@@ -48,6 +48,7 @@ typedef struct {
 
 /* What pd_engine_submit says; on PD_OK *job is the caller's. */
 pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err);
+extern void (*case_before_submit)(void); /* called when all is ready to submit; NULL = nothing */
 
 typedef struct {
     pd_job *job; /* one reference: case_drop */

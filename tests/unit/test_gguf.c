@@ -3,8 +3,7 @@
  *
  * A refusal must be EFILE with one line of text, and the output untouched; the
  * bytes lie in heap blocks of their exact size, so that a sanitizer build sees a
- * read past the end.  The n-th allocation is made to fail by wrapping malloc and
- * its kin at link time (tests/unit/meson.build). */
+ * read past the end.  The n-th allocation is made to fail (failing_malloc.h). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,54 +12,13 @@
 
 #include "engine/base/rng.h"
 #include "engine/gguf/internal.h"
+#include "tests/unit/failing_malloc.h"
 #include "tests/unit/gguf_writer.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- the n-th allocation fails ---- */
-
-static long allocations_left = -1; /* negative: all succeed */
-
-static bool allocation_fails(void) {
-    if (allocations_left < 0) return false;
-    if (allocations_left == 0) return true;
-    allocations_left--;
-    return false;
-}
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__real_aligned_alloc(size_t align, size_t n);
-char *__real_strdup(const char *s);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-void *__wrap_aligned_alloc(size_t align, size_t n);
-char *__wrap_strdup(const char *s);
-
-void *__wrap_malloc(size_t n) {
-    return allocation_fails() ? NULL : __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size) {
-    return allocation_fails() ? NULL : __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n) {
-    return allocation_fails() ? NULL : __real_realloc(p, n);
-}
-
-void *__wrap_aligned_alloc(size_t align, size_t n) {
-    return allocation_fails() ? NULL : __real_aligned_alloc(align, n);
-}
-
-char *__wrap_strdup(const char *s) {
-    return allocation_fails() ? NULL : __real_strdup(s);
-}
 
 /* ---- writing, with the places to damage marked ---- */
 
@@ -800,9 +758,9 @@ static void every_failing_allocation(void **state) {
     for (pd_status rc = PD_ENOMEM; rc != PD_OK; n++) {
         pd_gguf *g = NULL;
         pd_err err = {0};
-        allocations_left = n;
+        failing_malloc_after(n);
         rc = pd__gguf_open_memory(&g, w.b.data, w.b.len, &err);
-        allocations_left = -1;
+        failing_malloc_after(-1);
         if (rc != PD_OK) {
             assert_int_equal(rc, PD_ENOMEM);
             assert_null(g);
