@@ -34,6 +34,8 @@ enum {
     PD_NEEDS_Q_COV = 1u << 2,  /* and their covariance (implies Q_MEAN) */
     PD_NEEDS_Q_ALL = 1u << 3,  /* every rotated query (q_tail = all rows) */
     PD_NEEDS_X = 1u << 4,      /* every row of the attention input */
+    PD_NEEDS_WO = 1u << 5,     /* the output projection as f32 */
+    PD_NEEDS_ATT_SUM = 1u << 6, /* column sums of the attention weights (PREFILL only; one more pass over Q K^T) */
     PD_NEEDS_TOO_MANY = 1u << 30, /* more than PD_MOMENTS_MAX sets; pd_spec_resolve refuses such a tree */
 };
 
@@ -79,6 +81,8 @@ typedef struct pd_view {
     size_t stat_rows;          /* rows the moments were taken over, sinks included (PREFILL: L) */
     size_t x_rows;
     const float *x;            /* [x_rows][d] attention input after its norm */
+    const float *wo;           /* [d][Hq * D] output projection; NULL unless needed */
+    const float *att_sum;      /* [Hq][n] sum over the scope's query rows of the softmax weight of each slot; NULL unless needed */
 
     const float *inv_freq; /* [D/2] this layer's RoPE frequencies */
     float rope_scale;      /* attention scaling of the RoPE (1 but for YaRN) */

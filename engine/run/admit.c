@@ -100,6 +100,11 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     const pd_compression *c = p->compression;
     job->comp = p->compression;
     size_t kept = job->n_tokens;
+    if (c && c->protect_system && p->has_marks) {
+        job->protect_begin = pd_min_size(p->marks.system_begin, p->n_tokens);
+        job->protect_end = pd_min_size(p->marks.system_end, p->n_tokens);
+    }
+    const size_t n_protected = job->protect_end - job->protect_begin;
     if (c && c->press) {
         job->scope = scope_of(c, p);
         const size_t min = pd_press_min_tokens(c->press);
@@ -109,17 +114,13 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     if (job->scope) {
         PD_TRY(plan_budget(job, hp, page_bytes, err));
-        if (c->protect_system && p->has_marks) {
-            job->protect_begin = pd_min_size(p->marks.system_begin, job->scope);
-            job->protect_end = pd_min_size(p->marks.system_end, job->scope);
-        }
-        const size_t scope_kept = pd_min_size(job->scope, pd_budget_keep(&job->budget, job->scope) +
-                                                              (job->protect_end - job->protect_begin));
+        /* protected tokens stay whatever the budget says */
+        const size_t scope_kept = pd_min_size(job->scope, pd_budget_keep(&job->budget, job->scope) + n_protected);
         kept = scope_kept + (job->n_tokens - job->scope);
     }
     size_t slots = kept + job->max_tokens;
     if (c && c->decode && !c->decode_by_ratio) {
-        const size_t bound = pd_max_size(kept, c->decode_target) + c->decode_interval + 1;
+        const size_t bound = pd_max_size(kept, c->decode_target + n_protected) + c->decode_interval + 1;
         slots = pd_min_size(slots, bound);
     }
     job->pages_reserved = most_pages(hp, slots, job->n_tokens + job->max_tokens);

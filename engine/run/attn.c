@@ -40,18 +40,22 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers};
     a->tile_floats = ROWS * (KEYS + hp->head_dim + 2);
     a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim;
+    a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
+    a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
     a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 2);
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
     a->chunk = malloc(a->part_cap * sizeof *a->chunk);
-    if (a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    if (a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
 }
 
 void pd_attn_done(pd_attn *a) {
     free(a->tile);
+    free(a->row_max);
+    free(a->row_sum);
     free(a->pages);
     free(a->part);
     free(a->chunk);
@@ -67,6 +71,8 @@ typedef struct {
     float *out;
     size_t row0, n, n_block; /* row blocks per head */
     uint32_t window;
+    float *sums; /* pd_attn_tile_sums */
+    size_t stride;
 } tile_job;
 
 /* Keys [*lo, *hi) that the segment's row r sees, as slots of a head with
@@ -129,12 +135,52 @@ static void tile_task(void *ctx, size_t task, unsigned thread) {
         float *out = j->out + (r0 + i) * nq + head * d;
         const float inv = 1.0f / l[i];
         for (size_t c = 0; c < d; c++) out[c] = acc[i * d + c] * inv;
+        a->row_max[head * PD_ATTN_TILE + r0 + i] = m[i];
+        a->row_sum[head * PD_ATTN_TILE + r0 + i] = l[i];
     }
 }
 
 void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out) {
     tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n, .n_block = pd_div_up(n, ROWS), .window = window};
     pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head * job.n_block);
+}
+
+/* One head, all rows in order: the sums of a column do not depend on threads. */
+static void sums_task(void *ctx, size_t head, unsigned thread) {
+    const tile_job *j = ctx;
+    pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, nq = hp->n_head * d;
+    const size_t kv_head = head / (hp->n_head / hp->n_head_kv), prior = j->s->n_prior[kv_head];
+    float *score = a->tile + thread * a->tile_floats, *sums = j->sums + head * j->stride;
+    for (size_t r0 = 0; r0 < j->n; r0 += ROWS) {
+        const size_t n = pd_min_size(ROWS, j->n - r0);
+        size_t first, unused, end;
+        visible(j, prior, j->row0 + r0, &first, &unused);
+        visible(j, prior, j->row0 + r0 + n - 1, &unused, &end);
+        for (size_t b = first / KEYS * KEYS; b < end; b += KEYS) {
+            const size_t n_key = pd_min_size(KEYS, end - b);
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_key, (int)d, hp->attn_scale,
+                        j->q + r0 * nq + head * d, (int)nq, pd_stage_k(j->s, kv_head) + b * d, (int)d, 0.0f, score, KEYS);
+            for (size_t i = 0; i < n; i++) {
+                size_t lo, hi;
+                visible(j, prior, j->row0 + r0 + i, &lo, &hi);
+                lo = pd_min_size(lo > b ? lo - b : 0, n_key);
+                hi = pd_min_size(hi > b ? hi - b : 0, n_key);
+                if (lo >= hi) continue;
+                float *row = score + i * KEYS + lo;
+                const size_t at = head * PD_ATTN_TILE + r0 + i;
+                a->kern->exp_sum_f32(row, hi - lo, a->row_max[at]);
+                a->kern->axpy_f32(1.0f / a->row_sum[at], row, sums + b + lo, hi - lo);
+            }
+        }
+    }
+}
+
+void pd_attn_tile_sums(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window,
+                       float *sums, size_t stride) {
+    tile_job job = {.a = a, .s = s, .q = q, .row0 = row0, .n = n, .window = window, .sums = sums, .stride = stride};
+    pd_workers_run(a->workers, sums_task, &job, a->model->hp.n_head);
 }
 
 /* ---- one token per sequence ---- */

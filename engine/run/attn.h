@@ -13,7 +13,8 @@
 #include "engine/model/model.h"
 #include "engine/run/stage.h"
 
-enum { PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 16 };
+/* PD_ATTN_TILE: most rows of one tile. */
+enum { PD_ATTN_TILE = 128, PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 16 };
 
 /* Scratch, one slice per thread. */
 typedef struct pd_attn {
@@ -22,6 +23,7 @@ typedef struct pd_attn {
     pd_workers *workers;
     float *tile;    /* per thread: scores [ROWS][KEYS], sums [ROWS][D], m, l [ROWS] */
     size_t tile_floats;
+    float *row_max, *row_sum; /* [n_head][PD_ATTN_TILE] of the last tile, for pd_attn_tile_sums */
     float *pages;   /* per thread: scores [G][PAGES*16 + 32] */
     size_t pages_floats;
     float *part;    /* partial results of decode chunks */
@@ -40,6 +42,12 @@ void pd_attn_done(pd_attn *a);
  * a layer with a window only positions > its own - window.
  * out [n][n_head * D]. */
 void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out);
+
+/* After pd_attn_tile with the same arguments: add every row's softmax weights to
+ * sums [n_head][stride], column = slot.  Scores are computed once more; only
+ * presses that rank by real attention pay for it. */
+void pd_attn_tile_sums(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window,
+                       float *sums, size_t stride);
 
 /* One decode step of a layer: sequence i's query row q + i * n_head * D against
  * kv[i]'s pages (its own new token included); out likewise. */

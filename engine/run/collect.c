@@ -41,6 +41,7 @@ pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_h
         ok = ok && c->tail && c->tail_pos;
     }
     if (needs->bits & PD_NEEDS_X) ok = (c->x = get(c, rows * hp->n_embd, sizeof(float))) && ok;
+    if (needs->bits & PD_NEEDS_ATT_SUM) ok = (c->att_sum = get(c, hp->n_head * rows, sizeof(float))) && ok;
     if (ok) return PD_OK;
     pd_collect_done(c);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for the query statistics of %zu tokens", rows);
@@ -53,6 +54,7 @@ void pd_collect_done(pd_collect *c) {
 
 void pd_collect_begin(pd_collect *c) {
     const size_t nq = c->hp ? c->hp->n_head * c->hp->head_dim : 0;
+    if (c->att_sum) memset(c->att_sum, 0, c->hp->n_head * c->rows * sizeof *c->att_sum);
     for (size_t i = 0; i < c->needs.n_moments; i++) {
         pd_collect_set *s = &c->set[i];
         s->count = 0;

@@ -2,7 +2,7 @@
 /* What a press wants to know about queries, gathered while a layer runs.
  *
  * Prefill (pd_collect): moments of pre-RoPE queries per distinct n_sink, the
- * last rotated queries, the attention input; one layer at a time, no hidden
+ * last rotated queries, the attention input, column sums of attention; one layer at a time, no hidden
  * states kept.  Decode (pd_qring): the last W pre-RoPE queries of every layer,
  * from which moments and rotated tails are made when a decode press runs.
  *
@@ -34,6 +34,7 @@ typedef struct pd_collect {
     int32_t *tail_pos;
     size_t tail_rows;
     float *x;       /* [rows][n_embd] */
+    float *att_sum; /* [n_head][rows] */
     size_t bytes;
     void *memory[4 * PD_MOMENTS_MAX + 4]; /* what to free */
     size_t n_memory;

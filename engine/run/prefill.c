@@ -170,7 +170,8 @@ static void run_tile(pd_prefill *p, size_t n) {
     float *x = p->x + p->row * hp->n_embd;
     const bool last_layer = p->layer + 1 == hp->n_layer;
     const bool ends_prompt = p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0);
+    float *att_sum = p->collecting ? p->collect.att_sum : NULL;
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || att_sum;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows;
     const bool kv_only = !output && !wants_q;
 
@@ -182,6 +183,8 @@ static void run_tile(pd_prefill *p, size_t n) {
     to_stage(p, n);
     if (!output) return;
     pd_attn_tile(&s->run->attn, &p->stage, f->q, p->row, n, f->model->layer[p->layer].window, f->attn);
+    if (att_sum)
+        pd_attn_tile_sums(&s->run->attn, &p->stage, f->q, p->row, n, f->model->layer[p->layer].window, att_sum, seg_len(p));
     pd_fwd_finish(f, p->layer, x, n, 0);
 }
 

@@ -37,6 +37,18 @@ static void rerotate(const pd_view *v, float *k, int32_t from, int32_t to, float
     v->kern->rope(k, 1, v->head_dim, cos, sin);
 }
 
+/* The output projection as f32, for presses that ask what a value does to the
+ * residual stream. */
+static pd_status load_wo(pd_seq *s, size_t layer, unsigned needs, pd_view *view, pd_err *err) {
+    if (!(needs & PD_NEEDS_WO)) return PD_OK;
+    const pd_mat *o = &s->run->model->layer[layer].o;
+    float *wo = PD_ARENA_NEW(&s->run->tmp, o->n_row * o->n_col, float);
+    if (!wo) return pd_fail(err, PD_ENOMEM, NULL, "no memory for an output projection");
+    for (size_t r = 0; r < o->n_row; r++) pd_mat_row(o, s->run->kern, r, wo + r * o->n_col);
+    view->wo = wo;
+    return PD_OK;
+}
+
 /* ---- prefill ---- */
 
 /* What the plan changes in the kept rows is changed in staging, then they are
@@ -65,6 +77,16 @@ static pd_status explain_head(pd_seq *s, size_t layer, size_t h, const int32_t *
     return PD_OK;
 }
 
+/* Re-rotation gave the kept slots new positions; the protected tokens were all
+ * kept, so they are still a range. */
+static void move_guard(pd_seq *s, size_t layer, const pd_plan *plan) {
+    int32_t *guard = s->guard[layer];
+    size_t at = 0;
+    while (at < plan->n_keep[0] && plan->keep[0][at] < (uint32_t)guard[0]) at++;
+    guard[1] = (int32_t)at + guard[1] - guard[0];
+    guard[0] = (int32_t)at;
+}
+
 static pd_status press_layer(pd_prefill *p, pd_err *err) {
     pd_seq *s = p->seq;
     const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
@@ -80,8 +102,9 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     uint8_t *mask = pd_arena_zalloc(tmp, n, 1);
     if (!n_h || !pos || !k || !v || !protect || !mask || (s->job->explain_scores && !scores))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
-    const bool protects = s->job->protect_begin < s->job->protect_end;
-    if (protects) memset(mask + s->job->protect_begin, 1, pd_min_size(s->job->protect_end, n) - s->job->protect_begin);
+    const size_t guard_begin = s->job->protect_begin, guard_end = pd_min_size(s->job->protect_end, n);
+    const bool protects = guard_begin < guard_end;
+    if (protects) memset(mask + guard_begin, 1, guard_end - guard_begin);
     for (size_t h = 0; h < heads; h++) {
         n_h[h] = n;
         pos[h] = pd_stage_pos(&p->stage, h);
@@ -109,6 +132,8 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     view.stat_rows = n;
     view.x_rows = p->collect.x ? n : 0;
     view.x = p->collect.x;
+    view.att_sum = p->collect.att_sum;
+    PD_TRY(load_wo(s, p->layer, p->collect.needs.bits, &view, err));
 
     pd_plan plan = {0};
     const uint64_t t0 = pd_now_ns();
@@ -127,6 +152,7 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         PD_TRY(pd_kv_append(&s->kv, p->layer, h, k[h], v[h], d, pos[h], keep, n_keep, err));
     }
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
+    if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
     return PD_OK;
 }
 
@@ -201,6 +227,22 @@ static pd_status ring_tail(const pd_seq *s, size_t layer, size_t want, pd_view *
     return PD_OK;
 }
 
+/* The slots that hold protected tokens. */
+static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32_t *const *pos, pd_view *view, pd_err *err) {
+    const int32_t begin = s->guard[layer][0], end = s->guard[layer][1];
+    if (begin >= end) return PD_OK;
+    const uint8_t **protect = PD_ARENA_NEW(&s->run->tmp, s->kv.n_head_kv, const uint8_t *);
+    for (size_t h = 0; protect && h < s->kv.n_head_kv; h++) {
+        uint8_t *mask = PD_ARENA_NEW(&s->run->tmp, n_h[h], uint8_t);
+        if (!mask) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+        for (size_t i = 0; i < n_h[h]; i++) mask[i] = pos[h][i] >= begin && pos[h][i] < end;
+        protect[h] = mask;
+    }
+    if (!protect) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+    view->protect = protect;
+    return PD_OK;
+}
+
 /* K, V and positions of the layer's heads into scratch. */
 static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, pd_err *err) {
     const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
@@ -218,6 +260,7 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
         pd_kv_read(&s->kv, layer, h, k[h], v[h], pos[h]);
         view->n = pd_max_size(view->n, n_h[h]);
     }
+    PD_TRY(protect_slots(s, layer, n_h, pos, view, err));
     view->n_h = n_h;
     view->pos = (const int32_t *const *)pos;
     view->k = (const float *const *)k;
@@ -251,6 +294,7 @@ static pd_status step_layer(pd_seq *s, size_t layer, const pd_press_needs *needs
         view.n_moments = 1;
         view.stat_rows = moments.count;
     }
+    PD_TRY(load_wo(s, layer, needs->bits, &view, err));
     if (needs->bits & PD_NEEDS_Q_TAIL) PD_TRY(ring_tail(s, layer, needs->q_tail, &view, err));
     pd_plan plan = {0};
     PD_TRY(pd_press_plan(s->job->comp->decode, &view, budget, &plan, NULL, err));

@@ -67,7 +67,12 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     pd_status rc = pd_kv_init(&s->kv, &run->pool, run->codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err);
     if (rc != PD_OK) return rc;
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
-    if (!s->shift) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
+    s->guard = calloc(hp->n_layer, sizeof *s->guard);
+    if (!s->shift || !s->guard) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        s->guard[l][0] = (int32_t)job->protect_begin;
+        s->guard[l][1] = (int32_t)job->protect_end;
+    }
     if (job->explain) {
         s->explain = pd_arena_zalloc(&job->keep, hp->n_layer * hp->n_head_kv, sizeof *s->explain);
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
@@ -127,6 +132,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     assert(pd_kvpool_check(&s->run->pool));
     pd_qring_done(&s->ring);
     free(s->shift);
+    free(s->guard);
     pd_job *job = s->job;
     *s = (pd_seq){0};
     pd__job_finish(job, finish, err);

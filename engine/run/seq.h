@@ -10,7 +10,7 @@
 #include "engine/run/job.h"
 #include "engine/run/sampler.h"
 
-enum { PD_TILE = 128 }; /* prefill rows per unit: a layer of them takes a few ms */
+enum { PD_TILE = PD_ATTN_TILE }; /* prefill rows per unit: a layer of them takes a few ms */
 
 /* What the engine thread works with. */
 typedef struct pd_run {
@@ -42,6 +42,7 @@ typedef struct pd_seq {
     pd_kv kv;
     size_t n_seen;    /* tokens in the cache so far = next logical position */
     int32_t *shift;   /* [n_layer] logical position - RoPE position, after re-rotation */
+    int32_t (*guard)[2]; /* [n_layer] stored positions [begin, end) that no press may drop */
     int32_t next;     /* the token to feed */
     pd_rng rng;
     pd_qring ring;    /* rows 0 = none */
