@@ -31,6 +31,7 @@ EXACT = ("random", "streaming_llm")
 INT8_GATES = {0.25: (0.96, 0.85), 0.5: (0.96, 0.85), 0.75: (0.95, 0.80)}
 ADA_HEAD_BUDGET = 0.02  # heads' shares may move this much of the layer's total under int8
 WALK_TOL = 1e-3
+WALK_TIE_TOL = 5e-2  # tied slots are other tokens (knorm: equal tokens have equal keys in layer 0), so the walk moves a little
 WALK_MARGIN = 0.01  # below this the greedy token may differ, and the walk ends
 
 
@@ -110,7 +111,7 @@ class Check:
         return len(a) == len(b) and all(abs(x - y) <= 2 * self.rtol * max(abs(x), abs(y)) for x, y in zip(a, b))
 
     def kept_f32(self, where, want, got, again):
-        """Per head for plain presses, per layer for those that share a budget."""
+        """Per head for plain presses, per layer for those that share a budget.  True if the sets are the same."""
         scores = None
         for l, heads in enumerate(want):
             lost = [(l, h, t) for h in range(len(heads)) for t in sorted(heads[h] - got[l][h])]
@@ -121,6 +122,7 @@ class Check:
                             f"not ties: {lost[:3]} {new[:3]}")
             else:
                 self.checks += 1
+        return scores is None
 
     def kept_int8(self, where, ratio, want, got, shared):
         j = [len(a & b) / max(1, len(a | b)) for lw, lg in zip(want, got) for a, b in zip(lw, lg)]
@@ -156,7 +158,7 @@ class Check:
         self.expect(worst <= self.rtol, f"{where}: scores differ by {worst:.2e} relative")
         return f"scores {worst:.1e}"
 
-    def walk(self, where, ids, press, gold):
+    def walk(self, where, ids, press, gold, tol):
         c = self.server.walk(ids, press, self.golden["walk_ratio"], len(gold["ids"]), len(gold["top"][0]))
         tops, worst = c["logprobs"]["top_logprobs"], 0.0
         for i, want in enumerate(gold["top"]):
@@ -170,11 +172,11 @@ class Check:
                 break
         else:
             self.expect(c["text"] == gold["text"], f"{where}: generated {c['text']!r}, not {gold['text']!r}")
-        self.expect(worst <= WALK_TOL, f"{where}: log-probabilities differ by {worst:.2e}")
+        self.expect(worst <= tol, f"{where}: log-probabilities differ by {worst:.2e}")
         return f"walk {worst:.1e}"
 
     def press(self, prompt, press, entry):
-        ids, n, notes = prompt["ids"], len(prompt["ids"]), []
+        ids, n, notes, tol = prompt["ids"], len(prompt["ids"]), [], WALK_TOL
         shared = press.startswith("adakv")
         # key_rerotation keeps what its child keeps, and is stored once
         kept = entry["kept"] or prompt["presses"][child_name(press)]["kept"]
@@ -191,13 +193,15 @@ class Check:
             if exact:
                 self.expect(want == got, f"{where}: other slots")
             elif f32:
-                self.kept_f32(where, want, got, lambda: self.server.explain(ids, press, ratio, True))
+                same = self.kept_f32(where, want, got, lambda: self.server.explain(ids, press, ratio, True))
+                if not same and ratio == self.golden["walk_ratio"]:
+                    tol = WALK_TIE_TOL
             else:
                 notes.append(self.kept_int8(where, ratio, want, got, shared))
             if with_scores:
                 notes.append(self.scores(where, unpack_floats(entry["scores"]), heads, n))
         if f32 and "walk" in entry:
-            notes.append(self.walk(f"{prompt['name']} {press} walk", ids, press, entry["walk"]))
+            notes.append(self.walk(f"{prompt['name']} {press} walk", ids, press, entry["walk"], tol))
         return notes
 
 
