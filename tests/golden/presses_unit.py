@@ -6,7 +6,7 @@ tests/unit/test_press_golden.c.
     presses_unit.py [--out DIR]
 
 The inputs are drawn by splitmix64 exactly as tests/unit/press_view.h draws them (order: offset, queries,
-keys, values), so only the answers are stored.  A stand-in for the attention layer hands the queries
+keys, values; the output projection from a seed of its own), so only the answers are stored.  A stand-in for the attention layer hands the queries
 through: its projection is the identity.  File, little-endian, per case:
 
   one text line  "case <seed> <tokens> <head_dim> <query heads> <kv heads> <ratio> <scores 0|1> <press>\\n"
@@ -80,7 +80,8 @@ def inputs(seed, n, d, hq, h):
                          rope_parameters={"rope_type": "default", "rope_theta": THETA})
     config._attn_implementation = "sdpa"
     rotary = LlamaRotaryEmbedding(config=config)
-    module = types.SimpleNamespace(config=config, head_dim=d, rotary_emb=rotary, q_proj=lambda x: x,
+    o_proj = types.SimpleNamespace(weight=Draw(seed + 500000)(hq * d, hq * d))
+    module = types.SimpleNamespace(config=config, o_proj=o_proj, head_dim=d, rotary_emb=rotary, q_proj=lambda x: x,
                                    num_key_value_groups=hq // h, layer_idx=0)
     cos_sin = rotary(keys, torch.arange(n)[None])
     return module, queries[None], keys, values, None, {"position_embeddings": cos_sin}

@@ -151,6 +151,15 @@ static inline test_view *tv_open(uint64_t seed, size_t n, size_t hq, size_t h, s
     return t;
 }
 
+/* The output projection [d][Hq * D], uniform in [-1, 1), drawn from its own seed. */
+static inline void tv_add_wo(test_view *t, uint64_t seed) {
+    pd_rng rng = {seed + 500000};
+    const size_t n = t->view.n_embd * t->view.n_head * t->view.head_dim;
+    float *wo = tv_floats(t, n);
+    for (size_t i = 0; i < n; i++) wo[i] = pd_rng_f32(&rng);
+    t->view.wo = wo;
+}
+
 /* Drop slots head by head (seeded, about `share` of them; the last stays), as
  * an earlier head-wise press would have, and make it a decoding view: moments
  * of the last n_recent queries, and those queries alone. */

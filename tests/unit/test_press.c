@@ -10,6 +10,7 @@
 #include "compression/press.h"
 #include "compression/shared.h"
 #include "compression/spec.h"
+#include "compression/value_effect.h"
 #include "tests/unit/press_view.h"
 
 #include <cblas.h>
@@ -631,6 +632,32 @@ static void key_rerotation_plans_as_its_child(void **state) {
     tv_close(t);
 }
 
+static void value_effect_is_the_projected_norm(void **state) {
+    (void)state;
+    enum { D = 16, HQ = 6, N = 300 };
+    test_view *t = tv_open(93, N, HQ, 2, D);
+    float **got = pd_scores_new(&t->view);
+    pd_err err = {0};
+    assert_int_equal(pd__value_effect(&t->view, got, &err), PD_EINTERNAL);
+    t->view.n_embd = 530; /* not the heads' width, and more than one block of channels */
+    tv_add_wo(t, 93);
+    assert_int_equal(pd__value_effect(&t->view, got, &err), PD_OK);
+    for (size_t h = 0; h < 2; h++)
+        for (size_t i = 0; i < N; i += 7) {
+            double want = 0.0;
+            for (size_t q = h * 3; q < h * 3 + 3; q++)
+                for (size_t c = 0; c < 530; c++) {
+                    double y = 0.0;
+                    for (size_t e = 0; e < D; e++)
+                        y += (double)t->view.wo[c * HQ * D + q * D + e] *
+                             (double)t->v[h][i * D + e];
+                    want += fabs(y) / 3.0;
+                }
+            assert_near((double)got[h][i], want, 1e-5, "value effect", h, i);
+        }
+    tv_close(t);
+}
+
 int main(void) {
     openblas_set_num_threads(1); /* as the engine does */
     const struct CMUnitTest tests[] = {
@@ -653,6 +680,7 @@ int main(void) {
         cmocka_unit_test(adakv_spends_one_budget),
         cmocka_unit_test(adakv_keeps_protected_and_ties_low),
         cmocka_unit_test(key_rerotation_plans_as_its_child),
+        cmocka_unit_test(value_effect_is_the_projected_norm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

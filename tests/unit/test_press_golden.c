@@ -69,6 +69,7 @@ static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
     pd_press_inst *inst = NULL;
     test_view *t = tv_open(c->seed, c->n, c->hq, c->h, c->d);
     t->view.kern = kern;
+    tv_add_wo(t, c->seed);
     float **scores = pd_scores_new(&t->view);
     pd_plan plan;
     const pd_budget budget = {.ratio = c->ratio};
