@@ -69,15 +69,32 @@ static int print_table(void) {
     return pd_cmd_print(&out);
 }
 
+/* The README's table. */
+static int print_markdown(void) {
+    pd_buf out = {0};
+    pd_buf_puts(&out, "| press | kvpress class | paper | parameters (default) | what it keeps |\n|---|---|---|---|---|\n");
+    for (size_t i = 0; i < pd_press_count(); i++) {
+        const pd_press *p = pd_press_at(i);
+        pd_buf_printf(&out, "| `%s`%s | %s | %s | ", p->name, p->max_child ? "(...)" : "", p->reference_class, p->source);
+        for (size_t k = 0; k < p->n_params; k++) {
+            pd_buf_printf(&out, "%s`%s` ", k ? ", " : "", p->params[k].name);
+            put_value(&out, &p->params[k], p->params[k].def);
+        }
+        pd_buf_printf(&out, " | %s |\n", p->doc ? p->doc : "");
+    }
+    return pd_cmd_print(&out);
+}
+
 static int run(int argc, char **argv) {
     if (argc == 1) return print_table();
+    if (argc == 2 && strcmp(argv[1], "--markdown") == 0) return print_markdown();
     if (argc == 2 && strcmp(argv[1], "--json") == 0) return print_json();
     return pd_cmd_usage(&pd_cmd_presses, "unexpected argument", argv[argc == 2 ? 1 : 2]);
 }
 
 const pd_cmd pd_cmd_presses = {
     .name = "presses",
-    .usage = "[--json]",
+    .usage = "[--json | --markdown]",
     .summary = "list the presses (compression methods) and their parameters",
     .run = run,
 };

@@ -168,13 +168,15 @@ def man_page_is_clean_roff():
 
 
 @test
-def readme_has_the_current_options():
+def readme_has_the_current_tables():
     with open("README.md", encoding="utf-8") as f:
         readme = f.read()
-    m = re.search(r"<!-- options: pressd help --markdown -->\n(.*?)<!-- end of options -->", readme, re.S)
-    assert m, "README.md has lost its markers"
-    eq(m.group(1).strip().splitlines(), run(BIN, "help", "--markdown")[1].strip().splitlines(),
-       "README.md: put the output of `pressd help --markdown` between the markers;")
+    for name, args in (("options", ["help", "--markdown"]), ("presses", ["presses", "--markdown"])):
+        command = " ".join(["pressd", *args])
+        m = re.search(f"<!-- {name}: {command} -->\n(.*?)<!-- end of {name} -->", readme, re.S)
+        assert m, f"README.md has lost its markers of {name}"
+        eq(m.group(1).strip().splitlines(), run(BIN, *args)[1].strip().splitlines(),
+           f"README.md: put the output of `{command}` between the markers;")
 
 
 @test

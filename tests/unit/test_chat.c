@@ -326,12 +326,10 @@ static void gemma3_file(void **state) {
 
 static void names_are_the_table(void **state) {
     (void)state;
-    char all[1024] = "";
-    for (size_t i = 0; i < pd__n_chats; i++) {
-        if (i) strcat(all, ", ");
-        strcat(all, pd__chats[i].name);
-    }
-    assert_string_equal(pd_chat_names(), all);
+    pd_buf all = {0};
+    for (size_t i = 0; i < pd__n_chats; i++) pd_buf_printf(&all, "%s%s", i ? ", " : "", pd__chats[i].name);
+    assert_string_equal(pd_chat_names(), all.data);
+    pd_buf_done(&all);
 }
 
 int main(void) {

@@ -263,11 +263,14 @@ static void random_texts_are_read_or_refused(void **state) {
     size_t n_read = 0;
     for (int round = 0; round < 60000; round++) {
         char text[256] = "";
+        size_t len = 0;
         /* half of the rounds start from something valid and are then spoilt */
-        if (round & 1) strcpy(text, "adakv:alpha_safeguard=0.5(streaming_llm:n_sink=8)");
-        if (round & 1) text[pd_rng_u64(&rng) % (strlen(text) + 1)] = '\0';
-        for (size_t k = pd_rng_u64(&rng) % 8; k > 0 && strlen(text) < 200; k--)
-            strcat(text, part[pd_rng_u64(&rng) % (sizeof part / sizeof *part)]);
+        const char valid[] = "adakv:alpha_safeguard=0.5(streaming_llm:n_sink=8)";
+        if (round & 1) len = (size_t)snprintf(text, 1 + pd_rng_u64(&rng) % sizeof valid, "%s", valid);
+        if (len > strlen(text)) len = strlen(text);
+        for (size_t k = pd_rng_u64(&rng) % 8; k > 0 && len < 200; k--)
+            len += (size_t)snprintf(text + len, sizeof text - len, "%s",
+                                    part[pd_rng_u64(&rng) % (sizeof part / sizeof *part)]);
         pd_err err = {0};
         pd_press_inst *inst = NULL;
         const pd_status rc = read_text(text, &inst, NULL, &err);
