@@ -76,7 +76,7 @@ pd_need_pip() {
 }
 
 # The identity of a file that changes whenever its content is written.
-pd_stat() { stat -c '%s %Y %Z %i' -- "$1"; }
+pd_stat() { stat -c '%s %.9Y %.9Z %i' -- "$1"; }
 
 # pd_verified FILE SHA256: true if FILE is there and has this sum.  The sum is
 # computed once; a stamp beside the file remembers it until the file changes.
