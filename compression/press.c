@@ -77,14 +77,14 @@ void pd__need_moments(pd_press_needs *n, unsigned bits, size_t n_sink) {
         n->n_sink[n->n_moments++] = n_sink;
 }
 
-static void add_needs(const pd_press_inst *inst, pd_press_needs *n) {
+void pd_press_add_needs(const pd_press_inst *inst, pd_press_needs *n) {
     if (inst->press->needs) inst->press->needs(inst, n);
-    for (size_t i = 0; i < inst->n_child; i++) add_needs(inst->child[i], n);
+    for (size_t i = 0; i < inst->n_child; i++) pd_press_add_needs(inst->child[i], n);
 }
 
 void pd_press_collect_needs(const pd_press_inst *inst, pd_press_needs *ret) {
     *ret = (pd_press_needs){0};
-    if (inst) add_needs(inst, ret);
+    if (inst) pd_press_add_needs(inst, ret);
 }
 
 size_t pd_press_min_tokens(const pd_press_inst *inst) {

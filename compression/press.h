@@ -206,8 +206,9 @@ const pd_param *pd_press_param(const pd_press *p, const char *name, size_t *inde
 
 /* ---- driver: the only way wrappers and the engine call a press ---- */
 
-/* Union of inst's and its children's needs. */
+/* Union of inst's and its children's needs; _add joins them to what *n asks already. */
 void pd_press_collect_needs(const pd_press_inst *inst, pd_press_needs *ret);
+void pd_press_add_needs(const pd_press_inst *inst, pd_press_needs *n);
 size_t pd_press_min_tokens(const pd_press_inst *inst); /* largest of inst and children */
 
 /* What the instance can do, children considered (PD_CAN_*): a press that is to

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* POST /v1/compression/explain: run the prompt, say what was kept.
  *
- * The body is a completion's or a chat's.  The answer lists every kept position
+ * The body is a completion's or a chat's.  With "compare" in place of
+ * "compression" it lists what several presses would keep, from one prefill.  The answer lists every kept position
  * of every head and can have tens of megabytes with scores, so it is written off
  * the loop; the job's result is constant by then. */
 #include "server/generate.h"
@@ -29,6 +30,33 @@ static void write_head(pd_buf *out, const pd_explain_head *h, size_t scope_token
     pd_buf_putc(out, '}');
 }
 
+static void write_heads(pd_buf *out, const pd_explain_head *head, size_t n_head, size_t scope_tokens) {
+    pd_buf_puts(out, "\"heads\":[");
+    for (size_t h = 0; h < n_head; h++) {
+        if (h) pd_buf_putc(out, ',');
+        write_head(out, &head[h], scope_tokens);
+    }
+    pd_buf_puts(out, "]}");
+}
+
+static void write_compared(pd_buf *out, const pd_compared *c, const pd_job_result *r) {
+    pd_buf_puts(out, "{\"press\":");
+    pd_json_cstr(out, c->press);
+    pd_buf_puts(out, ",\"ratio\":");
+    pd_json_num(out, c->ratio);
+    pd_buf_printf(out, ",\"press_ms\":%.3f", c->press_ms);
+    if (c->skipped) {
+        pd_buf_puts(out, ",\"skipped\":");
+        pd_json_cstr(out, c->skipped);
+    }
+    pd_buf_puts(out, ",\"layers\":[");
+    for (size_t l = 0; l < r->kv.n_layer && c->explain; l++) {
+        pd_buf_printf(out, "%s{\"layer\":%zu,", l ? "," : "", l);
+        write_heads(out, c->explain + l * r->kv.n_head_kv, r->kv.n_head_kv, r->scope_tokens);
+    }
+    pd_buf_puts(out, "]}");
+}
+
 /* Thread: pool. */
 static void write_reply(pd_req *q) {
     const pd_gen *g = q->state;
@@ -54,17 +82,13 @@ static void write_reply(pd_req *q) {
         pd_json_cstr(out, kv->skipped);
     }
     pd_buf_puts(out, ",\"layers\":[");
-    for (size_t l = 0; l < kv->n_layer && r->explain; l++) {
+    for (size_t l = 0; l < kv->n_layer && r->explain && !r->n_compared; l++) {
         uint64_t pages = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
             pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
-        pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
+        pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,", l ? "," : "", l,
                       (unsigned long long)(pages * info->page_bytes));
-        for (size_t h = 0; h < kv->n_head_kv; h++) {
-            if (h) pd_buf_putc(out, ',');
-            write_head(out, &r->explain[l * kv->n_head_kv + h], r->scope_tokens);
-        }
-        pd_buf_puts(out, "]}");
+        write_heads(out, r->explain + l * kv->n_head_kv, kv->n_head_kv, r->scope_tokens);
     }
     pd_buf_puts(out, "],\"forecast\":[");
     for (size_t i = 0; i < g->rq.n_ratio; i++) {
@@ -74,7 +98,16 @@ static void write_reply(pd_req *q) {
                       (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, g->n_prompt,
                                                                    g->rq.ratio[i]));
     }
-    pd_buf_puts(out, "]}");
+    pd_buf_putc(out, ']');
+    if (r->n_compared) {
+        pd_buf_puts(out, ",\"compare\":[");
+        for (size_t i = 0; i < r->n_compared; i++) {
+            if (i) pd_buf_putc(out, ',');
+            write_compared(out, &r->compared[i], r);
+        }
+        pd_buf_putc(out, ']');
+    }
+    pd_buf_putc(out, '}');
 }
 
 static void written(pd_req *q) {

@@ -322,7 +322,7 @@ pd_status pd_gen_submit(pd_req *q, void (*event)(pd_req *q)) {
         pd_reply_error(q, &err);
         return st;
     }
-    g->rq.compression = NULL; /* the job's now */
+    pd_request_taken(&g->rq);
     pd_request_trim(&g->rq);
     q->expired = pd_gen_expired;
     return PD_OK;

@@ -278,8 +278,35 @@ static pd_status decode_compression(const json_t *body, const pd_request_env *en
     return PD_OK;
 }
 
-static pd_status decode_explain(const json_t *body, pd_request *r, pd_err *err) {
+/* "compare": what each of several presses would keep.  What a member may hold is
+ * the engine's to say (pd_job_params.compare). */
+static pd_status decode_compare(const json_t *body, const pd_request_env *env, pd_request *r,
+                                pd_err *err) {
+    const json_t *v = pd_json_get(body, "compare");
+    if (!v) return PD_OK;
+    const size_t n = json_array_size(v);
+    if (!json_is_array(v) || n == 0 || n > PD_COMPARE_MAX)
+        return pd_fail(err, PD_EINVAL, "compare", "compare must be an array of 1 to %d compressions",
+                       PD_COMPARE_MAX);
+    if (pd_json_get(body, "compression"))
+        return pd_fail(err, PD_EINVAL, "compare",
+                       "give compression or compare, not both: a comparison applies none");
+    for (size_t i = 0; i < n; i++) {
+        char at[24];
+        snprintf(at, sizeof at, "compare[%zu]", i);
+        PD_TRY(pd_compression_decode(json_array_get(v, i), at, env->press_model,
+                                     r->kind == PD_REQUEST_CHAT, &r->compare[i], NULL, err));
+        if (!r->compare[i])
+            return pd_fail(err, PD_EINVAL, at, "%s names no press; \"none\" keeps everything", at);
+        r->n_compare++;
+    }
+    return PD_OK;
+}
+
+static pd_status decode_explain(const json_t *body, const pd_request_env *env, pd_request *r,
+                                pd_err *err) {
     PD_TRY(pd_json_bool(body, "", "scores", &r->scores, err));
+    PD_TRY(decode_compare(body, env, r, err));
     const json_t *v = pd_json_get(body, "ratios");
     if (!v) return PD_OK;
     const size_t n = json_array_size(v);
@@ -315,7 +342,8 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_stream(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
     PD_TRY(pd_json_bool(body, "", "verbose", &r->verbose, err));
-    if (explain) PD_TRY(decode_explain(body, r, err));
+    if (explain) PD_TRY(decode_explain(body, env, r, err));
+    if (r->n_compare) return PD_OK;
     return decode_compression(body, env, r, err);
 }
 
@@ -360,11 +388,18 @@ void pd_request_params(const pd_request *r, pd_job_params *ret) {
         .ignore_eos = r->ignore_eos,
         .verbose = r->verbose,
         .compression = r->compression,
+        .compare = r->compare,
+        .n_compare = r->n_compare,
     };
     for (size_t i = 0; i < r->n_stop; i++) {
         ret->stop[i].text = r->stop[i].text;
         ret->stop[i].len = r->stop[i].len;
     }
+}
+
+void pd_request_taken(pd_request *r) {
+    r->compression = NULL;
+    r->n_compare = 0;
 }
 
 void pd_request_trim(pd_request *r) {
@@ -381,5 +416,6 @@ void pd_request_done(pd_request *r) {
     if (!r) return;
     pd_request_trim(r);
     pd_compression_close(r->compression);
-    r->compression = NULL;
+    for (size_t i = 0; i < r->n_compare; i++) pd_compression_close(r->compare[i]);
+    pd_request_taken(r);
 }

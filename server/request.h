@@ -59,9 +59,11 @@ typedef struct pd_request {
     bool scores;      /* explain */
     double ratio[PD_REQUEST_RATIOS_MAX];
     size_t n_ratio;
+    pd_compression *compare[PD_COMPARE_MAX];
+    size_t n_compare;
 } pd_request;
 
-/* Takes `body` always.  `explain` reads "scores" and "ratios" too.  *ret is
+/* Takes `body` always.  `explain` reads "scores", "ratios" and "compare" too.  *ret is
  * written only on success; pd_request_done frees it.  Errors: EINVAL with the
  * JSON path, the value and what is allowed; ENOMEM. */
 pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
@@ -75,8 +77,9 @@ pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err);
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
 
 /* What the engine takes: borrows from r; r->compression moves on success of the
- * submit (the caller sets it NULL then). */
+ * submit, as do the members of r->compare (pd_request_taken). */
 void pd_request_params(const pd_request *r, pd_job_params *ret);
+void pd_request_taken(pd_request *r);
 
 void pd_request_trim(pd_request *r); /* after submit: free what only decoding needed */
 void pd_request_done(pd_request *r);

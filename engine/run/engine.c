@@ -2,6 +2,7 @@
 /* The engine from outside: start, stop, submit, look (see engine.h). */
 #include "engine/base/num.h"
 #include "engine/base/sysmem.h"
+#include "engine/run/compare.h"
 #include "engine/run/state.h"
 
 #include <cblas.h>
@@ -277,6 +278,7 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
     pd_status rc = plan(e, job, p, err);
+    if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);
         pthread_mutex_lock(&e->lock);
@@ -297,6 +299,7 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     }
     if (rc != PD_OK) {
         job->comp = NULL; /* still the caller's */
+        pd_compare_disown(job);
         pd_job_unref(job);
     }
     return rc;

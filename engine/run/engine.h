@@ -73,7 +73,7 @@ const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the mo
 
 /* ---- jobs ---- */
 
-enum { PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_LOGPROBS_MAX = 100 };
+enum { PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64 };
 
 typedef struct pd_sampling {
     float temperature; /* 0 = greedy */
@@ -98,6 +98,11 @@ typedef struct pd_job_params {
     bool explain_scores;
     bool verbose;          /* per layer and head counts in the result */
     pd_compression *compression; /* NULL = dense; taken on success only */
+    /* explain without compression: what each of these would keep of the whole prompt,
+     * all from one prefill; none is applied.  Each has a press and a budget by ratio
+     * or tokens.  The members are taken on success only, the array is copied. */
+    pd_compression *const *compare;
+    size_t n_compare;      /* <= PD_COMPARE_MAX */
     void (*notify)(void *arg, pd_job *job); /* something to take, or the state changed; engine thread; must not block */
     void *notify_arg;
 } pd_job_params;
@@ -172,6 +177,15 @@ typedef struct pd_explain_head {
     const float *scores;   /* [scope_tokens] or NULL */
 } pd_explain_head;
 
+/* One member of pd_job_params.compare. */
+typedef struct pd_compared {
+    char press[160];       /* canonical text */
+    double ratio;          /* 1 - kept / seen over the pressed layers */
+    const char *skipped;   /* reason, or NULL */
+    double press_ms;
+    const pd_explain_head *explain; /* [n_layer][n_head_kv]; NULL if skipped */
+} pd_compared;
+
 typedef struct pd_job_result {
     pd_finish finish;
     pd_err err;           /* finish ERROR */
@@ -179,6 +193,8 @@ typedef struct pd_job_result {
     pd_job_timing timing;
     size_t scope_tokens;
     const pd_explain_head *explain; /* [n_layer][n_head_kv], NULL unless explain */
+    const pd_compared *compared;    /* [n_compared] in the order asked */
+    size_t n_compared;
 } pd_job_result;
 
 const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  Thread: any */

@@ -9,6 +9,8 @@
 
 static void job_free(pd_job *job) {
     pd_compression_close(job->comp);
+    for (size_t i = 0; i < job->n_compare; i++) pd_compression_close(job->compare[i].comp);
+    free(job->compare);
     pd_arena_done(&job->tops);
     pd_arena_done(&job->keep);
     pd_buf_done(&job->text);

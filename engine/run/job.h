@@ -23,6 +23,14 @@ typedef struct pd_job_event {
     uint32_t n_top;
 } pd_job_event;
 
+/* One press of a comparison: its wish, and what came of it (engine thread). */
+typedef struct pd_job_compare {
+    pd_compression *comp;
+    pd_budget budget;
+    pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep; NULL if skipped */
+    uint64_t pairs_scope, pairs_kept, ns;
+} pd_job_compare;
+
 struct pd_job {
     _Atomic int refs;
     _Atomic int state;   /* pd_job_state */
@@ -38,6 +46,9 @@ struct pd_job {
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     pd_compression *comp;        /* NULL = dense */
+    pd_job_compare *compare;     /* [n_compare] */
+    pd_compared *compared;       /* [n_compare] in job->keep, for the result */
+    size_t n_compare;
     size_t scope;                /* prompt tokens that are pressed; 0 = none */
     size_t protect_begin, protect_end;
     pd_budget budget;            /* of the scope */

@@ -12,7 +12,7 @@
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
  * only for the tile that ends the prompt. */
-#include "engine/run/seq.h"
+#include "engine/run/compare.h"
 
 #include "engine/base/num.h"
 
@@ -89,7 +89,10 @@ static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pres
     p->bytes = n * (d + 2 * half * m->hp.n_rope + 1) * sizeof(float);
     PD_TRY(pd_stage_open(&p->stage, m->hp.n_head_kv, m->hp.head_dim, most_prior(s) + n, err));
     pd_press_needs needs = {0};
-    if (pressed) pd_press_collect_needs(s->job->comp->press, &needs);
+    if (pressed && s->job->n_compare)
+        pd_compare_needs(s->job, &needs);
+    else if (pressed)
+        pd_press_collect_needs(s->job->comp->press, &needs);
     PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, PD_TILE, err));
     for (size_t i = 0; i < n; i++) {
         p->pos[i] = (int32_t)(begin + i);

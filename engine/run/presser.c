@@ -6,7 +6,7 @@
  * the kept slots are all that ever reaches pages; while decoding the pages of a
  * layer are read into scratch, ranked, and compacted in place.
  * Layers with a sliding window are never pressed: they hold their window. */
-#include "engine/run/seq.h"
+#include "engine/run/compare.h"
 
 #include "engine/base/num.h"
 
@@ -23,7 +23,7 @@ static pd_view view_base(pd_seq *s, size_t layer, pd_phase phase) {
         .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim, .n_embd = hp->n_embd,
         .n_seen = s->n_seen, .inv_freq = run->model->rope[run->model->layer[layer].rope].inv_freq,
         .rope_scale = 1.0f, .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
-        .seed = s->job->comp->seed,
+        .seed = s->job->comp ? s->job->comp->seed : 0,
     };
 }
 
@@ -87,7 +87,8 @@ static void move_guard(pd_seq *s, size_t layer, const pd_plan *plan) {
     guard[0] = (int32_t)at;
 }
 
-static pd_status press_layer(pd_prefill *p, pd_err *err) {
+/* The staging layer as a press sees it; arrays in run->tmp, which is reset. */
+static pd_status stage_view(pd_prefill *p, pd_view *view, pd_err *err) {
     pd_seq *s = p->seq;
     const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
     pd_arena *tmp = &s->run->tmp;
@@ -98,9 +99,8 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     const int32_t **pos = PD_ARENA_NEW(tmp, heads, const int32_t *);
     const float **k = PD_ARENA_NEW(tmp, heads, const float *), **v = PD_ARENA_NEW(tmp, heads, const float *);
     const uint8_t **protect = PD_ARENA_NEW(tmp, heads, const uint8_t *);
-    float **scores = s->job->explain_scores ? PD_ARENA_NEW(tmp, heads, float *) : NULL;
     uint8_t *mask = pd_arena_zalloc(tmp, n, 1);
-    if (!n_h || !pos || !k || !v || !protect || !mask || (s->job->explain_scores && !scores))
+    if (!n_h || !pos || !k || !v || !protect || !mask)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
     const size_t guard_begin = s->job->protect_begin, guard_end = pd_min_size(s->job->protect_end, n);
     const bool protects = guard_begin < guard_end;
@@ -111,29 +111,48 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         k[h] = pd_stage_k(&p->stage, h);
         v[h] = pd_stage_v(&p->stage, h);
         protect[h] = mask;
-        if (scores) {
-            scores[h] = pd_arena_zalloc(&s->job->keep, n, sizeof(float));
-            if (!scores[h]) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
-        }
     }
-    pd_view view = view_base(s, p->layer, PD_PHASE_PREFILL);
-    view.n = n;
-    view.n_seen = p->seg_end;
-    view.n_h = n_h;
-    view.pos = pos;
-    view.k = k;
-    view.v = v;
-    view.protect = protects ? protect : NULL;
-    view.q_rows = p->collect.tail_rows;
-    view.q = p->collect.tail;
-    view.q_pos = p->collect.tail_pos;
-    view.moments = p->collect.moments;
-    view.n_moments = p->collect.needs.n_moments;
-    view.stat_rows = n;
-    view.x_rows = p->collect.x ? n : 0;
-    view.x = p->collect.x;
-    view.att_sum = p->collect.att_sum;
-    PD_TRY(load_wo(s, p->layer, p->collect.needs.bits, &view, err));
+    *view = view_base(s, p->layer, PD_PHASE_PREFILL);
+    view->n = n;
+    view->n_seen = p->seg_end;
+    view->n_h = n_h;
+    view->pos = pos;
+    view->k = k;
+    view->v = v;
+    view->protect = protects ? protect : NULL;
+    view->q_rows = p->collect.tail_rows;
+    view->q = p->collect.tail;
+    view->q_pos = p->collect.tail_pos;
+    view->moments = p->collect.moments;
+    view->n_moments = p->collect.needs.n_moments;
+    view->stat_rows = n;
+    view->x_rows = p->collect.x ? n : 0;
+    view->x = p->collect.x;
+    view->att_sum = p->collect.att_sum;
+    return load_wo(s, p->layer, p->collect.needs.bits, view, err);
+}
+
+/* [H][n] zeros for the explanation's scores; *ret NULL if nobody asked. */
+static pd_status explain_scores(pd_seq *s, size_t n, float ***ret, pd_err *err) {
+    *ret = NULL;
+    if (!s->job->explain_scores) return PD_OK;
+    float **scores = PD_ARENA_NEW(&s->run->tmp, s->kv.n_head_kv, float *);
+    for (size_t h = 0; scores && h < s->kv.n_head_kv; h++) {
+        scores[h] = pd_arena_zalloc(&s->job->keep, n, sizeof(float));
+        if (!scores[h]) scores = NULL;
+    }
+    if (!scores) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+    *ret = scores;
+    return PD_OK;
+}
+
+static pd_status press_layer(pd_prefill *p, pd_err *err) {
+    pd_seq *s = p->seq;
+    const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
+    pd_view view;
+    float **scores;
+    PD_TRY(stage_view(p, &view, err));
+    PD_TRY(explain_scores(s, n, &scores, err));
 
     pd_plan plan = {0};
     const uint64_t t0 = pd_now_ns();
@@ -147,9 +166,9 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         s->pairs_scope += n;
         s->pairs_kept += n_keep;
         s->evicted += n - n_keep;
-        if (s->explain) PD_TRY(explain_head(s, p->layer, h, pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
+        if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
-        PD_TRY(pd_kv_append(&s->kv, p->layer, h, k[h], v[h], d, pos[h], keep, n_keep, err));
+        PD_TRY(pd_kv_append(&s->kv, p->layer, h, view.k[h], view.v[h], d, view.pos[h], keep, n_keep, err));
     }
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
     if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
@@ -169,12 +188,22 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         PD_TRY(pd_kv_append(&s->kv, p->layer, h, pd_stage_k(&p->stage, h) + from * d,
                             pd_stage_v(&p->stage, h) + from * d, d, pos, NULL, keep, err));
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
+        if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }
     return PD_OK;
 }
 
+/* Nothing is pressed, but several presses are asked what they would do. */
+static pd_status compare_layer(pd_prefill *p, pd_err *err) {
+    pd_view view;
+    PD_TRY(stage_view(p, &view, err));
+    PD_TRY(pd_compare_layer(p->seq, p->layer, &view, err));
+    return store_layer(p, err);
+}
+
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
-    return p->collecting ? press_layer(p, err) : store_layer(p, err);
+    if (!p->collecting) return store_layer(p, err);
+    return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
 }
 
 /* ---- while decoding ---- */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sequences and the engine thread's scratch (see seq.h). */
-#include "engine/run/seq.h"
+#include "engine/run/compare.h"
 
 #include "engine/base/num.h"
 
@@ -123,6 +123,7 @@ static void report(pd_seq *s) {
         r->head_pages = pages;
     }
     job->result.explain = s->explain;
+    pd_compare_report(job);
 }
 
 void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {

@@ -195,6 +195,16 @@ class Explain(unittest.TestCase):
                         rest = [v for i, v in enumerate(value) if i not in set(k)]
                         self.assertGreaterEqual(min(value[i] for i in k), max(rest))
 
+    def test_several_presses_at_once(self):
+        ids, names = common.ids(self.s, 300), ("knorm", "adakv(expected_attention)", "snapkv")
+        r = self.s.ask(EXPLAIN, {"prompt": ids, "compare": [f"{x}@0.5" for x in names]})
+        self.assertEqual((r["press"], r["layers"], [c["press"] for c in r["compare"]]), ("none", [], list(names)))
+        for name, c in zip(names, r["compare"]):
+            alone = self.s.ask(EXPLAIN, {"prompt": ids, "compression": f"{name}@0.5"})
+            kept = lambda layers: [h["kept"] for x in layers for h in x["heads"]]
+            self.assertEqual(kept(c["layers"]), kept(alone["layers"]))
+            self.assertEqual(c["ratio"], alone["ratio"])
+
     def test_streaming_llm_is_exact(self):
         r = self.explain(press="streaming_llm", ratio=0.5)
         want = list(range(4)) + list(range(300 - 146, 300))

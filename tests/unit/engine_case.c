@@ -107,9 +107,18 @@ pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err) {
         p.stop[0].len = strlen(a->stop);
         p.n_stop = 1;
     }
+    pd_compression *compare[PD_COMPARE_MAX + 1];
+    for (; a->compare && a->compare[p.n_compare]; p.n_compare++) {
+        const ask member = {.press = a->compare[p.n_compare], .scope = a->scope};
+        compare[p.n_compare] = compression_of(e, &member);
+    }
+    p.compare = compare;
     if (case_before_submit) case_before_submit();
     const pd_status rc = pd_engine_submit(e, &p, job, err);
-    if (rc != PD_OK) pd_compression_close(p.compression); /* taken on success only */
+    if (rc != PD_OK) { /* taken on success only */
+        pd_compression_close(p.compression);
+        for (size_t i = 0; i < p.n_compare; i++) pd_compression_close(compare[i]);
+    }
     return rc;
 }
 

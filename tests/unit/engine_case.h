@@ -41,6 +41,7 @@ typedef struct {
     size_t interval, target;
     int logprobs;            /* 0 = none asked for */
     bool explain, scores, keep_eos;
+    const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
     float temperature;
     uint64_t seed;

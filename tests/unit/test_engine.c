@@ -257,6 +257,82 @@ static void ratio_zero_is_dense(void **state) {
 
 /* ---- what is kept ---- */
 
+/* One prefill for all of them, and each as if it were alone; the cache stays dense. */
+static void compared_presses_keep_what_applied_ones_keep(void **state) {
+    (void)state;
+    static const char *const presses[] = {
+        "knorm@0.5", "expected_attention:n_sink=2@0.75", "snapkv:window_size=8@0.3", "random:seed=3@0.9", "snapkv:window_size=200@0.5",
+        "adakv(expected_attention:n_sink=9)@0.6", "key_rerotation(keydiff)@0.5", "tova@0.5", NULL};
+    static const tiny_arch archs[] = {TINY_LLAMA, TINY_GEMMA3};
+    int32_t prompt[190];
+    case_prompt(prompt, 190, 8);
+    for (size_t m = 0; m < 2; m++) {
+        pd_engine *e = case_open(archs[m], TINY_Q8_0, NULL);
+        const ask all = {.tokens = prompt, .n = 190, .explain = true, .scores = true, .compare = presses};
+        const ask none = {.tokens = prompt, .n = 190, .explain = true};
+        answer *a = case_run(e, &all), *dense = case_run(e, &none);
+        const size_t heads = a->r->kv.n_layer * a->r->kv.n_head_kv;
+        assert_int_equal(a->r->n_compared, 8);
+        assert_int_equal(a->r->kv.bytes, dense->r->kv.bytes);
+        assert_int_equal(a->r->kv.tokens_evicted, 0);
+        for (size_t i = 0; presses[i]; i++) {
+            const pd_compared *c = &a->r->compared[i];
+            const ask alone = {.tokens = prompt, .n = 190, .explain = true, .scores = true, .press = presses[i]};
+            answer *b = case_run(e, &alone);
+            assert_int_equal(strncmp(c->press, presses[i], strlen(c->press)), 0);
+            assert_true(c->ratio == b->r->kv.ratio);
+            assert_int_equal(c->skipped != NULL, b->r->kv.skipped != NULL);
+            assert_int_equal(c->skipped != NULL, i == 4); /* its window is longer than the prompt */
+            for (size_t h = 0; h < heads && !c->skipped; h++) {
+                const pd_explain_head *x = &c->explain[h], *y = &b->r->explain[h];
+                assert_int_equal(x->n_kept, y->n_kept);
+                assert_memory_equal(x->kept, y->kept, x->n_kept * sizeof *x->kept);
+                assert_int_equal(x->scores != NULL, y->scores != NULL);
+                if (x->scores) assert_memory_equal(x->scores, y->scores, 190 * sizeof *x->scores);
+            }
+            case_drop(b);
+        }
+        case_drop(dense);
+        case_drop(a);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+static void comparisons_have_limits(void **state) {
+    (void)state;
+    static const char *const sinks[] = {
+        "expected_attention:n_sink=1@0.5", "expected_attention:n_sink=2@0.5", "expected_attention:n_sink=3@0.5",
+        "expected_attention:n_sink=4@0.5", "expected_attention:n_sink=5@0.5", NULL};
+    static const char *const one[] = {"knorm@0.5", NULL};
+    const char *many[PD_COMPARE_MAX + 2] = {NULL};
+    for (size_t i = 0; i <= PD_COMPARE_MAX; i++) many[i] = "knorm@0.5";
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[60];
+    case_prompt(prompt, 60, 8);
+    const struct {
+        ask q;
+        const char *param;
+    } cases[] = {
+        {{.explain = true, .compare = sinks}, "compare"},
+        {{.explain = true, .compare = one, .press = "knorm@0.5"}, "compare"},
+        {{.explain = false, .max_tokens = 1, .compare = one}, "compare"},
+        {{.explain = true, .compare = one, .scope = 20}, "compare[0]"},
+        {{.explain = true, .compare = many}, "compare"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ask q = cases[i].q;
+        q.tokens = prompt;
+        q.n = 60;
+        pd_job *job;
+        pd_err err = {0};
+        assert_int_equal(case_submit(e, &q, &job, &err), PD_EINVAL);
+        assert_string_equal(err.param, cases[i].param);
+    }
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 static void every_head_keeps_its_share(void **state) {
     (void)state;
     static const char *const presses[] = {"knorm", "random", "keydiff", "snapkv", "tova", "streaming_llm",
@@ -475,6 +551,8 @@ int main(void) {
         cmocka_unit_test(ratio_zero_is_dense),
         cmocka_unit_test(every_head_keeps_its_share),
         cmocka_unit_test(adakv_shares_a_layer_unevenly),
+        cmocka_unit_test(compared_presses_keep_what_applied_ones_keep),
+        cmocka_unit_test(comparisons_have_limits),
         cmocka_unit_test(budgets_hold),
         cmocka_unit_test(protected_tokens_stay),
         cmocka_unit_test(decode_press_keeps_its_bound),
