@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official client, unmodified, from the first question to sixteen streams at once."""
+
+import threading
+import unittest
+
+import common
+import openai
+import text
+
+
+def client(s):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{s.port}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+class Client(unittest.TestCase):
+    def setUp(self):
+        self.s = common.server()
+        self.c = client(self.s)
+
+    def complete(self, prompt, n=24, **extra):
+        return self.c.completions.create(model="any", prompt=prompt, max_tokens=n, temperature=0,
+                                         extra_body={"ignore_eos": True, **extra})
+
+    def test_press_on_and_off(self):
+        prompt = text.prose(40)
+        dense = self.complete(prompt)
+        pressed = self.complete(prompt, compression={"press": "expected_attention", "ratio": 0.75})
+        tokens = dense.usage.prompt_tokens
+        self.assertEqual((dense.kv_cache["press"], pressed.kv_cache["press"]), ("none", "expected_attention"))
+        self.assertEqual(pressed.kv_cache["bytes_after_prefill"], common.SHAPES["smollm2"].paged(max(1, int(tokens * 0.25))))
+        self.assertLess(pressed.usage.kv_cache_bytes, 0.4 * dense.usage.kv_cache_bytes)
+        self.assertEqual(dense.usage.kv_cache_bytes_dense, pressed.usage.kv_cache_bytes_dense)
+        again = self.complete(prompt, compression=None)
+        self.assertEqual(again.choices[0].text, dense.choices[0].text)
+
+    def test_chat_with_the_press_in_the_model_name(self):
+        r = self.c.chat.completions.create(model="smollm2@snapkv:0.5", max_tokens=8, temperature=0,
+                                           messages=[{"role": "user", "content": text.prose(30)}])
+        self.assertEqual((r.kv_cache["press"], r.kv_cache["ratio_requested"]), ("snapkv", 0.5))
+
+    def test_stream_says_what_the_whole_says(self):
+        body = dict(model="any", messages=[{"role": "user", "content": "Tell me about the sea."}], max_tokens=20, temperature=0,
+                    extra_body={"compression": "knorm@0.3"})
+        whole = self.c.chat.completions.create(**body).choices[0].message.content
+        self.assertEqual("".join(x.choices[0].delta.content or "" for x in self.c.chat.completions.create(**body, stream=True)), whole)
+
+    def test_explain(self):
+        r = self.c.post("/compression/explain", cast_to=object,
+                        body={"prompt": text.prose(20), "compression": {"press": "keydiff", "ratio": 0.5}, "ratios": [0.9]})
+        self.assertEqual((r["object"], r["press"], len(r["layers"])), ("compression.explain", "keydiff", 30))
+        kept = {len(h["kept"]) for layer in r["layers"] for h in layer["heads"]}
+        self.assertEqual(kept, {max(1, r["scope_tokens"] // 2)})
+        self.assertLess(r["forecast"][0]["bytes"], r["bytes"])
+
+    def test_errors_are_the_clients_own(self):
+        for kind, param, compression in ((openai.BadRequestError, "compression.press", {"press": "nothing", "ratio": 0.5}),
+                                         (openai.BadRequestError, "compression.ratio", {"press": "knorm", "ratio": 1}),
+                                         (openai.BadRequestError, "compression.press.params.windows",
+                                          {"press": {"name": "snapkv", "params": {"windows": 3}}, "ratio": 0.5})):
+            with self.assertRaises(kind) as e:
+                self.complete("a b c", compression=compression)
+            self.assertEqual((e.exception.status_code, e.exception.param), (400, param))
+            self.assertTrue(e.exception.body["message"])
+        with self.assertRaises(openai.NotFoundError):
+            self.c.post("/nothing", cast_to=object, body={})
+        with self.assertRaises(openai.BadRequestError) as e:
+            self.complete([5] * 9000)
+        self.assertEqual(e.exception.code, "context_length_exceeded")
+        self.assertTrue(self.complete("still there?", 2).choices[0].text)
+
+    def test_sixteen_streams(self):
+        """Every second one pressed; each says what it says alone."""
+        bodies = [dict(model="any", prompt=text.prose(10 + i, i), max_tokens=24, temperature=0,
+                       extra_body={"ignore_eos": True, "compression": "adakv(snapkv)@0.5" if i % 2 else None}) for i in range(16)]
+        stream = lambda b: "".join(x.choices[0].text for x in self.c.completions.create(**b, stream=True) if x.choices)
+        alone = [stream(b) for b in bodies]
+        self.assertEqual(common.parallel([lambda b=b: stream(b) for b in bodies]), alone)
+        self.assertGreater(len(set(alone)), 8)
+        self.assertTrue(common.wait_until(lambda: common.idle(self.s), 5))
+
+    def test_a_client_that_leaves(self):
+        """Its pages are free at once; another stream beside it goes on."""
+        other, got = threading.Event(), []
+
+        def reader():
+            for x in self.c.completions.create(model="any", prompt="One two", max_tokens=300, temperature=0, stream=True,
+                                               extra_body={"ignore_eos": True}):
+                got.append(x)
+                other.set()
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        self.assertTrue(other.wait(30))
+        pages = lambda: common.pressd.total(self.s.metrics(), "pressd_kv_cache_pages", state="sequences")
+        with self.c.completions.create(model="any", prompt=text.prose(120), max_tokens=4000, temperature=0, stream=True,
+                                       extra_body={"ignore_eos": True}) as leaver:
+            next(iter(leaver))
+            held = pages()
+        self.assertTrue(common.wait_until(lambda: pages() < held / 2, 2), "the pages of a client that left are still held")
+        thread.join(60)
+        self.assertEqual(sum(len(x.choices) and x.choices[0].finish_reason is None for x in got), 300)
+        self.assertTrue(common.wait_until(lambda: common.idle(self.s), 5))
+
+
+if __name__ == "__main__":
+    unittest.main()
