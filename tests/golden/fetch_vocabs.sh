@@ -13,7 +13,7 @@ folder=$(cd "$1" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PRESSD_PYTHON:-python3}
-"$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$work" "llama_cpp_python==$version"
+"$python" -m pip download --quiet --no-deps --no-binary llama_cpp_python --dest "$work" "llama_cpp_python==$version"
 tar -xzf "$work"/llama_cpp_python-$version.tar.gz -C "$work" --wildcards \
     '*/vendor/llama.cpp/models/ggml-vocab-*' '*/vendor/llama.cpp/models/templates/*'
 models=$work/llama_cpp_python-$version/vendor/llama.cpp/models
