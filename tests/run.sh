@@ -55,7 +55,7 @@ trap 'exit 130' INT TERM
 # ---- what the suites need ----
 
 prepare() {
-    pd_need "${PRESSD_BUILD_PACKAGES[@]}" libcmocka-dev clang libclang-rt-dev prometheus \
+    pd_need "${PRESSD_BUILD_PACKAGES[@]}" libcmocka-dev clang libclang-rt-dev prometheus git \
         python3 python3-venv procps curl ca-certificates
     if wanted unit || wanted asan || wanted golden || wanted http || wanted e2e; then
         need_venv
