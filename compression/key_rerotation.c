@@ -25,6 +25,7 @@ const pd_press pd_press_key_rerotation = {
     .source = "kvpress (StreamingLLM 2309.17453, FINCH TACL a_00716)",
     .doc = "Moves the kept keys to consecutive positions.",
     .ratio_doc = "the child's",
+    .can = PD_CAN_COMPOSE,
     .min_child = 1,
     .max_child = 1,
     .child_must = PD_CAN_SCORE,

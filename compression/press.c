@@ -96,12 +96,37 @@ size_t pd_press_min_tokens(const pd_press_inst *inst) {
 
 unsigned pd_press_inst_can(const pd_press_inst *inst) {
     unsigned can = inst->press->can;
+    if (!inst->press->plan) can |= PD_CAN_COMPOSE;
     for (size_t i = 0; i < inst->n_child; i++) {
         const unsigned child = pd_press_inst_can(inst->child[i]);
-        can &= child | PD_CAN_PRUNE_STEP;
+        can &= child | PD_CAN_PRUNE_STEP | PD_CAN_COMPOSE;
         if (!(child & PD_CAN_SCORE_STEP)) can &= ~(unsigned)PD_CAN_PRUNE_STEP;
     }
+    pd_press_needs needs;
+    pd_press_collect_needs(inst, &needs);
+    if (can & PD_CAN_SCORE && !(needs.bits & ~(unsigned)PD_NEEDS_WO)) can |= PD_CAN_SCORE_PART;
     return can;
+}
+
+bool pd_press_inst_takes_ratio(const pd_press_inst *inst) {
+    if (inst->press->own_budget || inst->has_ratio) return false;
+    for (size_t i = 0; i < inst->n_child; i++)
+        if (pd_press_inst_takes_ratio(inst->child[i])) return true;
+    return inst->n_child == 0;
+}
+
+/* True if parameters or the presses inside have a say in what stays. */
+static bool has_budget(const pd_press_inst *inst) {
+    if (inst->press->own_budget) return true;
+    for (size_t i = 0; i < inst->n_child; i++)
+        if (inst->child[i]->has_ratio || has_budget(inst->child[i])) return true;
+    return false;
+}
+
+size_t pd_press_most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n) {
+    const size_t keep = pd_budget_keep(budget, n);
+    if (keep == n && !has_budget(inst)) return n;
+    return inst->press->most ? pd_min_size(inst->press->most(inst, budget, layer, n), n) : keep;
 }
 
 void pd_press_reset(pd_press_inst *inst) {
@@ -188,7 +213,7 @@ static const pd_press_inst *scorer_of(const pd_press_inst *inst) {
 pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
                         pd_plan *ret, float *const *scores, pd_err *err) {
     pd_plan plan = {0};
-    if (nothing_goes(view, budget)) {
+    if (nothing_goes(view, budget) && !has_budget(inst)) {
         *ret = (pd_plan){.keep_all = true};
         return PD_OK;
     }

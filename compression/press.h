@@ -80,7 +80,7 @@ typedef struct pd_view {
     size_t n_moments;
     size_t stat_rows;          /* rows the moments were taken over, sinks included (PREFILL: L) */
     size_t x_rows;
-    const float *x;            /* [x_rows][d] attention input after its norm */
+    const float *x;            /* [x_rows][d] attention input after its norm; row i is slot i's token in every head */
     const float *wo;           /* [d][Hq * D] output projection; NULL unless needed */
     const float *att_sum;      /* [Hq][n] sum over the scope's query rows of the softmax weight of each slot; NULL unless needed */
 
@@ -108,9 +108,15 @@ typedef struct pd_plan {
 
 /* ---- parameters ---- */
 
-typedef enum { PD_PARAM_INT, PD_PARAM_FLOAT, PD_PARAM_BOOL, PD_PARAM_CHOICE } pd_param_type;
+/* FLOAT_LIST: one number per layer of the model, each in the range. */
+typedef enum { PD_PARAM_INT, PD_PARAM_FLOAT, PD_PARAM_BOOL, PD_PARAM_CHOICE, PD_PARAM_FLOAT_LIST } pd_param_type;
 
-enum { PD_PARAM_NULLABLE = 1u << 0, PD_PARAM_OPEN_MIN = 1u << 1, PD_PARAM_OPEN_MAX = 1u << 2 };
+enum {
+    PD_PARAM_NULLABLE = 1u << 0,
+    PD_PARAM_OPEN_MIN = 1u << 1,
+    PD_PARAM_OPEN_MAX = 1u << 2,
+    PD_PARAM_REQUIRED = 1u << 3, /* has no default: a request must give it (def is NaN) */
+};
 
 typedef struct pd_param {
     const char *name; /* as in kvpress, snake_case */
@@ -131,6 +137,10 @@ typedef struct pd_press_inst pd_press_inst;
 struct pd_press_inst {
     const pd_press *press;
     double p[PD_PRESS_PARAMS_MAX]; /* in the order of press->params */
+    double *list[PD_PRESS_PARAMS_MAX]; /* FLOAT_LIST: [n_list], ours; NULL for the others */
+    size_t n_list;                 /* layers of the model */
+    bool has_ratio;                /* a child with a ratio of its own (press->child_ratio) */
+    double ratio;
     pd_press_inst *child[PD_PRESS_CHILDREN_MAX];
     size_t n_child;
     void *state;
@@ -156,6 +166,11 @@ enum {
     PD_CAN_SCORE_STEP = 1u << 1,  /* score() is right on PHASE_STEP views */
     PD_CAN_SCORE_RAGGED = 1u << 2, /* score() accepts heads of different lengths */
     PD_CAN_PRUNE_STEP = 1u << 3,  /* plan() works while decoding (scorers by the driver, adakv) */
+    PD_CAN_COMPOSE = 1u << 4,     /* heads that hold as many slots still do after plan().  Declared by presses
+                                     with a plan(); the shared plan can */
+    /* Worked out by pd_press_inst_can, never declared: a scorer that needs nothing collected. */
+    PD_CAN_SCORE_PART = 1u << 5,  /* score() reads keys, values and positions alone: some of the slots are a
+                                     view to it as good as all */
 };
 
 struct pd_press {
@@ -170,6 +185,9 @@ struct pd_press {
     unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */
     size_t min_child, max_child; /* 0, 0 for a leaf */
     unsigned child_must;         /* PD_CAN_* every child must have */
+    bool child_ratio;            /* its children may carry ratios of their own */
+    bool own_budget;             /* its parameters say what stays: a request gives neither ratio nor budget,
+                                    and plan() is asked whatever the budget says */
 
     /* What no table can say of one parameter (its kinship with others or with the
      * model).  `path` names the object of the parameters in errors.  NULL = nothing.
@@ -190,6 +208,10 @@ struct pd_press {
     /* The plan for this layer.  NULL = the shared one: keep the best
      * pd_budget_keep() slots of each head by score().  Errors: ENOMEM. */
     pd_status (*plan)(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret, pd_err *err);
+
+    /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
+     * protection aside: what admission reserves.  NULL = pd_budget_keep. */
+    size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
 
     /* Forget state before another sequence; free state.  NULL = stateless. */
     void (*reset)(pd_press_inst *inst);
@@ -216,6 +238,12 @@ size_t pd_press_min_tokens(const pd_press_inst *inst); /* largest of inst and ch
  * if heads may differ in length by then. */
 unsigned pd_press_inst_can(const pd_press_inst *inst);
 
+/* Whether a request for inst gives a ratio (or another budget): it must, or it must not. */
+bool pd_press_inst_takes_ratio(const pd_press_inst *inst);
+
+/* press->most with the rules of pd_press_plan around it; at most n. */
+size_t pd_press_most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
+
 /* The reset hooks of inst and its children; NULL is fine. */
 void pd_press_reset(pd_press_inst *inst);
 
@@ -224,7 +252,7 @@ void pd_press_reset(pd_press_inst *inst);
 pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err);
 
 /* The plan of the layer.  Ratio 0 or a count >= L gives keep_all before any
- * scoring.  At least one slot per head stays, and every protected one: a head
+ * scoring (unless the press, or one inside it, has a budget of its own).  At least one slot per head stays, and every protected one: a head
  * with more protected slots than its budget keeps more.
  * `scores` (may be NULL, [H][n_h]) receives what ranked the slots, when the
  * press ranks by scores and something goes (a wrapper: its child's scores). */

@@ -36,8 +36,10 @@ static const char *params_path(const pd_spec *spec, char *buf, size_t size) {
 }
 
 /* What a parameter may be: "an integer in [1, 4096]", "true or false", ... */
-static void describe(const pd_param *p, char *buf, size_t size) {
+static void describe(const pd_param *p, const pd_press_model *model, char *buf, size_t size) {
     const char *null = p->flags & PD_PARAM_NULLABLE ? " or null" : "";
+    const char open = p->flags & PD_PARAM_OPEN_MIN ? '(' : '[',
+               close = p->flags & PD_PARAM_OPEN_MAX ? ')' : ']';
     switch (p->type) {
     case PD_PARAM_BOOL:
         snprintf(buf, size, "true or false%s", null);
@@ -45,9 +47,12 @@ static void describe(const pd_param *p, char *buf, size_t size) {
     case PD_PARAM_INT:
     case PD_PARAM_FLOAT:
         snprintf(buf, size, "%s in %c%.15g, %.15g%c%s",
-                 p->type == PD_PARAM_INT ? "an integer" : "a number",
-                 p->flags & PD_PARAM_OPEN_MIN ? '(' : '[', p->min, p->max,
-                 p->flags & PD_PARAM_OPEN_MAX ? ')' : ']', null);
+                 p->type == PD_PARAM_INT ? "an integer" : "a number", open, p->min, p->max, close,
+                 null);
+        return;
+    case PD_PARAM_FLOAT_LIST:
+        snprintf(buf, size, "a list of %zu number%s in %c%.15g, %.15g%c, one per layer",
+                 model->n_layer, model->n_layer == 1 ? "" : "s", open, p->min, p->max, close);
         return;
     case PD_PARAM_CHOICE: {
         size_t n = (size_t)snprintf(buf, size, "one of");
@@ -73,7 +78,16 @@ static void show_value(const pd_spec_param *v, char *buf, size_t size) {
     case PD_SPEC_STRING:
         snprintf(buf, size, "\"%s\"", show(v->string).s);
         return;
+    case PD_SPEC_LIST:
+        snprintf(buf, size, "a list of %zu", v->n_list);
+        return;
     }
+}
+
+/* v in the parameter's range; NaN is in none. */
+static bool in_range(const pd_param *p, double v) {
+    return (p->flags & PD_PARAM_OPEN_MIN ? v > p->min : v >= p->min) &&
+           (p->flags & PD_PARAM_OPEN_MAX ? v < p->max : v <= p->max);
 }
 
 /* True and *ret if the value is one the parameter takes. */
@@ -98,11 +112,32 @@ static bool accept(const pd_param *p, const pd_spec_param *v, double *ret) {
         break;
     case PD_PARAM_FLOAT:
         break;
+    case PD_PARAM_FLOAT_LIST:
+        return false; /* accept_list */
     }
     *ret = v->number + 0.0; /* -0 is 0 */
-    return v->kind == PD_SPEC_NUMBER &&
-           (p->flags & PD_PARAM_OPEN_MIN ? *ret > p->min : *ret >= p->min) &&
-           (p->flags & PD_PARAM_OPEN_MAX ? *ret < p->max : *ret <= p->max); /* NaN fails both */
+    return v->kind == PD_SPEC_NUMBER && in_range(p, *ret);
+}
+
+/* The same for one number per layer; of a list of the right length *bad is its
+ * first value out of range, SIZE_MAX for any other fault.  A number alone is a
+ * list of one: the text form writes it so. */
+static pd_status accept_list(const pd_param *p, const pd_spec_param *v, size_t n_layer,
+                             double **ret, bool *ok, size_t *bad) {
+    const double *list = v->kind == PD_SPEC_LIST ? v->list : &v->number;
+    const size_t n = v->kind == PD_SPEC_LIST ? v->n_list : v->kind == PD_SPEC_NUMBER;
+    *ok = false;
+    *bad = SIZE_MAX;
+    if (n != n_layer || n == 0) return PD_OK;
+    for (size_t i = 0; i < n && *bad == SIZE_MAX; i++)
+        if (!in_range(p, list[i])) *bad = i;
+    if (*bad != SIZE_MAX) return PD_OK;
+    double *copy = calloc(n, sizeof *copy);
+    if (!copy) return PD_ENOMEM;
+    for (size_t i = 0; i < n; i++) copy[i] = list[i] + 0.0;
+    *ret = copy;
+    *ok = true;
+    return PD_OK;
 }
 
 static pd_status unknown_param(const pd_spec *spec, const pd_press *press, const char *at,
@@ -115,39 +150,81 @@ static pd_status unknown_param(const pd_spec *spec, const pd_press *press, const
                    press->name, show(name).s, known);
 }
 
-static pd_status resolve_params(const pd_spec *spec, pd_press_inst *inst, pd_err *err) {
+/* The path of a parameter, or of the text it stands in. */
+static void param_path(const pd_spec *spec, const char *name, char *buf, size_t size) {
+    char base[96];
+    const char *object = params_path(spec, base, sizeof base);
+    if (object == spec->path)
+        snprintf(buf, size, "%s", object);
+    else
+        snprintf(buf, size, "%.50s.%s", object, show(name).s);
+}
+
+static pd_status required(const pd_spec *spec, const pd_press *press, const bool *given,
+                          const pd_press_model *model, pd_err *err) {
+    for (size_t i = 0; i < press->n_params; i++) {
+        const pd_param *p = &press->params[i];
+        if (given[i] || !(p->flags & PD_PARAM_REQUIRED)) continue;
+        char at[112], want[160];
+        param_path(spec, p->name, at, sizeof at);
+        describe(p, model, want, sizeof want);
+        return pd_fail(err, PD_EINVAL, at, "%s: press '%s' needs '%s': %s", spec->path, press->name,
+                       p->name, want);
+    }
+    return PD_OK;
+}
+
+static pd_status resolve_params(const pd_spec *spec, const pd_press_model *model,
+                                pd_press_inst *inst, pd_err *err) {
     const pd_press *press = inst->press;
     bool given[PD_PRESS_PARAMS_MAX] = {false};
     for (size_t i = 0; i < press->n_params; i++) inst->p[i] = press->params[i].def;
+    inst->n_list = model->n_layer;
     for (size_t i = 0; i < spec->n_param; i++) {
         const pd_spec_param *v = &spec->param[i];
-        char base[96], at[112];
-        const char *object = params_path(spec, base, sizeof base);
-        if (object == spec->path)
-            snprintf(at, sizeof at, "%s", object);
-        else
-            snprintf(at, sizeof at, "%.50s.%s", object, show(v->name).s);
-        size_t index;
+        char at[128];
+        param_path(spec, v->name, at, sizeof at);
+        size_t index, bad = SIZE_MAX;
         const pd_param *p = pd_press_param(press, v->name, &index);
         if (!p) return unknown_param(spec, press, at, v->name, err);
         if (given[index])
             return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' is given twice", spec->path,
                            p->name);
         given[index] = true;
-        if (accept(p, v, &inst->p[index])) continue;
+        bool ok;
+        if (p->type != PD_PARAM_FLOAT_LIST)
+            ok = accept(p, v, &inst->p[index]);
+        else if (accept_list(p, v, model->n_layer, &inst->list[index], &ok, &bad) != PD_OK)
+            return pd_fail(err, PD_ENOMEM, at, "no memory for '%s'", p->name);
+        if (ok) continue;
         char want[160], got[64];
-        describe(p, want, sizeof want);
+        describe(p, model, want, sizeof want);
         show_value(v, got, sizeof got);
+        if (bad != SIZE_MAX) {
+            const size_t n = strlen(at);
+            if (spec->path != spec->params_path) snprintf(at + n, sizeof at - n, "[%zu]", bad);
+            snprintf(got, sizeof got, "%.15g for layer %zu",
+                     v->kind == PD_SPEC_LIST ? v->list[bad] : v->number, bad);
+        }
         return pd_fail(err, PD_EINVAL, at, "%s: parameter '%s' of '%s' must be %s, not %s",
                        spec->path, p->name, press->name, want, got);
     }
-    return PD_OK;
+    return required(spec, press, given, model, err);
 }
 
 /* ---- nodes ---- */
 
 static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, int depth,
                               pd_press_inst **ret, pd_err *err);
+
+/* Why a child with these capabilities is not one the press takes. */
+static const char *refusal(unsigned must, unsigned can) {
+    const unsigned missing = must & ~can;
+    if (missing & PD_CAN_SCORE) return "a press that scores tokens";
+    if (missing & PD_CAN_SCORE_PART)
+        return "a press that scores by keys, values and positions alone";
+    return "presses that leave every head the same number of tokens";
+}
 
 static pd_status resolve_children(const pd_spec *spec, const pd_press_model *model, int depth,
                                   pd_press_inst *inst, pd_err *err) {
@@ -170,12 +247,21 @@ static pd_status resolve_children(const pd_spec *spec, const pd_press_model *mod
         if (strcmp(child->name, "none") == 0)
             return pd_fail(err, PD_EINVAL, child->path, "%s: 'none' cannot stand inside '%s'",
                            child->path, press->name);
+        if (child->has_ratio && !press->child_ratio)
+            return pd_fail(err, PD_EINVAL, child->path,
+                           "%s: a press inside '%s' takes no ratio of its own: %s", child->path,
+                           press->name, press->ratio_doc);
         PD_TRY(resolve_node(child, model, depth + 1, &inst->child[i], err));
         inst->n_child = i + 1;
-        if ((pd_press_inst_can(inst->child[i]) & press->child_must) != press->child_must)
-            return pd_fail(err, PD_EINVAL, child->path,
-                           "%s: press '%s' takes a press that scores tokens; '%s' does not",
-                           child->path, press->name, child->name);
+        const unsigned can = pd_press_inst_can(inst->child[i]);
+        if ((can & press->child_must) != press->child_must)
+            return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes %s; '%s' does not",
+                           child->path, press->name, refusal(press->child_must, can), child->name);
+        if (child->has_ratio && !pd_press_inst_takes_ratio(inst->child[i]))
+            return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes no ratio: %s",
+                           child->path, child->name, inst->child[i]->press->ratio_doc);
+        inst->child[i]->has_ratio = child->has_ratio;
+        inst->child[i]->ratio = child->ratio;
     }
     return PD_OK;
 }
@@ -193,7 +279,7 @@ static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, 
     pd_press_inst *inst = calloc(1, sizeof *inst);
     if (!inst) return pd_fail(err, PD_ENOMEM, spec->path, "no memory for press '%s'", press->name);
     inst->press = press;
-    pd_status rc = resolve_params(spec, inst, err);
+    pd_status rc = resolve_params(spec, model, inst, err);
     if (rc == PD_OK) rc = resolve_children(spec, model, depth, inst, err);
     if (rc == PD_OK && press->check) {
         char buf[96];
@@ -234,5 +320,6 @@ void pd_press_inst_close(pd_press_inst *inst) {
     if (!inst) return;
     if (inst->press->close) inst->press->close(inst);
     for (size_t i = 0; i < inst->n_child; i++) pd_press_inst_close(inst->child[i]);
+    for (size_t i = 0; i < PD_PRESS_PARAMS_MAX; i++) free(inst->list[i]);
     free(inst);
 }

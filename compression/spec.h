@@ -17,7 +17,9 @@ typedef struct pd_press_model {
     size_t n_layer, n_head, n_head_kv, head_dim, n_embd;
 } pd_press_model;
 
-typedef enum { PD_SPEC_NULL, PD_SPEC_BOOL, PD_SPEC_NUMBER, PD_SPEC_STRING } pd_spec_kind;
+typedef enum { PD_SPEC_NULL, PD_SPEC_BOOL, PD_SPEC_NUMBER, PD_SPEC_STRING, PD_SPEC_LIST } pd_spec_kind;
+
+enum { PD_SPEC_LIST_MAX = 512 }; /* numbers of a list; more layers than any model we load */
 
 typedef struct pd_spec_param {
     const char *name;
@@ -25,6 +27,8 @@ typedef struct pd_spec_param {
     double number; /* BOOL: 0/1 */
     bool integral; /* the number was written without fraction or exponent, or is integral */
     const char *string;
+    const double *list; /* LIST: [n_list] */
+    size_t n_list;
 } pd_spec_param;
 
 /* One node: a press, its parameters, its children.  Lives in an arena. */
@@ -38,14 +42,18 @@ struct pd_spec {
     size_t n_param;
     pd_spec **child;
     size_t n_child;
+    bool has_ratio; /* this node, inside another, was given a ratio of its own */
+    double ratio;   /* in [0, 1) */
 };
 
 enum { PD_SPEC_TEXT_MAX = 2048 }; /* bytes of the text form */
 
 /* "name", "name:param=value,param=value", "wrapper:param=value(child,...)", and
  * at the very end "@ratio".  E.g. adakv:alpha_safeguard=0.2(expected_attention:epsilon=0.01)@0.5
- * Values: JSON numbers, true, false, null, words.  No blanks.  *ratio is in
- * [0, 1), NaN when none is given.  The tree and its strings live in `arena`
+ * Values: JSON numbers, true, false, null, words, and lists of numbers with ';'
+ * between them, in which "v*n" says v n times: compression_ratios=0;0.5*28;0.25.
+ * No blanks.  A press inside another may end in "@ratio" too where the outer one
+ * takes that (composed).  *ratio is in [0, 1), NaN when none is given.  The tree and its strings live in `arena`
  * (`path` is borrowed as long as the tree).  Errors: EINVAL names `path` and the
  * column (byte, from 1), ENOMEM. */
 pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena, pd_spec **ret, double *ratio, pd_err *err);

@@ -2,9 +2,12 @@
 /* The text form of a press (see spec.h): a recursive descent parser over
  *
  *     text  = node [ "@" number ]
- *     node  = name [ ":" param { "," param } ] [ "(" node { "," node } ")" ]
+ *     node  = name [ ":" param { "," param } ] [ "(" child { "," child } ")" ]
+ *     child = node [ "@" number ]
  *     param = name "=" value
- *     value = number | "true" | "false" | "null" | name
+ *     value = number | list | "true" | "false" | "null" | name
+ *     list  = run { ";" run }
+ *     run   = number [ "*" count ]
  *
  * Length, depth and counts are bounded; every error names the column.  What the
  * names and values mean is pd_spec_resolve's business.  The canonical writer is
@@ -96,10 +99,51 @@ static pd_status parse_number(parser *p, double *ret, bool *integral) {
     return PD_OK;
 }
 
+/* "*n" behind a number of a list; 1 without. */
+static pd_status parse_count(parser *p, size_t most, size_t *ret) {
+    *ret = 1;
+    if (peek(p) != '*') return PD_OK;
+    p->at++;
+    if (!is_digit(peek(p))) return expected(p, "a digit");
+    size_t n = 0;
+    for (; is_digit(peek(p)) && n <= PD_SPEC_LIST_MAX; p->at++)
+        n = 10 * n + (size_t)(peek(p) - '0');
+    if (n > most) return too_many(p, "numbers in a list", PD_SPEC_LIST_MAX);
+    if (n == 0)
+        return pd_fail(p->err, PD_EINVAL, p->path, "%s, column %zu: a number cannot stand 0 times",
+                       p->path, p->at);
+    *ret = n;
+    return PD_OK;
+}
+
+/* The rest of a list whose first number is read. */
+static pd_status parse_list(parser *p, pd_spec_param *param) {
+    double list[PD_SPEC_LIST_MAX], v = param->number;
+    size_t n = 0;
+    for (;;) {
+        size_t count;
+        PD_TRY(parse_count(p, PD_SPEC_LIST_MAX - n, &count));
+        for (; count > 0; count--) list[n++] = v;
+        if (peek(p) != ';') break;
+        if (n == PD_SPEC_LIST_MAX) return too_many(p, "numbers in a list", PD_SPEC_LIST_MAX);
+        p->at++;
+        bool integral;
+        PD_TRY(parse_number(p, &v, &integral));
+    }
+    double *copy = PD_ARENA_NEW(p->arena, n, double);
+    if (!copy) return no_memory(p);
+    memcpy(copy, list, n * sizeof *list);
+    param->kind = PD_SPEC_LIST;
+    param->list = copy;
+    param->n_list = n;
+    return PD_OK;
+}
+
 static pd_status parse_value(parser *p, pd_spec_param *param) {
     if (is_digit(peek(p)) || peek(p) == '-') {
         param->kind = PD_SPEC_NUMBER;
-        return parse_number(p, &param->number, &param->integral);
+        PD_TRY(parse_number(p, &param->number, &param->integral));
+        return peek(p) == ';' || peek(p) == '*' ? parse_list(p, param) : PD_OK;
     }
     PD_TRY(parse_name(p, "a value", &param->string));
     if (strcmp(param->string, "true") == 0 || strcmp(param->string, "false") == 0) {
@@ -132,6 +176,16 @@ static pd_status parse_params(parser *p, pd_spec *node) {
     return PD_OK;
 }
 
+/* "@ratio". */
+static pd_status parse_ratio(parser *p, double *ret) {
+    const size_t start = ++p->at;
+    bool integral;
+    PD_TRY(parse_number(p, ret, &integral));
+    if (*ret >= 0.0 && *ret < 1.0) return PD_OK;
+    return pd_fail(p->err, PD_EINVAL, p->path,
+                   "%s, column %zu: the ratio must be in [0, 1), not %g", p->path, start + 1, *ret);
+}
+
 static pd_status parse_node(parser *p, int depth, pd_spec **ret);
 
 static pd_status parse_children(parser *p, int depth, pd_spec *node) {
@@ -140,7 +194,10 @@ static pd_status parse_children(parser *p, int depth, pd_spec *node) {
         p->at++; /* '(' or ',' */
         if (node->n_child == PD_PRESS_CHILDREN_MAX)
             return too_many(p, "presses in one", PD_PRESS_CHILDREN_MAX);
-        PD_TRY(parse_node(p, depth + 1, &list[node->n_child]));
+        pd_spec **child = &list[node->n_child];
+        PD_TRY(parse_node(p, depth + 1, child));
+        (*child)->has_ratio = peek(p) == '@';
+        if ((*child)->has_ratio) PD_TRY(parse_ratio(p, &(*child)->ratio));
         node->n_child++;
     } while (peek(p) == ',');
     if (peek(p) != ')') return expected(p, "',' or ')'");
@@ -172,15 +229,7 @@ pd_status pd_spec_parse_text(const char *text, const char *path, pd_arena *arena
     pd_spec *spec;
     double r = NAN;
     PD_TRY(parse_node(&p, 1, &spec));
-    if (peek(&p) == '@') {
-        const size_t start = ++p.at;
-        bool integral;
-        PD_TRY(parse_number(&p, &r, &integral));
-        if (!(r >= 0.0 && r < 1.0))
-            return pd_fail(err, PD_EINVAL, path,
-                           "%s, column %zu: the ratio must be in [0, 1), not %g", path, start + 1,
-                           r);
-    }
+    if (peek(&p) == '@') PD_TRY(parse_ratio(&p, &r));
     if (peek(&p) != '\0') return expected(&p, "its end");
     *ret = spec;
     *ratio = r;
@@ -212,6 +261,16 @@ static void put_value(pd_buf *out, const pd_param *param, double v) {
         put_number(out, v);
 }
 
+/* A list, equal neighbours as one run. */
+static void put_list(pd_buf *out, const double *v, size_t n) {
+    for (size_t i = 0, run; i < n; i += run) {
+        for (run = 1; i + run < n && v[i + run] == v[i]; run++) continue;
+        if (i) pd_buf_putc(out, ';');
+        put_number(out, v[i]);
+        if (run > 1) pd_buf_printf(out, "*%zu", run);
+    }
+}
+
 void pd_press_inst_text(const pd_press_inst *inst, pd_buf *out) {
     if (!inst) {
         pd_buf_puts(out, "none");
@@ -222,15 +281,22 @@ void pd_press_inst_text(const pd_press_inst *inst, pd_buf *out) {
     for (size_t i = 0; i < inst->press->n_params; i++) {
         const pd_param *param = &inst->press->params[i];
         const double v = inst->p[i];
-        if (v == param->def || (isnan(v) && isnan(param->def))) continue;
+        if (!inst->list[i] && (v == param->def || (isnan(v) && isnan(param->def)))) continue;
         pd_buf_printf(out, "%c%s=", before, param->name);
-        put_value(out, param, v);
+        if (inst->list[i])
+            put_list(out, inst->list[i], inst->n_list);
+        else
+            put_value(out, param, v);
         before = ',';
     }
     before = '(';
     for (size_t i = 0; i < inst->n_child; i++) {
         pd_buf_putc(out, before);
         pd_press_inst_text(inst->child[i], out);
+        if (inst->child[i]->has_ratio) {
+            pd_buf_putc(out, '@');
+            put_number(out, inst->child[i]->ratio);
+        }
         before = ',';
     }
     if (inst->n_child > 0) pd_buf_putc(out, ')');

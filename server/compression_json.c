@@ -48,6 +48,32 @@ static pd_status known_members(decoder *d, const json_t *obj, const char *path,
     return PD_OK;
 }
 
+/* An array of numbers as a parameter's value. */
+static pd_status decode_list(decoder *d, const json_t *v, const char *path, const char *key,
+                             pd_spec_param *p) {
+    const size_t n = json_array_size(v);
+    if (n > PD_SPEC_LIST_MAX) {
+        const char *at = join(d, "%s.%.40s", path, key, 0);
+        return pd_fail(d->err, PD_EINVAL, at, "%s holds %zu numbers; at most %d are allowed", at, n,
+                       PD_SPEC_LIST_MAX);
+    }
+    double *list = pd_arena_zalloc(&d->arena, n + 1, sizeof *list);
+    if (!list) return no_memory(d);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *one = json_array_get(v, i);
+        if (!json_is_number(one)) {
+            const char *at = join(d, "%s.%.40s[%zu]", path, key, i);
+            return pd_fail(d->err, PD_EINVAL, at, "%s is %s; a number is expected", at,
+                           pd_json_type_name(one));
+        }
+        list[i] = json_number_value(one);
+    }
+    p->kind = PD_SPEC_LIST;
+    p->list = list;
+    p->n_list = n;
+    return PD_OK;
+}
+
 static pd_status add_params(decoder *d, pd_spec *spec, const json_t *params, const char *path) {
     if (!params) return PD_OK;
     if (!json_is_object(params))
@@ -84,14 +110,45 @@ static pd_status add_params(decoder *d, pd_spec *spec, const json_t *params, con
             p->kind = PD_SPEC_STRING;
             p->string = json_string_value(v);
             break;
-        default: {
+        case JSON_ARRAY: PD_TRY(decode_list(d, v, path, key, p)); break;
+        case JSON_OBJECT: {
             const char *at = join(d, "%s.%.40s", path, key, 0);
             return pd_fail(d->err, PD_EINVAL, at,
-                           "%s is %s; a number, string or boolean is expected", at,
+                           "%s is %s; a number, string, boolean or list of numbers is expected", at,
                            pd_json_type_name(v));
         }
         }
     }
+    return PD_OK;
+}
+
+static pd_status check_ratio(decoder *d, const char *at, double r) {
+    if (r >= 0.0 && r < 1.0) return PD_OK;
+    return pd_fail(d->err, PD_EINVAL, at, "%s is %.9g; the fraction removed must be in [0, 1)", at,
+                   r);
+}
+
+/* {"ratio": r} -> *ret.  The upper end is open, so pd_json_real's range is not it. */
+static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, double *ret,
+                              bool *given) {
+    char prefix[96];
+    snprintf(prefix, sizeof prefix, "%s.", path);
+    PD_TRY(pd_json_real(obj, prefix, "ratio", -HUGE_VAL, HUGE_VAL, ret, given, d->err));
+    return *given ? check_ratio(d, join(d, "%s.%s", path, "ratio", 0), *ret) : PD_OK;
+}
+
+static pd_status decode_press(decoder *d, const json_t *v, const char *path, int depth,
+                              pd_spec **ret, double *ratio);
+
+/* A press inside another: its ratio may stand in its text or its object. */
+static pd_status decode_child(decoder *d, const json_t *v, const char *path, int depth,
+                              pd_spec **ret) {
+    double in_text, ratio = NAN;
+    bool given = false;
+    PD_TRY(decode_press(d, v, path, depth, ret, &in_text));
+    if (json_is_object(v)) PD_TRY(member_ratio(d, v, path, &ratio, &given));
+    (*ret)->has_ratio = given || !isnan(in_text);
+    (*ret)->ratio = given ? ratio : in_text;
     return PD_OK;
 }
 
@@ -109,8 +166,10 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
         return pd_fail(d->err, PD_EINVAL, path,
                        "%s is %s; a press is a string or an object with \"name\"", path,
                        pd_json_type_name(v));
-    static const char *const known[] = {"name", "params", "press", "presses", NULL};
-    PD_TRY(known_members(d, v, path, known));
+    /* the outermost ratio stands beside the press, not in it */
+    static const char *const known[] = {"name", "params", "press", "presses", NULL},
+                             *const inner[] = {"name", "params", "press", "presses", "ratio", NULL};
+    PD_TRY(known_members(d, v, path, depth == 1 ? known : inner));
     const char *name = json_string_value(pd_json_get(v, "name"));
     if (!name) {
         const char *at = join(d, "%s.%s", path, "name", 0);
@@ -139,11 +198,7 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
     for (size_t i = 0; i < n_child; i++) {
         const char *at =
             one ? join(d, "%s.%s", path, "press", 0) : join(d, "%s.%s[%zu]", path, "presses", i);
-        double inner;
-        PD_TRY(
-            decode_press(d, one ? one : json_array_get(many, i), at, depth + 1, &child[i], &inner));
-        if (!isnan(inner))
-            return pd_fail(d->err, PD_EINVAL, at, "%s: a ratio belongs to the outermost press", at);
+        PD_TRY(decode_child(d, one ? one : json_array_get(many, i), at, depth + 1, &child[i]));
         spec->n_child++;
     }
     PD_TRY(add_params(d, spec, pd_json_get(v, "params"), spec->params_path));
@@ -151,22 +206,14 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
     return PD_OK;
 }
 
-static pd_status check_ratio(decoder *d, const char *at, double r) {
-    if (r >= 0.0 && r < 1.0) return PD_OK;
-    return pd_fail(d->err, PD_EINVAL, at, "%s is %.9g; the fraction removed must be in [0, 1)", at,
-                   r);
+/* A press whose parameters say what stays gets no budget. */
+static pd_status takes_no_ratio(decoder *d, const char *at, const pd_press_inst *inst) {
+    return pd_fail(d->err, PD_EINVAL, at, "%s: press '%s' takes neither ratio nor budget: %s", at,
+                   inst->press->name, inst->press->ratio_doc);
 }
 
-/* {"ratio": r} -> *ret.  The upper end is open, so pd_json_real's range is not it. */
-static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, double *ret,
-                              bool *given) {
-    char prefix[96];
-    snprintf(prefix, sizeof prefix, "%s.", path);
-    PD_TRY(pd_json_real(obj, prefix, "ratio", -HUGE_VAL, HUGE_VAL, ret, given, d->err));
-    return *given ? check_ratio(d, join(d, "%s.%s", path, "ratio", 0), *ret) : PD_OK;
-}
-
-/* Exactly one of ratio (here or behind '@'), budget_tokens, budget_bytes. */
+/* Exactly one of ratio (here or behind '@'), budget_tokens, budget_bytes; none of
+ * them for a press that has a budget of its own. */
 static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, double text_ratio,
                                pd_compression *c) {
     char prefix[96];
@@ -179,6 +226,11 @@ static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, 
     const bool in_text = !isnan(text_ratio);
     const int n = has_ratio + has_tokens + has_bytes + in_text;
     const char *at = join(d, "%s.%s", path, "ratio", 0);
+    if (c->press && !pd_press_inst_takes_ratio(c->press)) {
+        if (n == 0) return PD_OK;
+        const char *given = has_tokens ? "budget_tokens" : has_bytes ? "budget_bytes" : "ratio";
+        return takes_no_ratio(d, join(d, "%s.%s", path, given, 0), c->press);
+    }
     if (n == 0 && c->press)
         return pd_fail(d->err, PD_EINVAL, at,
                        "%s: a press needs one of ratio, budget_tokens, budget_bytes", path);
@@ -359,6 +411,8 @@ static pd_status decode_text(decoder *d, const char *text, const char *path, boo
     if (!isnan(colon) && !isnan(in_text))
         return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
     if (isnan(in_text)) in_text = colon;
+    if (c->press && !pd_press_inst_takes_ratio(c->press))
+        return isnan(in_text) ? PD_OK : takes_no_ratio(d, path, c->press);
     if (isnan(in_text)) {
         if (!c->press) return PD_OK;
         return pd_fail(d->err, PD_EINVAL, path,

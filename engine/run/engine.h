@@ -150,7 +150,7 @@ size_t pd_job_take(pd_job *job, pd_token_event *ev, size_t cap, pd_buf *text, si
 /* ---- results: valid once DONE, borrowed from the job ---- */
 
 typedef struct pd_kv_report {
-    char press[160];         /* canonical text, "none" */
+    char press[PD_SPEC_TEXT_MAX + 1]; /* canonical text, "none" */
     const char *name;        /* press name without parameters, for metrics */
     double ratio_requested;  /* 0 if not by ratio */
     double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope */

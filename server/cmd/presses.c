@@ -45,13 +45,19 @@ static void put_param(pd_buf *out, const pd_param *p) {
         break;
     case PD_PARAM_INT:
     case PD_PARAM_FLOAT:
-        pd_buf_printf(out, "%s in %c%.15g, %.15g%c", p->type == PD_PARAM_INT ? "integer" : "number",
+    case PD_PARAM_FLOAT_LIST:
+        pd_buf_printf(out, "%s in %c%.15g, %.15g%c",
+                      p->type == PD_PARAM_INT ? "integer" : p->type == PD_PARAM_FLOAT ? "number" : "one number per layer",
                       p->flags & PD_PARAM_OPEN_MIN ? '(' : '[', p->min, p->max,
                       p->flags & PD_PARAM_OPEN_MAX ? ')' : ']');
         break;
     }
-    pd_buf_puts(out, p->flags & PD_PARAM_NULLABLE ? " or null, default " : ", default ");
-    put_value(out, p, p->def);
+    if (p->flags & PD_PARAM_REQUIRED) {
+        pd_buf_puts(out, ", must be given");
+    } else {
+        pd_buf_puts(out, p->flags & PD_PARAM_NULLABLE ? " or null, default " : ", default ");
+        put_value(out, p, p->def);
+    }
     pd_buf_printf(out, "; %s\n", p->doc ? p->doc : "");
 }
 
@@ -61,7 +67,8 @@ static int print_table(void) {
         const pd_press *p = pd_press_at(i);
         pd_buf_printf(&out, "%s (%s; %s; %s)\n", p->name, p->kind, p->reference_class, p->source);
         if (p->doc) pd_buf_printf(&out, "    %s\n", p->doc);
-        if (p->max_child)
+        if (p->own_budget) pd_buf_printf(&out, "    takes no ratio: %s\n", p->ratio_doc);
+        if (p->max_child && !p->own_budget)
             pd_buf_printf(&out, "    wraps %zu to %zu presses; the ratio that counts: %s\n", p->min_child,
                           p->max_child, p->ratio_doc);
         for (size_t k = 0; k < p->n_params; k++) put_param(&out, &p->params[k]);
@@ -78,7 +85,10 @@ static int print_markdown(void) {
         pd_buf_printf(&out, "| `%s`%s | %s | %s | ", p->name, p->max_child ? "(...)" : "", p->reference_class, p->source);
         for (size_t k = 0; k < p->n_params; k++) {
             pd_buf_printf(&out, "%s`%s` ", k ? ", " : "", p->params[k].name);
-            put_value(&out, &p->params[k], p->params[k].def);
+            if (p->params[k].flags & PD_PARAM_REQUIRED)
+                pd_buf_puts(&out, "(required)");
+            else
+                put_value(&out, &p->params[k], p->params[k].def);
         }
         pd_buf_printf(&out, " | %s |\n", p->doc ? p->doc : "");
     }
