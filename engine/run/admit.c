@@ -15,12 +15,26 @@ static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
     return (uint64_t)hp->n_head_kv * (slots / PD_PAGE_TOKENS + 1);
 }
 
-static uint64_t most_pages(const pd_hparams *hp, size_t full_slots, size_t window_tokens) {
+/* Slots per head of a full layer when the prompt is in, then while tokens come. */
+static size_t most_slots(const pd_job *job, size_t layer) {
+    const pd_compression *c = job->comp;
+    const size_t n_protected = job->protect_end - job->protect_begin;
+    size_t kept = job->n_tokens;
+    /* protected tokens stay whatever the budget says */
+    if (job->scope)
+        kept += pd_min_size(job->scope, pd_press_most(c->press, &job->budget, layer, job->scope) + n_protected) - job->scope;
+    const size_t slots = kept + job->max_tokens;
+    if (!c || !c->decode || c->decode_by_ratio) return slots;
+    return pd_min_size(slots, pd_max_size(kept, c->decode_target + n_protected) + c->decode_interval + 1);
+}
+
+static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
     uint64_t pages = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t w = hp->window[l];
         /* a window straddles up to two pages more, and holds one token more for a moment */
-        pages += w ? layer_pages(hp, pd_min_size(window_tokens, w + 1)) + hp->n_head_kv : layer_pages(hp, full_slots);
+        pages += w ? layer_pages(hp, pd_min_size(job->n_tokens + job->max_tokens, w + 1)) + hp->n_head_kv
+                   : layer_pages(hp, most_slots(job, l));
     }
     return pages;
 }
@@ -39,24 +53,29 @@ uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
     return pages;
 }
 
-/* The same where a press may spread a layer's H * n slots over its heads as it
+/* Most pages of the scope when the press is told to leave `count` per head.  One
+ * with a plan of its own may spread a layer's H * n slots over its heads as it
  * likes: H heads of n_h >= 1 slots hold sum(1 + (n_h - 1) / 16) pages, which is
  * at most H + H * (n - 1) / 16. */
-static uint64_t uneven_pages(const pd_hparams *hp, size_t n, size_t tokens) {
-    uint64_t pages = pd_admit_uniform_pages(hp, n, tokens);
+static uint64_t pages_for_count(const pd_press_inst *press, const pd_hparams *hp, size_t count, size_t scope) {
+    const pd_budget budget = {.by_count = true, .count = count};
     const uint64_t heads = hp->n_head_kv;
-    for (size_t l = 0; l < hp->n_layer; l++)
-        if (!hp->window[l]) pages += heads + heads * (n - 1) / PD_PAGE_TOKENS - heads * pd_div_up(n, PD_PAGE_TOKENS);
+    uint64_t pages = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t n = hp->window[l] ? pd_min_size(scope, hp->window[l]) : pd_press_most(press, &budget, l, scope);
+        pages += hp->window[l] || !press->press->plan ? heads * pd_div_up(n, PD_PAGE_TOKENS)
+                                                      : heads + heads * (n - 1) / PD_PAGE_TOKENS;
+    }
     return pages;
 }
 
 /* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
-static size_t tokens_for_bytes(const pd_hparams *hp, size_t scope, uint64_t bytes, size_t page_bytes, bool uneven) {
+static size_t tokens_for_bytes(const pd_press_inst *press, const pd_hparams *hp, size_t scope, uint64_t bytes,
+                               size_t page_bytes) {
     size_t lo = 0, hi = scope;
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
-        const uint64_t pages = uneven ? uneven_pages(hp, mid, scope) : pd_admit_uniform_pages(hp, mid, scope);
-        if (pages * page_bytes <= bytes)
+        if (pages_for_count(press, hp, mid, scope) * page_bytes <= bytes)
             lo = mid;
         else
             hi = mid - 1;
@@ -74,14 +93,12 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_byte
         job->budget = (pd_budget){.by_count = true, .count = (size_t)c->amount};
         break;
     case PD_BUDGET_BYTES: {
-        /* A press with a plan of its own need not give every head the same. */
-        const bool uneven = c->press->press->plan != NULL;
-        const size_t n = tokens_for_bytes(hp, job->scope, c->amount, page_bytes, uneven);
+        const size_t n = tokens_for_bytes(c->press, hp, job->scope, c->amount, page_bytes);
         if (n == 0)
             return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
                            "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",
                            (unsigned long long)c->amount,
-                           (unsigned long long)(pd_admit_uniform_pages(hp, 1, job->scope) * page_bytes));
+                           (unsigned long long)(pages_for_count(c->press, hp, 1, job->scope) * page_bytes));
         job->budget = (pd_budget){.by_count = true, .count = n};
         break;
     }
@@ -99,12 +116,10 @@ static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
-    size_t kept = job->n_tokens;
     if (c && c->protect_system && p->has_marks) {
         job->protect_begin = pd_min_size(p->marks.system_begin, p->n_tokens);
         job->protect_end = pd_min_size(p->marks.system_end, p->n_tokens);
     }
-    const size_t n_protected = job->protect_end - job->protect_begin;
     if (c && c->press) {
         job->scope = scope_of(c, p);
         const size_t min = pd_press_min_tokens(c->press);
@@ -112,18 +127,8 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         else if (job->scope < min) job->skipped = "scope shorter than the press needs";
         if (job->skipped) job->scope = 0;
     }
-    if (job->scope) {
-        PD_TRY(plan_budget(job, hp, page_bytes, err));
-        /* protected tokens stay whatever the budget says */
-        const size_t scope_kept = pd_min_size(job->scope, pd_budget_keep(&job->budget, job->scope) + n_protected);
-        kept = scope_kept + (job->n_tokens - job->scope);
-    }
-    size_t slots = kept + job->max_tokens;
-    if (c && c->decode && !c->decode_by_ratio) {
-        const size_t bound = pd_max_size(kept, c->decode_target + n_protected) + c->decode_interval + 1;
-        slots = pd_min_size(slots, bound);
-    }
-    job->pages_reserved = most_pages(hp, slots, job->n_tokens + job->max_tokens);
+    if (job->scope) PD_TRY(plan_budget(job, hp, page_bytes, err));
+    job->pages_reserved = most_pages(job, hp);
     job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, job->n_tokens);
     return PD_OK;
 }
