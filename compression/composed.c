@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* composed: one press after the other, each on what the one before left.
+ *
+ * kvpress' ComposedPress.  Children with ratios of their own ("@ratio" behind them)
+ * remove r_i of what they find, 1 - prod(1 - r_i) together, and the request gives no
+ * ratio.  Without them the request's ratio r is that of the whole: each of the m
+ * children that take one removes 1 - (1 - r)^(1/m) of what it finds, and of a budget
+ * by count the i-th leaves n (count / n)^(i/m).  Children with a budget of their own
+ * just do what they say.
+ *
+ * Queries and moments stay those of the whole text, and positions are true, so a
+ * second window press sees its queries where they stand.  DIFFERS: in the reference
+ * they are matched with slots, and a shrunken cache shifts them.
+ * DIFFERS: if a child re-rotates keys, the kept keys of the end are moved; children
+ * after it see them where they were.  In the reference the next position ignores it.
+ * As in the reference, no child may give heads different lengths (PD_CAN_COMPOSE).
+ * Cost: the children's, and a copy of what each leaves. */
+#include "compression/shared.h"
+#include "compression/subview.h"
+
+#include <math.h>
+
+/* Children that share the request's budget. */
+static size_t sharers(const pd_press_inst *inst) {
+    size_t n = 0;
+    for (size_t i = 0; i < inst->n_child; i++) n += pd_press_inst_takes_ratio(inst->child[i]);
+    return n;
+}
+
+/* The budget of child i over a text of n tokens; *place counts the sharers so far. */
+static pd_budget budget_of(const pd_press_inst *inst, const pd_budget *whole, size_t i, size_t n,
+                           size_t *place) {
+    const pd_press_inst *child = inst->child[i];
+    if (child->has_ratio) return (pd_budget){.ratio = child->ratio};
+    if (!pd_press_inst_takes_ratio(child)) return *whole; /* and does not look */
+    const size_t m = sharers(inst);
+    if (++*place == m && (whole->by_count || m == 1)) return *whole;
+    if (!whole->by_count)
+        return (pd_budget){.ratio = 1.0 - pow(1.0 - whole->ratio, 1.0 / (double)m)};
+    const double left = (double)pd_budget_keep(whole, n) / (double)n;
+    return (pd_budget){.by_count = true,
+                       .count = (size_t)((double)n * pow(left, (double)*place / (double)m))};
+}
+
+/* The plan's slots as slots of the whole view; kept[] holds those of what it saw,
+ * NULL = all of them. */
+static pd_status map_slots(const pd_view *view, const pd_plan *plan, uint32_t ***kept,
+                           pd_err *err) {
+    pd_plan whole;
+    PD_TRY(pd__plan_new(view, plan->n_keep, &whole, err));
+    for (size_t h = 0; h < view->n_head_kv; h++)
+        for (size_t i = 0; i < plan->n_keep[h]; i++)
+            whole.keep[h][i] = *kept ? (*kept)[h][plan->keep[h][i]] : plan->keep[h][i];
+    *kept = whole.keep;
+    return PD_OK;
+}
+
+static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
+                      pd_plan *ret, pd_err *err) {
+    pd_view now = *view, next;
+    uint32_t **kept = NULL;
+    bool rerotate = false, new_values = false;
+    size_t place = 0;
+    for (size_t i = 0; i < inst->n_child; i++) {
+        const pd_budget own = budget_of(inst, budget, i, view->n, &place);
+        pd_plan plan;
+        PD_TRY(pd_press_plan(inst->child[i], &now, &own, &plan, NULL, err));
+        if (plan.keep_all) continue;
+        rerotate = rerotate || plan.rerotate;
+        new_values = new_values || plan.v_new;
+        PD_TRY(map_slots(view, &plan, &kept, err));
+        PD_TRY(pd__view_gather(&now, plan.n_keep, plan.keep, plan.v_new, view->tmp, &next, err));
+        now = next;
+    }
+    *ret = (pd_plan){.keep_all = !kept};
+    if (!kept) return PD_OK;
+    PD_TRY(pd__plan_new(view, now.n_h, ret, err));
+    ret->keep = kept;
+    ret->rerotate = rerotate;
+    if (new_values) ret->v_new = (float *const *)(uintptr_t)now.v; /* pd__view_gather's copies */
+    return PD_OK;
+}
+
+static size_t most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n) {
+    size_t left = n, place = 0;
+    for (size_t i = 0; i < inst->n_child; i++) {
+        const pd_budget own = budget_of(inst, budget, i, n, &place);
+        left = pd_press_most(inst->child[i], &own, layer, left);
+    }
+    return left;
+}
+
+static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model,
+                       const char *path, pd_err *err) {
+    size_t with = 0;
+    for (size_t i = 0; i < inst->n_child; i++) {
+        with += inst->child[i]->has_ratio;
+        pd_press_needs needs;
+        pd_press_collect_needs(inst->child[i], &needs);
+        if (i > 0 && needs.bits & (PD_NEEDS_Q_ALL | PD_NEEDS_X))
+            return pd_fail(err, PD_EINVAL, path,
+                           "%s: '%s' looks at every token of the text: it must be the first inside "
+                           "'composed', not number %zu",
+                           path, inst->child[i]->press->name, i + 1);
+    }
+    if (with == 0 || sharers(inst) == 0) return PD_OK;
+    return pd_fail(err, PD_EINVAL, path,
+                   "%s: inside 'composed' all presses that take a ratio must have one of their own, "
+                   "or none; here %zu have, %zu have not",
+                   path, with, sharers(inst));
+}
+
+const pd_press pd_press_composed = {
+    .name = "composed",
+    .reference_class = "ComposedPress",
+    .kind = "wrapper",
+    .source = "kvpress",
+    .doc = "Runs presses one after the other, each on what the one before left.",
+    .ratio_doc = "each press inside may carry its own; else the request's is that of all together, "
+                 "in equal factors",
+    .can = PD_CAN_COMPOSE,
+    .min_child = 1,
+    .max_child = PD_PRESS_CHILDREN_MAX,
+    .child_must = PD_CAN_COMPOSE,
+    .child_ratio = true,
+    .check = check,
+    .plan = plan,
+    .most = most,
+};
