@@ -31,6 +31,11 @@ void pd__raise_positions(const pd_view *view, float *const *score, int64_t lo, i
  * Cost: w * Hq * L * D multiply-adds.  Errors: ENOMEM, EINTERNAL (no queries). */
 pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err);
 
+/* The same with each query's weights times the number of slots before it: what a
+ * slot has over an even share. */
+pd_status pd__window_attention_times_before(const pd_view *view, size_t w, float *const *out,
+                                            pd_err *err);
+
 /* [Hq][n_h] floats from view->tmp; NULL = no memory. */
 float **pd__query_head_rows(const pd_view *view);
 

@@ -18,6 +18,7 @@ enum { BLOCK_MIN = 16, BLOCK_MAX = 64, BLOCK_FLOATS = 1 << 20 };
 typedef struct {
     const pd_view *view;
     size_t w, block; /* queries in all, and at a time */
+    bool times_before; /* multiply a query's weights by the slots before it */
     float **logits;  /* [thread] block x n */
     float *const *out;
 } window_job;
@@ -27,7 +28,7 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
     const pd_view *view = j->view;
     const size_t d = view->head_dim, h = hq / (view->n_head / view->n_head_kv),
                  ldq = view->n_head * d;
-    const float scale = 1.0f / sqrtf((float)d);
+    const float inv_sqrt = 1.0f / sqrtf((float)d);
     float *s = j->logits[thread], *mean = j->out[hq];
     memset(mean, 0, view->n_h[h] * sizeof *mean);
     for (size_t row = view->q_rows - j->w; row < view->q_rows; row += j->block) {
@@ -36,23 +37,26 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
         if (n == 0) continue;
         const float *q = view->q + row * ldq + hq * d;
         if (rows == 1) /* a gemm would pack all of K for one row */
-            cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, scale, view->k[h], (int)d, q,
-                        1, 0.0f, s, 1);
+            cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)n, (int)d, inv_sqrt, view->k[h], (int)d,
+                        q, 1, 0.0f, s, 1);
         else
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d, scale,
-                        q, (int)ldq, view->k[h], (int)d, 0.0f, s, (int)n);
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)d,
+                        inv_sqrt, q, (int)ldq, view->k[h], (int)d, 0.0f, s, (int)n);
         for (size_t i = 0; i < rows; i++) {
             const size_t seen = pd__slots_before(view, h, (int64_t)view->q_pos[row + i] + 1);
             if (seen == 0) continue;
             float *x = s + i * n;
             const float sum = view->kern->exp_sum_f32(x, seen, view->kern->max_f32(x, seen));
-            view->kern->axpy_f32(1.0f / (sum * (float)j->w), x, mean, seen);
+            const float scale = j->times_before ? (float)(seen - 1) : 1.0f;
+            view->kern->axpy_f32(scale / (sum * (float)j->w), x, mean, seen);
         }
     }
 }
 
-pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err) {
-    window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .out = out};
+static pd_status run(const pd_view *view, size_t w, bool times_before, float *const *out,
+                     pd_err *err) {
+    window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .times_before = times_before,
+                    .out = out};
     if (!view->q || j.w == 0)
         return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d",
                        view->layer);
@@ -66,6 +70,15 @@ pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out,
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the attention of %zu queries", j.w);
     pd_workers_run(view->workers, window_head, &j, view->n_head);
     return PD_OK;
+}
+
+pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err) {
+    return run(view, w, false, out, err);
+}
+
+pd_status pd__window_attention_times_before(const pd_view *view, size_t w, float *const *out,
+                                            pd_err *err) {
+    return run(view, w, true, out, err);
 }
 
 float **pd__query_head_rows(const pd_view *view) {
