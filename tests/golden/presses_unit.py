@@ -9,9 +9,10 @@ The inputs are drawn by splitmix64 exactly as tests/unit/press_view.h draws them
 keys, values; the output projection from a seed of its own), so only the answers are stored.  A stand-in for the attention layer hands the queries
 through: its projection is the identity.  File, little-endian, per case:
 
-  one text line  "case <seed> <tokens> <head_dim> <query heads> <kv heads> <ratio> <scores 0|1> <press>\\n"
-  f32 scores [H][L]        if scores = 1
+  one text line  "case <seed> <tokens> <head_dim> <query heads> <kv heads> <ratio> <holds> <press>\\n"
+  f32 scores [H][L]        if holds & 1
   bits [H][ceil(L / 8)]    1 = kept, first slot = highest bit
+  f32 values [kept][D]     if holds & 2: of every head's kept slots, in their order
 
 Needs torch and kvpress; takes seconds.
 """
@@ -23,6 +24,8 @@ import types
 import numpy as np
 import torch
 import kvpress
+from kvpress import (BlockPress, ChunkKVPress, ChunkPress, CriticalAdaKVPress, EntropyGatedChunkKVPress, FinchPress,
+                     MergingPress, PerLayerCompressionPress, SimLayerKVPress)
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
                      SnapKVPress, StreamingLLMPress, TOVAPress)
 from transformers import LlamaConfig
@@ -51,6 +54,138 @@ PRESSES = {
     "adakv(snapkv:window_size=8)": lambda: AdaKVPress(SnapKVPress(window_size=8)),
     "key_rerotation(knorm)": lambda: KeyRerotationPress(KnormPress()),
 }
+
+
+# ---- presses that are more than a score: what their compress() leaves ----
+
+LAYER, LAYERS = 3, 30  # where press_view.h's view stands in test_press_golden.c's model
+
+
+class Chunked:
+    """ChunkPress by our definition: each chunk at its true positions, a last chunk below `least` in the one
+    before it.  The child is the reference's own."""
+
+    def __init__(self, press, chunk_length, least):
+        self.press, self.chunk_length, self.least = press, chunk_length, least
+
+    def compress(self, module, x, keys, values, attentions, kwargs):
+        n, step = keys.shape[2], self.chunk_length
+        begins = list(range(0, n, step))
+        if len(begins) > 1 and n - begins[-1] < self.least:
+            begins.pop()
+        cos, sin = kwargs["position_embeddings"]
+        slots = []
+        for b, e in zip(begins, begins[1:] + [n]):
+            self.press.begin, self.press.end = b, e
+            s = self.press.score(module, x[:, b:e], keys[:, :, b:e], values[:, :, b:e], None,
+                                 {"position_embeddings": (cos[:, b:e], sin[:, b:e])})
+            slots.append(b + s.topk(max(1, int((e - b) * (1 - self.press.compression_ratio))), dim=-1).indices)
+        at = torch.cat(slots, dim=-1)[..., None].expand(-1, -1, -1, keys.shape[-1])
+        return keys.gather(2, at), values.gather(2, at)
+
+
+class ExpectedAttentionAt(ExpectedAttentionPress):
+    """Of a chunk [begin, end): sinks are the text's, the future begins at end."""
+
+    def score(self, *args):
+        own, self.n_sink = self.n_sink, max(0, self.n_sink - self.begin)
+        scores = super().score(*args)
+        self.n_sink = own
+        return scores
+
+    def apply_avg_rope(self, module, mu, cov, q_len):
+        return super().apply_avg_rope(module, mu, cov, self.end)
+
+
+class Merging(MergingPress):
+    """The quantile over the pairs that pass the threshold."""
+
+    def merge(self, keys, values, indices):
+        merged = values.clone()
+        unit = torch.nn.functional.normalize(keys[0].float(), dim=-1)
+        for h in range(keys.shape[1]):
+            out = torch.ones(keys.shape[2], dtype=torch.bool)
+            out[indices[0, h]] = False
+            sim = (unit[h, out] @ unit[h, indices[0, h]].T).max(dim=-1).values
+            passing = sim[sim >= self.similarity_threshold]
+            one = MergingPress(self.press, similarity_threshold=self.similarity_threshold)
+            if self.merge_fraction < 1.0 and len(passing):
+                one.similarity_threshold = passing.quantile(1.0 - self.merge_fraction).item()
+            merged[:, h:h + 1] = one.merge(keys[:, h:h + 1], values[:, h:h + 1], indices[:, h:h + 1])[1]
+        return keys, merged
+
+
+class PerLayer(PerLayerCompressionPress):
+    def compress(self, module, *args):
+        self.press.compression_ratio = self.compression_ratios[LAYER]
+        return self.press.compress(module, *args)
+
+
+class Composed:
+    def __init__(self, *presses):
+        self.presses = presses
+
+    def compress(self, module, x, keys, values, attentions, kwargs):
+        for press in self.presses:
+            keys, values = press.compress(module, x, keys, values, attentions, kwargs)
+        return keys, values
+
+
+def finch(window, **options):
+    press = FinchPress(**options)
+    press.window_size = window
+    return press
+
+
+def ratios(at_layer):
+    return [0.1] * LAYER + [at_layer] + [0.5] * (LAYERS - LAYER - 1)
+
+
+# text -> (ratio or None if the press has its own, what holds besides the kept set, the reference)
+LAZY = dict(n_recent=20, n_initial=4, n_last=3)
+COMPRESSED = {
+    "chunk:chunk_length=32(knorm)": (0.5, 0, lambda: ChunkPress(KnormPress(), 32)),
+    "chunk:chunk_length=13(keydiff)": (0.7, 0, lambda: ChunkPress(KeyDiffPress(), 13)),
+    "chunk:chunk_length=32(snapkv:window_size=8)": (0.5, 0, lambda: Chunked(SnapKVPress(window_size=8), 32, 9)),
+    "chunk:chunk_length=40(expected_attention)": (0.4, 0, lambda: Chunked(ExpectedAttentionAt(), 40, 5)),
+    "chunkkv(knorm)": (0.5, 0, lambda: ChunkKVPress(KnormPress())),
+    "chunkkv:chunk_length=7(expected_attention)": (0.6, 0, lambda: ChunkKVPress(ExpectedAttentionPress(), 7)),
+    "chunkkv:chunk_length=50(keydiff)": (0.3, 0, lambda: ChunkKVPress(KeyDiffPress(), 50)),
+    "entropy_gated_chunkkv(keydiff)": (0.5, 0, lambda: EntropyGatedChunkKVPress(KeyDiffPress())),
+    "entropy_gated_chunkkv(tova)": (0.7, 0, lambda: EntropyGatedChunkKVPress(TOVAPress())),
+    "entropy_gated_chunkkv:chunk_length=12,low_entropy_chunk_length=3(expected_attention:n_sink=0)": (
+        0.4, 0, lambda: EntropyGatedChunkKVPress(ExpectedAttentionPress(n_sink=0), 12, 3)),
+    "block(knorm)": (0.5, 0, lambda: BlockPress(KnormPress())),
+    "block:block_size=16(keydiff)": (0.6, 0, lambda: BlockPress(KeyDiffPress(), 16)),
+    "merging(knorm)": (0.5, 2, lambda: MergingPress(KnormPress())),
+    "merging:similarity_threshold=0.6(keydiff)": (
+        0.7, 2, lambda: MergingPress(KeyDiffPress(), similarity_threshold=0.6)),
+    "merging:merge_fraction=0.6(knorm)": (0.5, 2, lambda: MergingPress(KnormPress(), merge_fraction=0.6)),
+    "merging:similarity_threshold=0.6,merge_fraction=0.7(knorm)": (
+        0.6, 2, lambda: Merging(KnormPress(), similarity_threshold=0.6, merge_fraction=0.7)),
+    "per_layer:compression_ratios=0.1*3;0.7;0.5*26(knorm)": (None, 0, lambda: PerLayer(KnormPress(), ratios(0.7))),
+    "per_layer:compression_ratios=0.1*3;0.4;0.5*26(snapkv:window_size=8)": (
+        None, 0, lambda: PerLayer(SnapKVPress(window_size=8), ratios(0.4))),
+    "composed(knorm,keydiff)": (0.75, 0, lambda: Composed(KnormPress(0.5), KeyDiffPress(0.5))),
+    "composed(snapkv:window_size=8@0.3,knorm@0.2)": (
+        None, 0, lambda: Composed(SnapKVPress(0.3, window_size=8), KnormPress(0.2))),
+    "composed(keydiff@0.4,merging(knorm)@0.3,knorm@0.1)": (
+        None, 2, lambda: Composed(KeyDiffPress(0.4), MergingPress(KnormPress(0.3)), KnormPress(0.1))),
+    "critical_adakv(expected_attention:use_vnorm=false)": (
+        0.5, 0, lambda: CriticalAdaKVPress(ExpectedAttentionPress(use_vnorm=False))),
+    "critical_adakv:alpha_safeguard=0.6,epsilon=0.01,first_stage_ratio=0.3(snapkv:window_size=8)": (
+        0.6, 0, lambda: CriticalAdaKVPress(SnapKVPress(window_size=8), 0.6, 0.01, 0.3)),
+    "critical_adakv:first_stage_ratio=0(knorm)": (
+        0.5, 0, lambda: CriticalAdaKVPress(KnormPress(), first_stage_ratio=0.0)),
+    "simlayerkv:lazy_threshold=0.1,n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(0.1, **LAZY)),
+    "simlayerkv:lazy_threshold=0.3,n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(0.3, **LAZY)),
+    "simlayerkv:n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(1.0, **LAZY)),
+    "finch:window_size=9": (0.5, 1, lambda: finch(9)),
+    "finch:window_size=9,normalize_scores=false": (0.6, 1, lambda: finch(9, normalize_scores=False)),
+    "finch:window_size=5,chunk_length=20,rerotate_keys=false": (
+        0.5, 0, lambda: finch(5, chunk_length=20, rerotate_keys=False)),
+}
+VALUES_SHAPES = 2  # of SHAPES: those whose new values are stored too
 
 
 class Draw:
@@ -106,6 +241,30 @@ def answers(press, args):
     return scores, kept
 
 
+def compressed(press, ratio, args):
+    """[H][L] kept, and [kept][D] their values: slots are known by their keys, or by their values when the
+    press moves the keys."""
+    module, _, keys, values = args[:4]
+    leaf = press
+    while ratio is not None and hasattr(leaf, "press"):
+        leaf = leaf.press
+    for p in leaf.presses if hasattr(leaf, "presses") else [leaf]:
+        if ratio is not None and not isinstance(press, Composed):
+            p.compression_ratio = ratio
+    module.masked_key_indices = None
+    k, v = press.compress(module, args[1], keys.clone(), values.clone(), *args[4:])
+    if module.masked_key_indices is not None:
+        kept = torch.ones(keys.shape[1:3], dtype=torch.bool)
+        kept[module.masked_key_indices[1], module.masked_key_indices[2]] = False
+        return kept, values[0][kept]
+    same = (k[0][:, None] == keys[0][:, :, None]).all(-1)  # [H][L][n_kept]
+    if same.sum() < k.shape[1] * k.shape[2]:
+        same = (v[0][:, None] == values[0][:, :, None]).all(-1)
+    kept = same.any(-1)
+    assert (same.sum(-1) <= 1).all() and kept.sum() == k.shape[1] * k.shape[2]
+    return kept, v[0][torch.nonzero(same)[:, 0], torch.nonzero(same)[:, 2]]
+
+
 @torch.inference_mode()
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,6 +286,17 @@ def main():
                 if with_scores:
                     f.write(scores.numpy().astype("<f4").tobytes())
                 f.write(np.packbits(kept.numpy(), axis=-1).tobytes())
+            for name, (ratio, holds, make) in COMPRESSED.items():
+                press = make()
+                kept, values = compressed(press, ratio, args)
+                if SHAPES.index((seed, n, d, hq, h)) >= VALUES_SHAPES:
+                    holds &= ~2
+                f.write(f"case {seed} {n} {d} {hq} {h} {ratio or 0.0} {holds} {name}\n".encode())
+                if holds & 1:
+                    f.write(press.score(*args)[0].numpy().astype("<f4").tobytes())
+                f.write(np.packbits(kept.numpy(), axis=-1).tobytes())
+                if holds & 2:
+                    f.write(values.numpy().astype("<f4").tobytes())
     print(f"{path}: {os.path.getsize(path)} bytes")
 
 

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "compression/press.h"
+#include "compression/shared.h"
 #include "compression/spec.h"
 #include "tests/unit/press_view.h"
 
@@ -21,7 +22,7 @@ typedef struct {
     unsigned long long seed;
     size_t n, d, hq, h;
     double ratio;
-    int with_scores;
+    int holds; /* 1 scores, 2 the kept values */
     char press[128];
 } golden_case;
 
@@ -61,6 +62,32 @@ static void compare_kept(const golden_case *c, const pd_plan *plan, FILE *f) {
     }
 }
 
+static void compare_values(const golden_case *c, const test_view *t, const pd_plan *plan, FILE *f) {
+    float want;
+    for (size_t h = 0; h < c->h; h++)
+        for (size_t i = 0; i < plan->n_keep[h]; i++)
+            for (size_t e = 0; e < c->d; e++) {
+                const float got = plan->v_new ? plan->v_new[h][i * c->d + e]
+                                              : t->v[h][plan->keep[h][i] * c->d + e];
+                must_read(&want, sizeof want, f);
+                /* values are of size 1 */
+                if (!(fabs((double)got - (double)want) <= 1e-5))
+                    fail_msg("%s, seed %llu, head %zu, slot %u: value %zu is %.9g, kvpress %.9g",
+                             c->press, c->seed, h, plan->keep[h][i], e, (double)got, (double)want);
+            }
+}
+
+/* A plan that keeps all, slot by slot. */
+static void spell_out(const golden_case *c, test_view *t, pd_plan *plan) {
+    if (!plan->keep_all) return;
+    pd_err err = {0};
+    size_t n_keep[TV_H_MAX];
+    for (size_t h = 0; h < c->h; h++) n_keep[h] = c->n;
+    assert_int_equal(pd__plan_new(&t->view, n_keep, plan, &err), PD_OK);
+    for (size_t h = 0; h < c->h; h++)
+        for (size_t i = 0; i < c->n; i++) plan->keep[h][i] = (uint32_t)i;
+}
+
 static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
     const pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d};
     pd_err err = {0};
@@ -77,8 +104,10 @@ static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
         pd_spec_resolve(spec, &model, &inst, &err) != PD_OK ||
         pd_press_plan(inst, &t->view, &budget, &plan, scores, &err) != PD_OK)
         fail_msg("%s: %s", c->press, err.msg);
-    if (c->with_scores) compare_scores(c, scores, f);
+    if (c->holds & 1) compare_scores(c, scores, f);
+    spell_out(c, t, &plan);
     compare_kept(c, &plan, f);
+    if (c->holds & 2) compare_values(c, t, &plan, f);
     pd_press_inst_close(inst);
     tv_close(t);
 }
@@ -91,12 +120,12 @@ static void run_file(const pd_kernels *kern) {
     for (; fgets(line, sizeof line, f); n++) {
         golden_case c;
         if (sscanf(line, "case %llu %zu %zu %zu %zu %lf %d %127s", &c.seed, &c.n, &c.d, &c.hq, &c.h,
-                   &c.ratio, &c.with_scores, c.press) != 8)
+                   &c.ratio, &c.holds, c.press) != 8)
             fail_msg("not a case: %s", line);
         run_case(&c, kern, f);
     }
     fclose(f);
-    assert_true(n >= 60); /* all of them were there */
+    assert_true(n >= 180); /* all of them were there */
 }
 
 static void as_kvpress(void **state) {
