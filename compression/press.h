@@ -176,7 +176,7 @@ enum {
 struct pd_press {
     const char *name;            /* wire name */
     const char *reference_class; /* kvpress class, "ExpectedAttentionPress" */
-    const char *kind;            /* "scorer", "wrapper" */
+    const char *kind;            /* "scorer", "wrapper", "planner" (neither scores for others nor wraps) */
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */

@@ -119,7 +119,7 @@ static const pd_param params[] = {
 const pd_press pd_press_simlayerkv = {
     .name = "simlayerkv",
     .reference_class = "SimLayerKVPress",
-    .kind = "layer",
+    .kind = "planner",
     .source = "arXiv 2410.13846",
     .doc = "Keeps the first and the most recent tokens of layers that look at nothing else, and all "
            "of the others.",

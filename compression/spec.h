@@ -52,7 +52,8 @@ enum { PD_SPEC_TEXT_MAX = 2048 }; /* bytes of the text form */
  * at the very end "@ratio".  E.g. adakv:alpha_safeguard=0.2(expected_attention:epsilon=0.01)@0.5
  * Values: JSON numbers, true, false, null, words, and lists of numbers with ';'
  * between them, in which "v*n" says v n times: compression_ratios=0;0.5*28;0.25.
- * No blanks.  A press inside another may end in "@ratio" too where the outer one
+ * No blanks.  A "," inside parentheses begins a parameter if a name and "=" follow,
+ * else a press.  A press inside another may end in "@ratio" too where the outer one
  * takes that (composed).  *ratio is in [0, 1), NaN when none is given.  The tree and its strings live in `arena`
  * (`path` is borrowed as long as the tree).  Errors: EINVAL names `path` and the
  * column (byte, from 1), ENOMEM. */

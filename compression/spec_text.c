@@ -9,6 +9,9 @@
  *     list  = run { ";" run }
  *     run   = number [ "*" count ]
  *
+ * Inside parentheses a "," behind a parameter begins another one if a name and "="
+ * follow, else the next press.
+ *
  * Length, depth and counts are bounded; every error names the column.  What the
  * names and values mean is pd_spec_resolve's business.  The canonical writer is
  * here too, so that both directions of the form stand side by side. */
@@ -157,7 +160,15 @@ static pd_status parse_value(parser *p, pd_spec_param *param) {
     return PD_OK;
 }
 
-static pd_status parse_params(parser *p, pd_spec *node) {
+/* At a ',' behind a parameter: does another one follow? */
+static bool more_params(const parser *p, int depth) {
+    if (peek(p) != ',') return false;
+    size_t at = p->at + 1;
+    while (is_name(p->text[at])) at++;
+    return depth == 1 || p->text[at] == '=';
+}
+
+static pd_status parse_params(parser *p, int depth, pd_spec *node) {
     pd_spec_param list[PD_PRESS_PARAMS_MAX] = {0};
     do {
         p->at++; /* ':' or ',' */
@@ -169,7 +180,7 @@ static pd_status parse_params(parser *p, pd_spec *node) {
         p->at++;
         PD_TRY(parse_value(p, param));
         node->n_param++;
-    } while (peek(p) == ',');
+    } while (more_params(p, depth));
     node->param = PD_ARENA_NEW(p->arena, node->n_param, pd_spec_param);
     if (!node->param) return no_memory(p);
     memcpy(node->param, list, node->n_param * sizeof *list);
@@ -215,7 +226,7 @@ static pd_status parse_node(parser *p, int depth, pd_spec **ret) {
     if (!node) return no_memory(p);
     node->path = node->params_path = p->path;
     PD_TRY(parse_name(p, "the name of a press", &node->name));
-    if (peek(p) == ':') PD_TRY(parse_params(p, node));
+    if (peek(p) == ':') PD_TRY(parse_params(p, depth, node));
     if (peek(p) == '(') PD_TRY(parse_children(p, depth, node));
     *ret = node;
     return PD_OK;

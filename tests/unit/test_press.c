@@ -11,49 +11,11 @@
 #include "compression/shared.h"
 #include "compression/spec.h"
 #include "compression/value_effect.h"
-#include "tests/unit/press_view.h"
+#include "tests/unit/press_case.h"
 
 #include <cblas.h>
 #include <float.h>
 #include <stdio.h>
-
-static pd_press_inst *inst_of(const char *text) {
-    static const pd_press_model model = {30, 6, 2, 16, 96};
-    pd_arena a = {0};
-    pd_spec *spec;
-    double ratio;
-    pd_err err = {0};
-    pd_press_inst *inst = NULL;
-    if (pd_spec_parse_text(text, "press", &a, &spec, &ratio, &err) != PD_OK ||
-        pd_spec_resolve(spec, &model, &inst, &err) != PD_OK)
-        fail_msg("%s", err.msg);
-    pd_arena_done(&a);
-    return inst;
-}
-
-static float **scores_of(const char *text, test_view *t) {
-    pd_press_inst *inst = inst_of(text);
-    float **s = pd_scores_new(&t->view);
-    pd_err err = {0};
-    if (pd_press_score(inst, &t->view, s, &err) != PD_OK) fail_msg("%s: %s", text, err.msg);
-    pd_press_inst_close(inst);
-    return s;
-}
-
-static pd_plan plan_of(const char *text, test_view *t, pd_budget b, float *const *scores) {
-    pd_press_inst *inst = inst_of(text);
-    pd_plan plan;
-    pd_err err = {0};
-    if (pd_press_plan(inst, &t->view, &b, &plan, scores, &err) != PD_OK)
-        fail_msg("%s: %s", text, err.msg);
-    pd_press_inst_close(inst);
-    return plan;
-}
-
-static void assert_near(double got, double want, double rel, const char *what, size_t h, size_t i) {
-    if (!(fabs(got - want) <= rel * fabs(want) + 1e-30))
-        fail_msg("%s head %zu slot %zu: got %.9g want %.9g", what, h, i, got, want);
-}
 
 /* ---- budgets and selection ---- */
 
@@ -266,7 +228,7 @@ static void needs_and_least_tokens(void **state) {
     pd_press_inst_close(inst);
     inst = inst_of("key_rerotation(tova)");
     assert_int_equal(pd_press_min_tokens(inst), 2);
-    assert_int_equal(pd_press_inst_can(inst), 0);
+    assert_int_equal(pd_press_inst_can(inst), PD_CAN_COMPOSE);
     pd_press_inst_close(inst);
     inst = inst_of("knorm");
     assert_int_equal(pd_press_min_tokens(inst), 1);
@@ -447,24 +409,6 @@ static void keydiff_is_the_formula(void **state) {
             }
     }
     tv_close(t);
-}
-
-/* Mean over the last w queries of the softmax over visible slots, in double. */
-static void plain_attention(const test_view *t, size_t w, size_t hq, double *out) {
-    const pd_view *v = &t->view;
-    const size_t h = hq / (v->n_head / v->n_head_kv), n = v->n_h[h], d = v->head_dim;
-    for (size_t i = 0; i < n; i++) out[i] = 0.0;
-    for (size_t r = v->q_rows - w; r < v->q_rows; r++) {
-        double z[400], sum = 0.0;
-        for (size_t i = 0; i < n; i++) {
-            double dot = 0.0;
-            for (size_t e = 0; e < d; e++)
-                dot += (double)v->q[(r * v->n_head + hq) * d + e] * (double)t->k[h][i * d + e];
-            z[i] = t->pos[h][i] <= v->q_pos[r] ? exp(dot / sqrt((double)d)) : 0.0;
-            sum += z[i];
-        }
-        for (size_t i = 0; sum > 0.0 && i < n; i++) out[i] += z[i] / sum / (double)w;
-    }
 }
 
 static void snapkv_is_the_formula(void **state) {

@@ -84,8 +84,18 @@ static void every_default_round_trips(void **state) {
         const pd_press *p = pd_press_at(i);
         assert_ptr_equal(pd_press_find(p->name), p);
         assert_non_null(strstr(pd_press_names(), p->name));
-        char text[128];
-        snprintf(text, sizeof text, p->min_child ? "%s(knorm)" : "%s", p->name);
+        char text[256];
+        size_t len = (size_t)snprintf(text, sizeof text, "%s", p->name);
+        char before = ':';
+        for (size_t k = 0; k < p->n_params; k++) {
+            const pd_param *q = &p->params[k];
+            if (!(q->flags & PD_PARAM_REQUIRED)) continue;
+            len += (size_t)snprintf(text + len, sizeof text - len,
+                                    q->type == PD_PARAM_FLOAT_LIST ? "%c%s=%g*30" : "%c%s=%g", before,
+                                    q->name, q->max);
+            before = ',';
+        }
+        snprintf(text + len, sizeof text - len, p->min_child ? "(knorm)" : "");
         assert_canonical(text, text);
         for (size_t k = 0; k < p->n_params; k++) {
             const pd_param *q = &p->params[k];
@@ -94,13 +104,101 @@ static void every_default_round_trips(void **state) {
             assert_int_equal(index, k);
             assert_non_null(q->doc);
             assert_true(q->max >= q->min && q->max < 1e300);
-            assert_true(isnan(q->def) ? (q->flags & PD_PARAM_NULLABLE) != 0
+            assert_true(isnan(q->def) ? (q->flags & (PD_PARAM_NULLABLE | PD_PARAM_REQUIRED)) != 0
                                       : q->def >= q->min && q->def <= q->max);
         }
     }
     assert_null(pd_press_at(pd_press_count()));
     assert_null(pd_press_find("none"));
     assert_null(pd_press_param(pd_press_find("knorm"), "seed", NULL));
+}
+
+/* One number per layer; runs of one value as "v*n". */
+static void lists_have_one_number_per_layer(void **state) {
+    (void)state;
+    static const char *const t[][2] = {
+        {"per_layer:compression_ratios=0.5*30(knorm)", "per_layer:compression_ratios=0.5*30(knorm)"},
+        {"per_layer:compression_ratios=0;-0;0.5*14;0.50*13;1e0(knorm)",
+         "per_layer:compression_ratios=0*2;0.5*27;1(knorm)"},
+        {"per_layer:compression_ratios=0.1*1;0.2*028;0.1(snapkv:window_size=8)",
+         "per_layer:compression_ratios=0.1;0.2*28;0.1(snapkv:window_size=8)"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        assert_canonical(t[i][0], t[i][1]);
+        assert_canonical(t[i][1], t[i][1]);
+    }
+    static const pd_press_model one = {1, 9, 3, 64, 576};
+    pd_spec_param number = {.name = "compression_ratios", .kind = PD_SPEC_NUMBER, .number = 0.25};
+    pd_spec child = {.name = "knorm", .path = "p.press"}, *children[] = {&child},
+            s = {.name = "per_layer", .path = "p", .param = &number, .n_param = 1, .child = children, .n_child = 1};
+    pd_press_inst *inst = NULL;
+    pd_err err = {0};
+    assert_int_equal(pd_spec_resolve(&s, &one, &inst, &err), PD_OK); /* a list of one is written as a number */
+    assert_int_equal(inst->n_list, 1);
+    assert_true(inst->list[0][0] == 0.25);
+    pd_press_inst_close(inst);
+
+    /* faults name the value and its place */
+    inst = NULL;
+    double v[30] = {[17] = 1.5};
+    pd_spec_param list = {.name = "compression_ratios", .kind = PD_SPEC_LIST, .list = v, .n_list = 30};
+    s.param = &list;
+    assert_int_equal(pd_spec_resolve(&s, &model, &inst, &err), PD_EINVAL);
+    assert_string_equal(err.param, "p.params.compression_ratios[17]");
+    assert_non_null(strstr(err.msg, "must be a list of 30 numbers in [0, 1], one per layer, not 1.5 for layer 17"));
+    v[17] = (double)NAN;
+    err = (pd_err){0};
+    assert_int_equal(pd_spec_resolve(&s, &model, &inst, &err), PD_EINVAL);
+    assert_string_equal(err.param, "p.params.compression_ratios[17]");
+    assert_null(inst);
+
+    assert_refused("per_layer:compression_ratios=0.5*29(knorm)", "not a list of 29");
+    assert_refused("per_layer:compression_ratios=0.5*31(knorm)", "not a list of 31");
+    assert_refused("per_layer:compression_ratios=0.5(knorm)", "one per layer, not 0.5");
+    assert_refused("per_layer:compression_ratios=null(knorm)", "one per layer, not null");
+    assert_refused("per_layer:compression_ratios=0*29;-1(knorm)", "not -1 for layer 29");
+    assert_refused("per_layer:compression_ratios=0*30,compression_ratios=0*30(knorm)", "given twice");
+    assert_refused("per_layer(knorm)", "press 'per_layer' needs 'compression_ratios': a list of 30");
+    assert_refused("per_layer:compression_ratios=0*30", "takes 1 press inside it, not 0");
+    assert_refused("streaming_llm:n_sink=1;2", "an integer in [0, 65536], not a list of 2");
+    assert_refused("random:seed=1*2", "or null, not a list of 2");
+    assert_refused("per_layer:compression_ratios=0.5;", "column 34: expected a digit, found its end");
+    assert_refused("per_layer:compression_ratios=0.5;;0.5", "column 34: expected a digit, found ';'");
+    assert_refused("per_layer:compression_ratios=0.5*", "column 34: expected a digit");
+    assert_refused("per_layer:compression_ratios=0.5*-1", "column 34: expected a digit, found '-'");
+    assert_refused("per_layer:compression_ratios=0.5*0", "column 34: a number cannot stand 0 times");
+    assert_refused("per_layer:compression_ratios=0.5*513", "more than 512 numbers in a list");
+    assert_refused("per_layer:compression_ratios=0.5*512;1", "more than 512 numbers in a list");
+    assert_refused("per_layer:compression_ratios=0.5*99999999999999999999", "more than 512 numbers in a list");
+    assert_refused("per_layer:compression_ratios=0*30;true(knorm)", "column 35: expected a digit, found 't'");
+}
+
+/* "child@ratio", where the outer press takes that. */
+static void children_carry_ratios(void **state) {
+    (void)state;
+    static const char *const t[][2] = {
+        {"composed(knorm@0.50,keydiff@0)", "composed(knorm@0.5,keydiff@0)"},
+        {"composed(snapkv:window_size=8,kernel_size=3@0.3,adakv@0.1)", NULL},
+        {"composed(snapkv:kernel_size=3,window_size=8,knorm)", "composed(snapkv:window_size=8,kernel_size=3,knorm)"},
+        {"composed(simlayerkv:lazy_threshold=0.9,composed(knorm@0.25,tova@0.1))",
+         "composed(simlayerkv:lazy_threshold=0.9,composed(knorm@0.25,tova@0.1))"},
+        {"composed(chunkkv:chunk_length=8(snapkv)@0.2,knorm@0.5)", "composed(chunkkv:chunk_length=8(snapkv)@0.2,knorm@0.5)"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        if (!t[i][1]) {
+            assert_refused(t[i][0], "'adakv' takes 1 press inside it, not 0");
+            continue;
+        }
+        assert_canonical(t[i][0], t[i][1]);
+        assert_canonical(t[i][1], t[i][1]);
+    }
+    assert_refused("composed(knorm@1)", "column 16: the ratio must be in [0, 1), not 1");
+    assert_refused("composed(knorm@)", "column 16: expected a digit, found ')'");
+    assert_refused("composed(knorm@0.5@0.5)", "column 19: expected ',' or ')', found '@'");
+    assert_refused("merging(knorm@0.5)", "a press inside 'merging' takes no ratio of its own: the child's");
+    assert_refused("adakv(random:seed=1,)", "column 21: expected the name of a press, found ')'");
+    assert_refused("adakv(random:seed=1,b)", "takes 1 press inside it, not 2");
+    assert_refused("adakv(random:seed=1,b=2)", "press 'random' has no parameter 'b'");
 }
 
 static void ratio_at_the_end(void **state) {
@@ -238,6 +336,12 @@ static void random_texts_are_read_or_refused(void **state) {
                                        "snapkv",
                                        "streaming_llm",
                                        "key_rerotation",
+                                       "per_layer",
+                                       "composed",
+                                       "compression_ratios",
+                                       "0.5*30",
+                                       ";",
+                                       "*",
                                        "none",
                                        ":",
                                        ",",
@@ -265,8 +369,11 @@ static void random_texts_are_read_or_refused(void **state) {
         char text[256] = "";
         size_t len = 0;
         /* half of the rounds start from something valid and are then spoilt */
-        const char valid[] = "adakv:alpha_safeguard=0.5(streaming_llm:n_sink=8)";
-        if (round & 1) len = (size_t)snprintf(text, 1 + pd_rng_u64(&rng) % sizeof valid, "%s", valid);
+        static const char *const valid[] = {
+            "adakv:alpha_safeguard=0.5(streaming_llm:n_sink=8)",
+            "composed(per_layer:compression_ratios=0.5*28;1;0.25(knorm),snapkv:window_size=8@0.5,tova@0)"};
+        const char *whole = valid[round / 2 % 2];
+        if (round & 1) len = (size_t)snprintf(text, 1 + pd_rng_u64(&rng) % (strlen(whole) + 1), "%s", whole);
         if (len > strlen(text)) len = strlen(text);
         for (size_t k = pd_rng_u64(&rng) % 8; k > 0 && len < 200; k--)
             len += (size_t)snprintf(text + len, sizeof text - len, "%s",
@@ -330,6 +437,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_becomes_canonical),
         cmocka_unit_test(every_default_round_trips),
+        cmocka_unit_test(lists_have_one_number_per_layer),
+        cmocka_unit_test(children_carry_ratios),
         cmocka_unit_test(ratio_at_the_end),
         cmocka_unit_test(syntax_errors_name_the_column),
         cmocka_unit_test(values_are_checked),
