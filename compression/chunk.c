@@ -44,6 +44,7 @@ static pd_status plan_chunk(const pd_press_inst *inst, const pd_view *view, cons
                             pd_err *err) {
     pd_view sub;
     PD_TRY(pd__view_slice(view, begin, end - begin, tmp, &sub, err));
+    if (budget->by_count) sub.budget.count = pd__chunk_keep(budget, view->n, begin, end);
     float **score = pd_scores_new(&sub);
     if (!score)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the scores of %zu tokens", sub.n);

@@ -15,30 +15,7 @@
 #include "compression/shared.h"
 #include "compression/value_effect.h"
 
-#include "engine/base/num.h"
-
-#include <float.h>
-#include <math.h>
-
 enum { ALPHA, EPSILON, FIRST_STAGE };
-
-/* The second stage's ranking of head h, in place: the first stage's slots stay on top. */
-static pd_status second_stage(const pd_press_inst *inst, const pd_view *view, size_t h,
-                              size_t n_keep, const float *effect, float *score, uint32_t *best,
-                              pd_err *err) {
-    const size_t n = view->n_h[h], first = (size_t)((double)n_keep * inst->p[FIRST_STAGE]);
-    const float epsilon = (float)inst->p[EPSILON];
-    if (first > 0) PD_TRY(pd_top_k(score, n, first, best, view->tmp, err));
-    for (size_t i = 0, b = 0; i < n; i++) {
-        const bool chosen = b < first && best[b] == i;
-        if (chosen) b++;
-        if (score[i] >= FLT_MAX) continue; /* protected, or saved */
-        score[i] = chosen ? FLT_MAX : (score[i] + epsilon) * effect[i];
-        /* a product beyond f32 must not pass for a chosen slot */
-        if (!chosen) score[i] = fminf(fmaxf(score[i], -FLT_MAX), nextafterf(FLT_MAX, 0.0f));
-    }
-    return PD_OK;
-}
 
 static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
                       pd_plan *ret, pd_err *err) {
@@ -55,7 +32,9 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
     PD_TRY(pd__value_effect(view, effect, err));
     PD_TRY(pd__plan_new(view, n_keep, ret, err));
     for (size_t h = 0; h < view->n_head_kv; h++) {
-        PD_TRY(second_stage(inst, view, h, n_keep[h], effect[h], score[h], best, err));
+        const size_t first = (size_t)((double)n_keep[h] * inst->p[FIRST_STAGE]);
+        PD_TRY(pd__weigh_by_effect(view, h, first, (float)inst->p[EPSILON], effect[h], score[h],
+                                   best, err));
         PD_TRY(pd_top_k(score[h], view->n_h[h], n_keep[h], ret->keep[h], view->tmp, err));
     }
     return PD_OK;

@@ -3,18 +3,13 @@
  *
  * Devoto, Jeblick, Jegou 2025 (arXiv 2510.00636); kvpress' ExpectedAttentionPress.
  * Queries before RoPE are close to normal, N(mu, S) per query head.  With Rbar
- * the mean rotation over the next N positions, mu' = Rbar mu, S' = Rbar S Rbar^T,
+ * the mean rotation over the next N positions (mean_rotation.c), mu' = Rbar mu, S' = Rbar S Rbar^T,
  * the expected weight of key k is exp(z),
  *
  *     z = mu' . k / sqrt(D) + k^T S' k / (2 D)
  *
  * p = softmax of z over the slots after the sinks, averaged over the query heads
  * of a KV head; score = (p + epsilon) |v|; sinks get the largest score + 1.
- *
- * Mean rotation: with t = theta_i, over positions a .. a+N-1,
- *     c_i + j s_i = e^{j (a + (N-1)/2) t} sin(N t / 2) / (N sin(t / 2))
- * and Rbar mixes only the pair (i, i + D/2) by [[c, -s], [s, c]], so no D x D
- * rotation is ever built.
  *
  * While decoding the moments are those of the recent queries the engine keeps
  * (n_sink 0).  DIFFERS: the reference then takes the length of its buffer for
@@ -45,28 +40,6 @@ typedef struct {
     float *const *score;
 } job;
 
-/* Mean cos and sin of each frequency over n positions from a, times scale. */
-static void mean_rotation(const pd_view *view, double a, double n, double *c, double *s) {
-    for (size_t i = 0; i < view->head_dim / 2; i++) {
-        const double t = (double)view->inv_freq[i];
-        const double den = n * sin(t / 2.0);
-        const double shrink = fabs(den) < 1e-12 ? 1.0 : sin(n * t / 2.0) / den;
-        const double mid = (a + (n - 1.0) / 2.0) * t;
-        c[i] = cos(mid) * shrink * (double)view->rope_scale;
-        s[i] = sin(mid) * shrink * (double)view->rope_scale;
-    }
-}
-
-/* x <- Rbar x * scale for elements of stride `step`. */
-static void rotate(float *x, size_t step, size_t half, const double *c, const double *s,
-                   double scale) {
-    for (size_t i = 0; i < half; i++) {
-        const double a = (double)x[i * step], b = (double)x[(i + half) * step];
-        x[i * step] = (float)((a * c[i] - b * s[i]) * scale);
-        x[(i + half) * step] = (float)((b * c[i] + a * s[i]) * scale);
-    }
-}
-
 /* mu' and S' of every query head, scaled as the logits need them. */
 static void rotate_moments(const pd_view *view, const pd_moments *m, const job *j, const double *c,
                            const double *s) {
@@ -74,11 +47,11 @@ static void rotate_moments(const pd_view *view, const pd_moments *m, const job *
     memcpy(j->mu, m->mean, view->n_head * d * sizeof *j->mu);
     if (j->use_cov) memcpy(j->cov, m->cov, view->n_head * d * d * sizeof *j->cov);
     for (size_t h = 0; h < view->n_head; h++) {
-        rotate(j->mu + h * d, 1, d / 2, c, s, 1.0 / sqrt((double)d));
+        pd__rotate(j->mu + h * d, 1, d / 2, c, s, 1.0 / sqrt((double)d));
         if (!j->use_cov) continue;
         float *cov = j->cov + h * d * d;
-        for (size_t i = 0; i < d; i++) rotate(cov + i, d, d / 2, c, s, 1.0);
-        for (size_t i = 0; i < d; i++) rotate(cov + i * d, 1, d / 2, c, s, 0.5 / (double)d);
+        for (size_t i = 0; i < d; i++) pd__rotate(cov + i, d, d / 2, c, s, 1.0);
+        for (size_t i = 0; i < d; i++) pd__rotate(cov + i * d, 1, d / 2, c, s, 0.5 / (double)d);
     }
 }
 
@@ -167,7 +140,8 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
     if (!c || !job_alloc(view, &j))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
 
-    mean_rotation(view, (double)(step ? view->n_seen : view->stat_rows), inst->p[N_FUTURE], c, s);
+    pd__mean_rotation(view, (double)(step ? view->n_seen : view->stat_rows), inst->p[N_FUTURE], c,
+                      s);
     rotate_moments(view, m, &j, c, s);
     pd__for_tiles(view, logits_tile, &j);
     pd_workers_run(view->workers, softmax_head, &(softmax_ctx){view, &j}, view->n_head);

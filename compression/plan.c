@@ -19,6 +19,11 @@ size_t pd_budget_keep(const pd_budget *b, size_t n) {
     return pd_min_size(keep, n);
 }
 
+double pd_budget_ratio(const pd_budget *b, size_t n) {
+    if (!b->by_count) return b->ratio;
+    return n == 0 ? 0.0 : 1.0 - (double)pd_budget_keep(b, n) / (double)n;
+}
+
 size_t pd__n_protected(const pd_view *view, size_t h) {
     if (!view->protect || !view->protect[h]) return 0;
     size_t n = 0;

@@ -217,6 +217,9 @@ pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd
         *ret = (pd_plan){.keep_all = true};
         return PD_OK;
     }
+    pd_view with_budget = *view;
+    with_budget.budget = *budget;
+    view = &with_budget;
     if (inst->press->plan) {
         PD_TRY(inst->press->plan(inst, view, budget, &plan, err));
         /* Scored once more, only for a client that asked to see the scores: it

@@ -58,6 +58,17 @@ typedef struct pd_moments {
 
 typedef enum { PD_PHASE_PREFILL, PD_PHASE_STEP } pd_phase;
 
+/* What to keep of a view: `ratio`, or a count when by_count. */
+typedef struct pd_budget {
+    double ratio;   /* [0, 1] */
+    bool by_count;
+    size_t count;   /* tokens per head */
+} pd_budget;
+
+/* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
+size_t pd_budget_keep(const pd_budget *b, size_t n);
+double pd_budget_ratio(const pd_budget *b, size_t n); /* the ratio, or the one that a count of n comes to */
+
 /* One layer at one moment.  Everything is borrowed for the call. */
 typedef struct pd_view {
     pd_phase phase;
@@ -91,6 +102,9 @@ typedef struct pd_view {
     pd_workers *workers;   /* may be NULL */
     pd_arena *tmp;         /* scratch of the call; plans live in it */
     uint64_t seed;         /* of the request; the same for every layer */
+
+    pd_budget budget;      /* what the plan under way may keep, set by pd_press_plan: for the few scores that
+                              depend on it (critical, compactor).  All zero = ratio 0 */
 } pd_view;
 
 /* ---- what a press answers ---- */
@@ -145,16 +159,6 @@ struct pd_press_inst {
     size_t n_child;
     void *state;
 };
-
-/* What to keep of a view: `ratio`, or a count when by_count. */
-typedef struct pd_budget {
-    double ratio;   /* [0, 1] */
-    bool by_count;
-    size_t count;   /* tokens per head */
-} pd_budget;
-
-/* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
-size_t pd_budget_keep(const pd_budget *b, size_t n);
 
 struct pd_press_model; /* spec.h */
 
@@ -255,7 +259,8 @@ pd_status pd_press_score(const pd_press_inst *inst, const pd_view *view, float *
  * scoring (unless the press, or one inside it, has a budget of its own).  At least one slot per head stays, and every protected one: a head
  * with more protected slots than its budget keeps more.
  * `scores` (may be NULL, [H][n_h]) receives what ranked the slots, when the
- * press ranks by scores and something goes (a wrapper: its child's scores). */
+ * press ranks by scores and something goes (a wrapper: its child's scores).
+ * Hooks see the view with `budget` in it. */
 pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
                         pd_plan *ret, float *const *scores, pd_err *err);
 

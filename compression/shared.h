@@ -39,6 +39,14 @@ pd_status pd__window_attention_times_before(const pd_view *view, size_t w, float
 /* [Hq][n_h] floats from view->tmp; NULL = no memory. */
 float **pd__query_head_rows(const pd_view *view);
 
+/* ---- the future's RoPE ---- */
+
+/* c, s: [D/2] mean cosine and sine of each frequency over n positions from a, times
+ * rope_scale.  mean_rotation.c has the closed form. */
+void pd__mean_rotation(const pd_view *view, double a, double n, double *c, double *s);
+/* x <- Rbar x * scale, Rbar the mean rotation; elements of x have stride `step`. */
+void pd__rotate(float *x, size_t step, size_t half, const double *c, const double *s, double scale);
+
 /* ---- needs ---- */
 
 /* One more set of moments; see PD_NEEDS_TOO_MANY. */

@@ -11,11 +11,10 @@
  * with gaps between slots work alike; with fewer queries at hand the window is
  * as long as they are.
  * Cost: window_size * Hq * L * D multiply-adds. */
+#include "compression/snapkv.h"
+
 #include "compression/shared.h"
-
 #include "engine/base/num.h"
-
-enum { WINDOW, KERNEL };
 
 typedef struct {
     size_t n_group, kernel;
@@ -49,11 +48,11 @@ static void pool(void *ctx, const pd_view *view, size_t h, size_t first, size_t 
     }
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
-                       pd_err *err) {
-    const size_t w = (size_t)inst->p[WINDOW];
+pd_status pd__snapkv_score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                           pd_err *err) {
+    const size_t w = (size_t)inst->p[PD__SNAPKV_WINDOW];
     job j = {.n_group = view->n_head / view->n_head_kv,
-             .kernel = (size_t)inst->p[KERNEL],
+             .kernel = (size_t)inst->p[PD__SNAPKV_KERNEL],
              .score = score};
     float **attention = pd__query_head_rows(view);
     j.attention = attention;
@@ -68,36 +67,24 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
     return PD_OK;
 }
 
-static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model,
-                       const char *path, pd_err *err) {
-    const int kernel = (int)inst->p[KERNEL];
+pd_status pd__snapkv_check(const pd_press_inst *inst, const struct pd_press_model *model,
+                           const char *path, pd_err *err) {
+    const int kernel = (int)inst->p[PD__SNAPKV_KERNEL];
     if (kernel % 2 == 1) return PD_OK;
     return pd_fail(err, PD_EINVAL, path,
-                   "%s: parameter 'kernel_size' of 'snapkv' must be odd, not %d", path, kernel);
+                   "%s: parameter 'kernel_size' of '%s' must be odd, not %d", path,
+                   inst->press->name, kernel);
 }
 
-static void needs(const pd_press_inst *inst, pd_press_needs *n) {
-    pd__need_q_tail(n, (size_t)inst->p[WINDOW]);
+void pd__snapkv_needs(const pd_press_inst *inst, pd_press_needs *n) {
+    pd__need_q_tail(n, (size_t)inst->p[PD__SNAPKV_WINDOW]);
 }
 
-static size_t min_tokens(const pd_press_inst *inst) {
-    return (size_t)inst->p[WINDOW] + 1;
+size_t pd__snapkv_min_tokens(const pd_press_inst *inst) {
+    return (size_t)inst->p[PD__SNAPKV_WINDOW] + 1;
 }
 
-static const pd_param params[] = {
-    [WINDOW] = {.name = "window_size",
-                .type = PD_PARAM_INT,
-                .def = 64,
-                .min = 1,
-                .max = 1024,
-                .doc = "last tokens, whose queries judge the others and which stay"},
-    [KERNEL] = {.name = "kernel_size",
-                .type = PD_PARAM_INT,
-                .def = 5,
-                .min = 1,
-                .max = 255,
-                .doc = "slots the attention is averaged over (odd)"},
-};
+static const pd_param params[] = {PD__SNAPKV_PARAM_ROWS};
 
 const pd_press pd_press_snapkv = {
     .name = "snapkv",
@@ -109,8 +96,8 @@ const pd_press pd_press_snapkv = {
     .params = params,
     .n_params = sizeof params / sizeof *params,
     .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP,
-    .check = check,
-    .needs = needs,
-    .min_tokens = min_tokens,
-    .score = score,
+    .check = pd__snapkv_check,
+    .needs = pd__snapkv_needs,
+    .min_tokens = pd__snapkv_min_tokens,
+    .score = pd__snapkv_score,
 };

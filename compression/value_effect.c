@@ -11,6 +11,8 @@
 #include "engine/base/num.h"
 
 #include <cblas.h>
+#include <float.h>
+#include <math.h>
 
 enum { CHANNELS = 512 }; /* output channels of one gemm */
 
@@ -48,5 +50,21 @@ pd_status pd__value_effect(const pd_view *view, float *const *out, pd_err *err) 
     if (!j.y)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to project %zu values", view->n);
     pd__for_tiles(view, tile, &j);
+    return PD_OK;
+}
+
+pd_status pd__weigh_by_effect(const pd_view *view, size_t h, size_t first, float epsilon,
+                              const float *effect, float *score, uint32_t *best, pd_err *err) {
+    const size_t n = view->n_h[h];
+    const float limit = nextafterf(FLT_MAX, 0.0f); /* must not pass for a chosen slot */
+    if (first > 0) PD_TRY(pd_top_k(score, n, first, best, view->tmp, err));
+    for (size_t i = 0, b = 0; i < n; i++) {
+        const bool chosen = b < first && best[b] == i;
+        if (chosen) b++;
+        if (score[i] >= FLT_MAX) continue;
+        score[i] = chosen ? FLT_MAX : (score[i] + epsilon) * effect[i];
+        if (!chosen && score[i] > limit) score[i] = limit;
+        if (!chosen && score[i] < -FLT_MAX) score[i] = -FLT_MAX;
+    }
     return PD_OK;
 }

@@ -13,4 +13,10 @@
  * Errors: ENOMEM, EINTERNAL (no output projection). */
 pd_status pd__value_effect(const pd_view *view, float *const *out, pd_err *err);
 
+/* Two stages on the scores of head h, in place: its `first` best become FLT_MAX, the
+ * others (score + epsilon) * effect, kept below FLT_MAX; what is FLT_MAX or more
+ * already (protected, saved) stays.  best: scratch of `first`.  Errors: none today. */
+pd_status pd__weigh_by_effect(const pd_view *view, size_t h, size_t first, float epsilon,
+                              const float *effect, float *score, uint32_t *best, pd_err *err);
+
 #endif

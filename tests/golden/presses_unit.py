@@ -6,8 +6,9 @@ tests/unit/test_press_golden.c.
     presses_unit.py [--out DIR]
 
 The inputs are drawn by splitmix64 exactly as tests/unit/press_view.h draws them (order: offset, queries,
-keys, values; the output projection from a seed of its own), so only the answers are stored.  A stand-in for the attention layer hands the queries
-through: its projection is the identity.  File, little-endian, per case:
+keys, values; the output projection from a seed of its own), so only the answers are stored.  A stand-in for the attention layer hands queries and
+keys through: its hidden states are both, before RoPE.  Random sketches, which the reference draws unseeded, are those that
+compression/sketch.c draws for the view's seed and layer: torch.randn is replaced while a press runs.  File, little-endian, per case:
 
   one text line  "case <seed> <tokens> <head_dim> <query heads> <kv heads> <ratio> <holds> <press>\\n"
   f32 scores [H][L]        if holds & 1
@@ -26,10 +27,12 @@ import torch
 import kvpress
 from kvpress import (BlockPress, ChunkKVPress, ChunkPress, CriticalAdaKVPress, EntropyGatedChunkKVPress, FinchPress,
                      MergingPress, PerLayerCompressionPress, SimLayerKVPress)
+from kvpress import (CapPress, CompactorPress, CriticalKVPress, CURPress, LagKVPress, LeverageScorePress,
+                     NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress)
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
-                     SnapKVPress, StreamingLLMPress, TOVAPress)
+                     ScorerPress, SnapKVPress, StreamingLLMPress, TOVAPress)
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 THETA = 10000.0
 SHAPES = ((1001, 40, 16, 6, 2), (1002, 97, 16, 6, 2), (1003, 200, 16, 6, 2), (1004, 131, 32, 4, 4))
@@ -49,6 +52,41 @@ PRESSES = {
     "expected_attention:use_vnorm=false": lambda: ExpectedAttentionPress(use_vnorm=False),
     "expected_attention:epsilon=0.01": lambda: ExpectedAttentionPress(epsilon=0.01),
     "expected_attention:n_future_positions=128,n_sink=0": lambda: ExpectedAttentionPress(n_future_positions=128, n_sink=0),
+    "observed_attention": ObservedAttentionPress,
+    "lagkv": LagKVPress,  # too short for two partitions: the most recent
+    "lagkv:n_sink=0,lag_size=16": lambda: LagKVPress(n_sink=0, lag_size=16),
+    "lagkv:n_sink=7,lag_size=31": lambda: LagKVPress(n_sink=7, lag_size=31),
+    "lagkv:lag_size=18,cross_scoring=true": lambda: LagKVPress(lag_size=18, cross_scoring=True),
+    "cur": CURPress,
+    "cur:num_sinks=0,leverage_type=key,local_window_size=7": lambda: CURPress(
+        num_sinks=0, leverage_type="key", local_window_size=7),
+    "cur:leverage_type=value,use_local_approximation=false": lambda: CURPress(
+        leverage_type="value", use_local_approximation=False),
+    "cur:leverage_type=kv_avg,local_window_size=64": lambda: CURPress(leverage_type="kv_avg", local_window_size=64),
+    "cur:use_random_leverage=true": lambda: CURPress(use_random_leverage=True),
+    "non_causal_attention": NonCausalAttnPress,  # longer than the text: mostly padding
+    "non_causal_attention:chunk_size=32": lambda: NonCausalAttnPress(chunk_size=32),
+    "non_causal_attention:chunk_size=20": lambda: NonCausalAttnPress(chunk_size=20),
+    "non_causal_attention:chunk_size=131": lambda: NonCausalAttnPress(chunk_size=131),
+    "leverage": LeverageScorePress,  # more columns than the head has: the jitter carries it
+    "leverage:sketch_dimension=9": lambda: LeverageScorePress(sketch_dimension=9),
+    "compactor": CompactorPress,
+    "compactor:sink_size_start=0,sink_size_end=0,chunk_size=24,blending=0.9": lambda: CompactorPress(
+        sink_size_start=0, sink_size_end=0, chunk_size=24, blending=0.9),
+    "compactor:sink_size_start=1,sink_size_end=5,chunk_size=64,sketch_dimension=12": lambda: CompactorPress(
+        sink_size_start=1, sink_size_end=5, chunk_size=64, sketch_dimension=12),
+    "cap": CapPress,
+    "cap:tau=1.5,n_future_positions=100,n_sink=0,epsilon=0.01": lambda: CapPress(
+        tau=1.5, n_future_positions=100, n_sink=0, epsilon=0.01),
+    "critical(expected_attention:use_vnorm=false)": lambda: CriticalKVPress(ExpectedAttentionPress(use_vnorm=False)),
+    "critical:epsilon=0.01,first_stage_ratio=0.3(snapkv:window_size=4)": lambda: CriticalKVPress(
+        SnapKVPress(window_size=4), 0.01, 0.3),
+    "critical:first_stage_ratio=0(knorm)": lambda: CriticalKVPress(KnormPress(), first_stage_ratio=0.0),
+    "critical:first_stage_ratio=1(keydiff)": lambda: CriticalKVPress(KeyDiffPress(), first_stage_ratio=1.0),
+    "critical:first_stage_ratio=0.001(tova)": lambda: CriticalKVPress(TOVAPress(), first_stage_ratio=0.001),
+    "adakv(critical(expected_attention:use_vnorm=false))": lambda: AdaKVPress(
+        CriticalKVPress(ExpectedAttentionPress(use_vnorm=False))),
+    "adakv(compactor:chunk_size=50)": lambda: AdaKVPress(CompactorPress(chunk_size=50)),
     "adakv(expected_attention)": lambda: AdaKVPress(ExpectedAttentionPress()),
     "adakv:alpha_safeguard=0.7(knorm)": lambda: AdaKVPress(KnormPress(), alpha_safeguard=0.7),
     "adakv(snapkv:window_size=8)": lambda: AdaKVPress(SnapKVPress(window_size=8)),
@@ -59,6 +97,7 @@ PRESSES = {
 # ---- presses that are more than a score: what their compress() leaves ----
 
 LAYER, LAYERS = 3, 30  # where press_view.h's view stands in test_press_golden.c's model
+VIEW_LAYERS, VIEW_SEED = 8, 99  # and what the view itself says
 
 
 class Chunked:
@@ -171,6 +210,17 @@ COMPRESSED = {
         None, 0, lambda: Composed(SnapKVPress(0.3, window_size=8), KnormPress(0.2))),
     "composed(keydiff@0.4,merging(knorm)@0.3,knorm@0.1)": (
         None, 2, lambda: Composed(KeyDiffPress(0.4), MergingPress(KnormPress(0.3)), KnormPress(0.1))),
+    "pyramidkv": (0.5, 0, PyramidKVPress),  # shorter than its pyramid
+    "pyramidkv:window_size=13,kernel_size=3": (0.5, 1, lambda: PyramidKVPress(window_size=13, kernel_size=3)),
+    "pyramidkv:window_size=4,beta=3": (0.6, 0, lambda: PyramidKVPress(window_size=4, beta=3)),
+    "pyramidkv:window_size=2,beta=5": (0.3, 0, lambda: PyramidKVPress(window_size=2, beta=5)),
+    "pyramidkv:window_size=2,beta=20": (0.7, 0, lambda: PyramidKVPress(window_size=2, beta=20)),
+    "pyramidkv:window_size=2,beta=1": (0.45, 0, lambda: PyramidKVPress(window_size=2, beta=1)),
+    "chunk:chunk_length=32(non_causal_attention:chunk_size=10)": (
+        0.5, 0, lambda: Chunked(NonCausalAttnPress(chunk_size=10), 32, 1)),
+    "chunk:chunk_length=40(critical(knorm))": (0.6, 0, lambda: Chunked(CriticalKVPress(KnormPress()), 40, 1)),
+    "chunkkv:chunk_length=9(cap)": (0.5, 0, lambda: ChunkKVPress(CapPress(), 9)),
+    "merging(critical(knorm))": (0.5, 2, lambda: MergingPress(CriticalKVPress(KnormPress()))),
     "critical_adakv(expected_attention:use_vnorm=false)": (
         0.5, 0, lambda: CriticalAdaKVPress(ExpectedAttentionPress(use_vnorm=False))),
     "critical_adakv:alpha_safeguard=0.6,epsilon=0.01,first_stage_ratio=0.3(snapkv:window_size=8)": (
@@ -189,21 +239,45 @@ VALUES_SHAPES = 2  # of SHAPES: those whose new values are stored too
 
 
 class Draw:
-    """splitmix64, uniform in [-1, 1) as f32 (engine/base/rng.h)."""
+    """splitmix64 (engine/base/rng.h); called, uniform in [-1, 1) as f32."""
 
     def __init__(self, seed):
         self.state = np.uint64(seed)
 
-    def __call__(self, *shape):
-        n = int(np.prod(shape))
+    def bits(self, n):
         with np.errstate(over="ignore"):
             z = self.state + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
             self.state = z[-1]
             z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-            z = z ^ z >> np.uint64(31)
-        u = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            return z ^ z >> np.uint64(31)
+
+    def unit(self, n):
+        return (self.bits(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def __call__(self, *shape):
+        u = self.unit(int(np.prod(shape)))
         return torch.from_numpy((u * 2.0 - 1.0).astype(np.float32).reshape(shape))
+
+
+class Normals:
+    """torch.randn for one call: the standard normals of compression/sketch.c."""
+
+    def __enter__(self):
+        self.randn = torch.randn
+        torch.randn = self.draw
+        return self
+
+    def __exit__(self, *_):
+        torch.randn = self.randn
+
+    def draw(self, *shape, **_):
+        n = int(np.prod(shape))
+        of_layer = Draw(Draw(VIEW_SEED).bits(1)[0] ^ np.uint64(LAYER))
+        u = Draw(of_layer.bits(1)[0]).unit(n + n % 2)
+        r, angle = np.sqrt(-2.0 * np.log(1.0 - u[0::2])), 2.0 * np.pi * u[1::2]
+        z = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1).reshape(-1)[:n]
+        return torch.from_numpy(z.astype(np.float32).reshape(shape))
 
 
 def inputs(seed, n, d, hq, h):
@@ -212,21 +286,43 @@ def inputs(seed, n, d, hq, h):
     queries = 1.5 * draw(n, hq * d) + offset
     keys, values = 2.0 * draw(1, h, n, d), draw(1, h, n, d)
     config = LlamaConfig(num_attention_heads=hq, num_key_value_heads=h, head_dim=d, hidden_size=hq * d,
+                         num_hidden_layers=VIEW_LAYERS,
                          rope_parameters={"rope_type": "default", "rope_theta": THETA})
     config._attn_implementation = "sdpa"
     rotary = LlamaRotaryEmbedding(config=config)
     o_proj = types.SimpleNamespace(weight=Draw(seed + 500000)(hq * d, hq * d))
-    module = types.SimpleNamespace(config=config, o_proj=o_proj, head_dim=d, rotary_emb=rotary, q_proj=lambda x: x,
-                                   num_key_value_groups=hq // h, layer_idx=0)
+    module = types.SimpleNamespace(config=config, o_proj=o_proj, head_dim=d, rotary_emb=rotary,
+                                   q_proj=lambda x: x[..., :hq * d], k_proj=lambda x: x[..., hq * d:],
+                                   num_key_value_groups=hq // h, layer_idx=LAYER)
     cos_sin = rotary(keys, torch.arange(n)[None])
-    return module, queries[None], keys, values, None, {"position_embeddings": cos_sin}
+    cos, sin = (x[:, None].double() for x in cos_sin)
+    raw_keys = (keys * cos - rotate_half(keys) * sin).float()  # the cache's turned back
+    hidden = torch.cat([queries, raw_keys[0].transpose(0, 1).reshape(n, h * d)], dim=-1)
+    return module, hidden[None], keys, values, None, {"position_embeddings": cos_sin}
+
+
+def causal_attention(args):
+    """[1][Hq][L][L] weights, as the materialised attention hands them to a press."""
+    module, hidden, keys = args[:3]
+    n, d = keys.shape[2:]
+    cos, sin = (x[:, None] for x in args[5]["position_embeddings"])
+    q = module.q_proj(hidden).view(1, n, -1, d).transpose(1, 2)
+    q = q * cos + rotate_half(q) * sin
+    logits = q @ keys.repeat_interleave(module.num_key_value_groups, dim=1).transpose(2, 3) / d**0.5
+    return logits.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf")).softmax(dim=-1)
+
+
+def scorer_of(press):
+    return press if isinstance(press, ScorerPress) else press.press
 
 
 def answers(press, args):
     module, _, keys = args[:3]
     h, n = keys.shape[1:3]
-    scorer = getattr(press, "press", press)
+    scorer = scorer_of(press)
     press.compression_ratio = RATIO
+    if isinstance(scorer, ObservedAttentionPress):
+        args = *args[:4], causal_attention(args), args[5]
     scores = scorer.score(*args)[0]
     kept = torch.zeros(h, n, dtype=torch.bool)
     if isinstance(press, AdaKVPress):
@@ -279,14 +375,17 @@ def main():
                 if name in ("snapkv",) and n <= 64:
                     continue  # shorter than its window
                 press = make()
-                scores, kept = answers(press, args)
+                with Normals():
+                    scores, kept = answers(press, args)
                 # a wrapper's scores are its child's; streaming_llm's depend on the ratio there
-                with_scores = press is getattr(press, "press", press) and not isinstance(press, StreamingLLMPress)
+                with_scores = press is scorer_of(press) and not isinstance(press, StreamingLLMPress)
                 f.write(f"case {seed} {n} {d} {hq} {h} {RATIO} {int(with_scores)} {name}\n".encode())
                 if with_scores:
                     f.write(scores.numpy().astype("<f4").tobytes())
                 f.write(np.packbits(kept.numpy(), axis=-1).tobytes())
             for name, (ratio, holds, make) in COMPRESSED.items():
+                if name in ("pyramidkv",) and n <= 128:
+                    continue  # the window alone, all of one score, is more than the budget
                 press = make()
                 kept, values = compressed(press, ratio, args)
                 if SHAPES.index((seed, n, d, hq, h)) >= VALUES_SHAPES:

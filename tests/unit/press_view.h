@@ -35,12 +35,23 @@ static float tv_exp_sum(float *x, size_t n, float max) {
     return (float)s;
 }
 
+static void tv_rope(float *x, size_t n_head, size_t head_dim, const float *cos, const float *sin) {
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_head; h++, x += head_dim)
+        for (size_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cos[i] - b * sin[i];
+            x[i + half] = b * cos[i] + a * sin[i];
+        }
+}
+
 static const pd_kernels tv_kernels = {
     .isa = "test",
     .dot_f32 = tv_dot,
     .axpy_f32 = tv_axpy,
     .max_f32 = tv_max,
     .exp_sum_f32 = tv_exp_sum,
+    .rope = tv_rope,
 };
 
 enum { TV_H_MAX = 8 };
@@ -158,6 +169,33 @@ static inline void tv_add_wo(test_view *t, uint64_t seed) {
     float *wo = tv_floats(t, n);
     for (size_t i = 0; i < n; i++) wo[i] = pd_rng_f32(&rng);
     t->view.wo = wo;
+}
+
+/* Column sums [Hq][n] of the causal attention weights of all queries. */
+static inline void tv_add_att_sum(test_view *t) {
+    pd_view *v = &t->view;
+    const size_t n = v->n, d = v->head_dim, n_group = v->n_head / v->n_head_kv;
+    float *sums = tv_floats(t, v->n_head * n);
+    double *sum = calloc(n, sizeof *sum), *z = calloc(n, sizeof *z);
+    if (!sum || !z) abort();
+    for (size_t hq = 0; hq < v->n_head; hq++) {
+        for (size_t i = 0; i < n; i++) sum[i] = 0.0;
+        for (size_t r = 0; r < n; r++) {
+            double all = 0.0;
+            for (size_t i = 0; i <= r; i++) {
+                double dot = 0.0;
+                for (size_t e = 0; e < d; e++)
+                    dot += (double)v->q[(r * v->n_head + hq) * d + e] *
+                           (double)v->k[hq / n_group][i * d + e];
+                all += z[i] = exp(dot / sqrt((double)d));
+            }
+            for (size_t i = 0; i <= r; i++) sum[i] += z[i] / all;
+        }
+        for (size_t i = 0; i < n; i++) sums[hq * n + i] = (float)sum[i];
+    }
+    free(sum);
+    free(z);
+    v->att_sum = sums;
 }
 
 /* Drop slots head by head (seeded, about `share` of them; the last stays), as
