@@ -87,20 +87,52 @@ static void top_k_is_the_sorted_prefix(void **state) {
 /* ---- the driver ---- */
 
 static const char *const scorers[] = {
-    "random",  "random:seed=7",      "knorm",
-    "keydiff", "streaming_llm",      "snapkv:window_size=9",
-    "tova",    "expected_attention", "expected_attention:use_covariance=false,epsilon=0.01",
+    "random",
+    "random:seed=7",
+    "knorm",
+    "keydiff",
+    "streaming_llm",
+    "snapkv:window_size=9",
+    "tova",
+    "observed_attention",
+    "expected_attention",
+    "expected_attention:use_covariance=false,epsilon=0.01",
+    "lagkv",
+    "lagkv:lag_size=16",
+    "cur",
+    "cur:use_random_leverage=true",
+    "non_causal_attention:chunk_size=100",
+    "leverage:sketch_dimension=13",
+    "compactor:chunk_size=90",
+    "cap",
+    "critical(keydiff)",
+    "critical:first_stage_ratio=0.2(cap)",
 };
 enum { N_SCORER = sizeof scorers / sizeof *scorers };
+
+/* A view that holds whatever a scorer may ask for. */
+static test_view *open_full(const char *press, uint64_t seed, size_t n) {
+    test_view *t = tv_open(seed, n, 6, 2, 16);
+    tv_add_wo(t, seed);
+    if (strstr(press, "observed_attention")) tv_add_att_sum(t);
+    return t;
+}
+
+static bool works_in_steps(const char *press) {
+    pd_press_inst *inst = inst_of(press);
+    const bool yes = pd_press_inst_can(inst) & PD_CAN_SCORE_STEP;
+    pd_press_inst_close(inst);
+    return yes;
+}
 
 /* Kept slots are exactly the best-scored, as many as the rule says, ascending. */
 static void kept_are_the_best(void **state) {
     (void)state;
     static const double ratios[] = {0.1, 0.25, 0.5, 0.75, 0.9, 1.0};
     for (size_t p = 0; p < N_SCORER; p++)
-        for (size_t step = 0; step < 2; step++)
+        for (size_t step = 0; step < (works_in_steps(scorers[p]) ? 2u : 1u); step++)
             for (size_t r = 0; r < 6; r++) {
-                test_view *t = tv_open(11 + p, 128, 6, 2, 16);
+                test_view *t = open_full(scorers[p], 11 + p, 128);
                 if (step) tv_make_step(t, 5, 0.6, 32);
                 float **s = pd_scores_new(&t->view);
                 const pd_budget b = {.ratio = ratios[r]};
@@ -149,7 +181,7 @@ static void nothing_to_do_is_keep_all(void **state) {
 static void protected_slots_stay(void **state) {
     (void)state;
     for (size_t p = 0; p < N_SCORER; p++) {
-        test_view *t = tv_open(3, 60, 6, 2, 16);
+        test_view *t = open_full(scorers[p], 3, 60);
         uint8_t flag[2][60] = {{0}};
         for (size_t i = 10; i < 30; i++) flag[0][i] = 1;
         flag[1][59] = 1;
@@ -186,7 +218,7 @@ static void threads_change_nothing(void **state) {
         float **s[3];
         test_view *t[3];
         for (unsigned w = 0; w < 3; w++) {
-            t[w] = tv_open(21, 700, 6, 2, 16);
+            t[w] = open_full(scorers[p], 21, 700);
             if (w > 0) assert_int_equal(pd_workers_open(&t[w]->view.workers, w + 1, NULL), PD_OK);
             s[w] = scores_of(scorers[p], t[w]);
         }
