@@ -179,7 +179,7 @@ typedef struct pd_explain_head {
 
 /* One member of pd_job_params.compare. */
 typedef struct pd_compared {
-    char press[160];       /* canonical text */
+    char press[PD_SPEC_TEXT_MAX + 1]; /* canonical text */
     double ratio;          /* 1 - kept / seen over the pressed layers */
     const char *skipped;   /* reason, or NULL */
     double press_ms;
