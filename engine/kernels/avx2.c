@@ -6,6 +6,7 @@
  * 16 rows, are two vectors here.  16 registers allow 4 tokens a tile in
  * gemm_panel and 4 heads by 2 vectors in attention. */
 #include "engine/kernels/rows.h"
+#include "engine/kernels/tile.h"
 
 #include <float.h>
 #include <immintrin.h>
@@ -488,6 +489,182 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
     attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
 }
 
+/* ---- attention of a prompt's tile (tile.h): 3 vectors of 8 rows ---- */
+
+enum { TILE_VEC = 3, TILE_PITCH = 24 };
+
+FORCE_INLINE void transpose8(__m256 *r) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 4) {
+        const __m256 a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
+        const __m256 c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]);
+        const __m256 d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm256_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x20);
+        r[4 + i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x31);
+    }
+}
+
+static void tile_pack(const float *const *row, size_t dim, float scale, float *qt) {
+    const __m256 by = _mm256_set1_ps(scale);
+    for (size_t c = 0; c < dim; c += 8) {
+        __m256 r[8];
+        for (int i = 0; i < 8; i++) r[i] = _mm256_mul_ps(_mm256_loadu_ps(row[i] + c), by);
+        transpose8(r);
+        for (int i = 0; i < 8; i++) _mm256_store_ps(qt + (c + (size_t)i) * TILE_PITCH, r[i]);
+    }
+}
+
+static void tile_unpack(const float *acc, size_t dim, const float *l, float *const *row,
+                        size_t n_row) {
+    const __m256 vl = _mm256_loadu_ps(l);
+    for (size_t c = 0; c < dim; c += 8) {
+        __m256 r[8];
+        for (int i = 0; i < 8; i++)
+            r[i] = _mm256_div_ps(_mm256_load_ps(acc + (c + (size_t)i) * TILE_PITCH), vl);
+        transpose8(r);
+        _Alignas(32) float x[8][8];
+        for (int i = 0; i < 8; i++) _mm256_store_ps(x[i], r[i]);
+        for (size_t i = 0; i < n_row; i++) memcpy(row[i] + c, x[i], sizeof x[i]);
+    }
+}
+
+/* nk slots by nv vectors; both are constants after inlining. */
+FORCE_INLINE void slot_scores(const float *qt, const float *k, size_t dim, int nk, int nv,
+                              float *s) {
+    __m256 x[4][TILE_VEC];
+    for (int j = 0; j < nk; j++)
+        for (int i = 0; i < nv; i++) x[j][i] = _mm256_setzero_ps();
+    for (size_t c = 0; c < dim; c++) {
+        __m256 q[TILE_VEC];
+        for (int i = 0; i < nv; i++) q[i] = _mm256_load_ps(qt + c * TILE_PITCH + 8 * i);
+        for (int j = 0; j < nk; j++) {
+            const __m256 b = _mm256_set1_ps(k[(size_t)j * dim + c]);
+            for (int i = 0; i < nv; i++) x[j][i] = _mm256_fmadd_ps(b, q[i], x[j][i]);
+        }
+    }
+    for (int j = 0; j < nk; j++)
+        for (int i = 0; i < nv; i++) _mm256_store_ps(s + j * TILE_PITCH + 8 * i, x[j][i]);
+}
+
+FORCE_INLINE void scores_of(const float *qt, const float *k, size_t n, size_t dim, int nv,
+                            float *s) {
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) slot_scores(qt, k + j * dim, dim, 4, nv, s + j * TILE_PITCH);
+    for (; j < n; j++) slot_scores(qt, k + j * dim, dim, 1, nv, s + j * TILE_PITCH);
+}
+
+static void tile_scores(const float *qt, const float *k, size_t n, size_t dim, size_t nv,
+                        float *s) {
+    switch (nv) {
+    case 1: scores_of(qt, k, n, dim, 1, s); break;
+    case 2: scores_of(qt, k, n, dim, 2, s); break;
+    default: scores_of(qt, k, n, dim, 3, s);
+    }
+}
+
+/* All bits of the lanes that do not see slot j. */
+FORCE_INLINE __m256 hidden(__m256i lo, __m256i hi, size_t j) {
+    const __m256i at = _mm256_set1_epi32((int)j);
+    const __m256i below = _mm256_cmpgt_epi32(lo, at), in = _mm256_cmpgt_epi32(hi, at);
+    return _mm256_castsi256_ps(_mm256_or_si256(below, _mm256_xor_si256(in, _mm256_set1_epi32(-1))));
+}
+
+static void tile_softmax(float *s, size_t n, size_t nv, const int32_t *lo, const int32_t *hi,
+                         float *m, float *l, float *scale) {
+    const __m256 never = _mm256_set1_ps(-INFINITY);
+    for (size_t i = 0; i < 8 * nv; i += 8) {
+        if (lo) {
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(lo + i));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(hi + i));
+            for (size_t j = 0; j < n; j++) {
+                float *x = s + j * TILE_PITCH + i;
+                _mm256_store_ps(x, _mm256_blendv_ps(_mm256_load_ps(x), never, hidden(a, b, j)));
+            }
+        }
+        const __m256 old = _mm256_loadu_ps(m + i);
+        __m256 max = old, sum = _mm256_setzero_ps();
+        for (size_t j = 0; j < n; j++)
+            max = _mm256_max_ps(max, _mm256_load_ps(s + j * TILE_PITCH + i));
+        /* A lane that has seen nothing yet measures from 0: weights 0, not NaN. */
+        const __m256 base = _mm256_and_ps(_mm256_cmp_ps(max, never, _CMP_NEQ_OQ), max);
+        for (size_t j = 0; j < n; j++) {
+            const __m256 w = exp8(_mm256_sub_ps(_mm256_load_ps(s + j * TILE_PITCH + i), base));
+            _mm256_store_ps(s + j * TILE_PITCH + i, w);
+            sum = _mm256_add_ps(sum, w);
+        }
+        const __m256 keep = exp8(_mm256_sub_ps(old, base));
+        _mm256_storeu_ps(scale + i, keep);
+        _mm256_storeu_ps(m + i, max);
+        _mm256_storeu_ps(l + i, _mm256_fmadd_ps(_mm256_loadu_ps(l + i), keep, sum));
+    }
+}
+
+FORCE_INLINE void values_of_tile(const float *s, const float *v, size_t n, size_t dim, int nv,
+                                 const float *scale, float *acc) {
+    __m256 by[TILE_VEC];
+    for (int i = 0; i < nv; i++) by[i] = _mm256_loadu_ps(scale + 8 * i);
+    for (size_t c = 0; c < dim; c += 4) {
+        __m256 x[4][TILE_VEC];
+        for (int e = 0; e < 4; e++)
+            for (int i = 0; i < nv; i++)
+                x[e][i] = _mm256_mul_ps(
+                    _mm256_load_ps(acc + (c + (size_t)e) * TILE_PITCH + 8 * i), by[i]);
+        for (size_t j = 0; j < n; j++) {
+            __m256 w[TILE_VEC];
+            for (int i = 0; i < nv; i++) w[i] = _mm256_load_ps(s + j * TILE_PITCH + 8 * i);
+            for (int e = 0; e < 4; e++) {
+                const __m256 b = _mm256_set1_ps(v[j * dim + c + (size_t)e]);
+                for (int i = 0; i < nv; i++) x[e][i] = _mm256_fmadd_ps(b, w[i], x[e][i]);
+            }
+        }
+        for (int e = 0; e < 4; e++)
+            for (int i = 0; i < nv; i++)
+                _mm256_store_ps(acc + (c + (size_t)e) * TILE_PITCH + 8 * i, x[e][i]);
+    }
+}
+
+static void tile_values(const float *s, const float *v, size_t n, size_t dim, size_t nv,
+                        const float *scale, float *acc) {
+    switch (nv) {
+    case 1: values_of_tile(s, v, n, dim, 1, scale, acc); break;
+    case 2: values_of_tile(s, v, n, dim, 2, scale, acc); break;
+    default: values_of_tile(s, v, n, dim, 3, scale, acc);
+    }
+}
+
+static void tile_column(const float *s, size_t n, const int32_t *lo, const int32_t *hi,
+                        const float *m, const float *l, float *sum) {
+    const __m256 vm = _mm256_loadu_ps(m);
+    const __m256 inv = _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_loadu_ps(l));
+    const __m256i a = _mm256_loadu_si256((const __m256i *)lo);
+    const __m256i b = _mm256_loadu_si256((const __m256i *)hi);
+    for (size_t j = 0; j < n; j++) {
+        const __m256 hide = hidden(a, b, j), x = _mm256_sub_ps(_mm256_load_ps(s + j * TILE_PITCH), vm);
+        const __m256 w = _mm256_mul_ps(exp8(_mm256_andnot_ps(hide, x)), inv);
+        sum[j] += reduce_add(_mm256_andnot_ps(hide, w));
+    }
+}
+
+static const pd__tile_ops tile_ops = {
+    .lanes = 8, .max_vec = TILE_VEC, .pack = tile_pack, .scores = tile_scores,
+    .softmax = tile_softmax, .values = tile_values, .column = tile_column, .unpack = tile_unpack,
+};
+
+static void attn_tile(const pd_attn_rows *t) {
+    pd__attn_tile(&tile_ops, t);
+}
+
+static void attn_tile_sums(const pd_attn_rows *t, size_t s0, size_t s1, float *sums,
+                           size_t stride) {
+    pd__attn_tile_sums(&tile_ops, t, s0, s1, sums, stride);
+}
+
 void pd__kernels_init_avx2(pd_kernels *k) {
     k->isa = "avx2";
     k->dot_f32 = dot_f32;
@@ -504,4 +681,6 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
+    k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
+    k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

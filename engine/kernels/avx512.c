@@ -9,6 +9,7 @@
  * Cost: scores and sum need G + 1 loads and G + 1 operations for 16 products a
  * head: bound by memory for G <= 4. */
 #include "engine/kernels/rows.h"
+#include "engine/kernels/tile.h"
 
 #include <float.h>
 #include <immintrin.h>
@@ -450,6 +451,192 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
     attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
 }
 
+/* ---- attention of a prompt's tile (tile.h): 4 vectors of 16 rows ---- */
+
+enum { TILE_VEC = 4, TILE_PITCH = 64 };
+
+/* 16 rows of 16 floats to 16 columns: 4 x 4 within quarters, then the quarters. */
+FORCE_INLINE void transpose16(__m512 *r) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 4) {
+        const __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        const __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
+        const __m512 d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm512_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = _mm512_shuffle_f32x4(t[i], t[4 + i], 0x88);
+        const __m512 b = _mm512_shuffle_f32x4(t[i], t[4 + i], 0xdd);
+        const __m512 c = _mm512_shuffle_f32x4(t[8 + i], t[12 + i], 0x88);
+        const __m512 d = _mm512_shuffle_f32x4(t[8 + i], t[12 + i], 0xdd);
+        r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+        r[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
+        r[8 + i] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+
+static void tile_pack(const float *const *row, size_t dim, float scale, float *qt) {
+    const __m512 by = _mm512_set1_ps(scale);
+    for (size_t c = 0; c < dim; c += 16) {
+        __m512 r[16];
+        for (int i = 0; i < 16; i++) r[i] = _mm512_mul_ps(_mm512_loadu_ps(row[i] + c), by);
+        transpose16(r);
+        for (int i = 0; i < 16; i++) _mm512_store_ps(qt + (c + (size_t)i) * TILE_PITCH, r[i]);
+    }
+}
+
+static void tile_unpack(const float *acc, size_t dim, const float *l, float *const *row,
+                        size_t n_row) {
+    const __m512 vl = _mm512_loadu_ps(l);
+    for (size_t c = 0; c < dim; c += 16) {
+        __m512 r[16];
+        for (int i = 0; i < 16; i++)
+            r[i] = _mm512_div_ps(_mm512_load_ps(acc + (c + (size_t)i) * TILE_PITCH), vl);
+        transpose16(r);
+        _Alignas(64) float x[16][16];
+        for (int i = 0; i < 16; i++) _mm512_store_ps(x[i], r[i]);
+        for (size_t i = 0; i < n_row; i++) memcpy(row[i] + c, x[i], sizeof x[i]);
+    }
+}
+
+/* nk slots by nv vectors; both are constants after inlining. */
+FORCE_INLINE void slot_scores(const float *qt, const float *k, size_t dim, int nk, int nv,
+                              float *s) {
+    __m512 x[4][TILE_VEC];
+    for (int j = 0; j < nk; j++)
+        for (int i = 0; i < nv; i++) x[j][i] = _mm512_setzero_ps();
+    for (size_t c = 0; c < dim; c++) {
+        __m512 q[TILE_VEC];
+        for (int i = 0; i < nv; i++) q[i] = _mm512_load_ps(qt + c * TILE_PITCH + 16 * i);
+        for (int j = 0; j < nk; j++) {
+            const __m512 b = _mm512_set1_ps(k[(size_t)j * dim + c]);
+            for (int i = 0; i < nv; i++) x[j][i] = _mm512_fmadd_ps(b, q[i], x[j][i]);
+        }
+    }
+    for (int j = 0; j < nk; j++)
+        for (int i = 0; i < nv; i++) _mm512_store_ps(s + j * TILE_PITCH + 16 * i, x[j][i]);
+}
+
+FORCE_INLINE void scores_of(const float *qt, const float *k, size_t n, size_t dim, int nv,
+                            float *s) {
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) slot_scores(qt, k + j * dim, dim, 4, nv, s + j * TILE_PITCH);
+    for (; j < n; j++) slot_scores(qt, k + j * dim, dim, 1, nv, s + j * TILE_PITCH);
+}
+
+static void tile_scores(const float *qt, const float *k, size_t n, size_t dim, size_t nv,
+                        float *s) {
+    switch (nv) {
+    case 1: scores_of(qt, k, n, dim, 1, s); break;
+    case 2: scores_of(qt, k, n, dim, 2, s); break;
+    case 3: scores_of(qt, k, n, dim, 3, s); break;
+    default: scores_of(qt, k, n, dim, 4, s);
+    }
+}
+
+/* Lanes that see slot j. */
+FORCE_INLINE __mmask16 sees(__m512i lo, __m512i hi, size_t j) {
+    const __m512i at = _mm512_set1_epi32((int)j);
+    return _mm512_mask_cmplt_epi32_mask(_mm512_cmple_epi32_mask(lo, at), at, hi);
+}
+
+/* A lane that has seen nothing yet has m = -INFINITY: measure it from 0, so that
+ * all its weights are 0 and not NaN. */
+FORCE_INLINE __m512 finite_max(__m512 m) {
+    const __mmask16 none = _mm512_cmp_ps_mask(m, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ);
+    return _mm512_mask_mov_ps(m, none, _mm512_setzero_ps());
+}
+
+static void tile_softmax(float *s, size_t n, size_t nv, const int32_t *lo, const int32_t *hi,
+                         float *m, float *l, float *scale) {
+    const __m512 never = _mm512_set1_ps(-INFINITY);
+    for (size_t i = 0; i < 16 * nv; i += 16) {
+        if (lo) {
+            const __m512i a = _mm512_loadu_si512(lo + i), b = _mm512_loadu_si512(hi + i);
+            for (size_t j = 0; j < n; j++)
+                _mm512_mask_store_ps(s + j * TILE_PITCH + i, (__mmask16)~sees(a, b, j), never);
+        }
+        const __m512 old = _mm512_loadu_ps(m + i);
+        __m512 max = old, sum = _mm512_setzero_ps();
+        for (size_t j = 0; j < n; j++)
+            max = _mm512_max_ps(max, _mm512_load_ps(s + j * TILE_PITCH + i));
+        const __m512 base = finite_max(max);
+        for (size_t j = 0; j < n; j++) {
+            const __m512 w = exp16(_mm512_sub_ps(_mm512_load_ps(s + j * TILE_PITCH + i), base));
+            _mm512_store_ps(s + j * TILE_PITCH + i, w);
+            sum = _mm512_add_ps(sum, w);
+        }
+        const __m512 keep = exp16(_mm512_sub_ps(old, base));
+        _mm512_storeu_ps(scale + i, keep);
+        _mm512_storeu_ps(m + i, max);
+        _mm512_storeu_ps(l + i, _mm512_fmadd_ps(_mm512_loadu_ps(l + i), keep, sum));
+    }
+}
+
+FORCE_INLINE void values_of_tile(const float *s, const float *v, size_t n, size_t dim, int nv,
+                                 const float *scale, float *acc) {
+    __m512 by[TILE_VEC];
+    for (int i = 0; i < nv; i++) by[i] = _mm512_loadu_ps(scale + 16 * i);
+    for (size_t c = 0; c < dim; c += 4) {
+        __m512 x[4][TILE_VEC];
+        for (int e = 0; e < 4; e++)
+            for (int i = 0; i < nv; i++)
+                x[e][i] = _mm512_mul_ps(
+                    _mm512_load_ps(acc + (c + (size_t)e) * TILE_PITCH + 16 * i), by[i]);
+        for (size_t j = 0; j < n; j++) {
+            __m512 w[TILE_VEC];
+            for (int i = 0; i < nv; i++) w[i] = _mm512_load_ps(s + j * TILE_PITCH + 16 * i);
+            for (int e = 0; e < 4; e++) {
+                const __m512 b = _mm512_set1_ps(v[j * dim + c + (size_t)e]);
+                for (int i = 0; i < nv; i++) x[e][i] = _mm512_fmadd_ps(b, w[i], x[e][i]);
+            }
+        }
+        for (int e = 0; e < 4; e++)
+            for (int i = 0; i < nv; i++)
+                _mm512_store_ps(acc + (c + (size_t)e) * TILE_PITCH + 16 * i, x[e][i]);
+    }
+}
+
+static void tile_values(const float *s, const float *v, size_t n, size_t dim, size_t nv,
+                        const float *scale, float *acc) {
+    switch (nv) {
+    case 1: values_of_tile(s, v, n, dim, 1, scale, acc); break;
+    case 2: values_of_tile(s, v, n, dim, 2, scale, acc); break;
+    case 3: values_of_tile(s, v, n, dim, 3, scale, acc); break;
+    default: values_of_tile(s, v, n, dim, 4, scale, acc);
+    }
+}
+
+static void tile_column(const float *s, size_t n, const int32_t *lo, const int32_t *hi,
+                        const float *m, const float *l, float *sum) {
+    const __m512 vm = _mm512_loadu_ps(m);
+    const __m512 inv = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(l));
+    const __m512i a = _mm512_loadu_si512(lo), b = _mm512_loadu_si512(hi);
+    for (size_t j = 0; j < n; j++) {
+        const __mmask16 k = sees(a, b, j);
+        const __m512 x = exp16(_mm512_maskz_sub_ps(k, _mm512_load_ps(s + j * TILE_PITCH), vm));
+        sum[j] += _mm512_mask_reduce_add_ps(k, _mm512_mul_ps(x, inv));
+    }
+}
+
+const pd__tile_ops pd__tile_avx512 = {
+    .lanes = 16, .max_vec = TILE_VEC, .pack = tile_pack, .scores = tile_scores,
+    .softmax = tile_softmax, .values = tile_values, .column = tile_column, .unpack = tile_unpack,
+};
+
+static void attn_tile(const pd_attn_rows *t) {
+    pd__attn_tile(&pd__tile_avx512, t);
+}
+
+static void attn_tile_sums(const pd_attn_rows *t, size_t s0, size_t s1, float *sums,
+                           size_t stride) {
+    pd__attn_tile_sums(&pd__tile_avx512, t, s0, s1, sums, stride);
+}
+
 void pd__kernels_init_avx512(pd_kernels *k) {
     k->isa = "avx512";
     k->dot_f32 = dot_f32;
@@ -466,4 +653,6 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
+    k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
+    k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

@@ -42,7 +42,9 @@ unsigned pd_cpu_detect(void) {
         !has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
         return flags;
     flags |= PD_CPU_AVX512;
-    if (has(c7, bit_AVX512VNNI)) flags |= PD_CPU_VNNI;
+    if (!has(c7, bit_AVX512VNNI)) return flags;
+    flags |= PD_CPU_VNNI;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, bit_AVX512BF16)) flags |= PD_CPU_BF16;
     return flags;
 }
 #else
@@ -59,7 +61,8 @@ static const struct {
     {"avx2", PD_CPU_AVX2},
     {"avx512", PD_CPU_AVX512},
     {"vnni", PD_CPU_VNNI},
-    {"all", PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI},
+    {"bf16", PD_CPU_BF16},
+    {"all", PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16},
 };
 
 pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
@@ -72,7 +75,7 @@ pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
             i++;
         if (i == sizeof words / sizeof *words)
             return pd_fail(err, PD_EINVAL, "cpu_mask",
-                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avx512, vnni, all",
+                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avx512, vnni, bf16, all",
                            (int)(n < 40 ? n : 40), p);
         bits |= words[i].bits;
         if (p[n] == '\0') break;

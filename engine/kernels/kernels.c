@@ -11,6 +11,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 void pd_kernels_init(pd_kernels *k, unsigned flags) {
@@ -22,6 +23,8 @@ void pd_kernels_init(pd_kernels *k, unsigned flags) {
     pd__kernels_init_avx512(k);
     if (!(flags & PD_CPU_VNNI)) return;
     pd__kernels_init_vnni(k);
+    if (!(flags & PD_CPU_BF16)) return;
+    pd__kernels_init_bf16(k);
 #else
     (void)flags;
 #endif
@@ -173,6 +176,34 @@ static pd_status test_attention(st *t, bool f16) {
     return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-5f * N);
 }
 
+static pd_status test_tile(st *t, bool fast) {
+    const pd_kernels *const row[2] = {t->ref, t->k};
+    enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
+    float q[TOK * LD], k[SLOTS * ST_DIM], v[SLOTS * ST_DIM];
+    float out[2][TOK * LD], m[2][ST_GROUP * TOK], l[2][ST_GROUP * TOK], sums[2][ST_GROUP * SLOTS];
+    float *tmp = aligned_alloc(64, (pd_attn_rows_floats(TOK, ST_GROUP, ST_DIM) + 15) / 16 * 64);
+    if (!tmp) return pd_fail(t->err, PD_ENOMEM, NULL, "no memory for the kernel self-test");
+    fill(t, q, TOK * LD);
+    fill(t, k, SLOTS * ST_DIM);
+    fill(t, v, SLOTS * ST_DIM);
+    memset(sums, 0, sizeof sums);
+    for (int i = 0; i < 2; i++) {
+        const pd_attn_rows a = {.q = q, .k = k, .v = v, .out = out[i], .m = m[i], .l = l[i],
+                                .n_tok = TOK, .n_group = ST_GROUP, .head_dim = ST_DIM, .ld = LD,
+                                .ld_ml = TOK, .n_before = BEFORE, .window = WINDOW, .scale = 0.2f,
+                                .tmp = tmp};
+        (fast ? row[i]->attn_tile_fast : row[i]->attn_tile_f32)(&a);
+        (fast ? row[i]->attn_tile_sums_fast : row[i]->attn_tile_sums_f32)(&a, 0, SLOTS, sums[i],
+                                                                          SLOTS);
+    }
+    free(tmp);
+    /* bf16: scores are below 0.2 * 80, rounded by 2^-7 of their terms' mean size of 1/4 */
+    const float r = fast ? 0.05f : 1e-4f;
+    PD_TRY(same(t, fast ? "attn_tile_fast" : "attn_tile_f32", out[0], out[1], TOK * LD, r));
+    return same(t, fast ? "attn_tile_sums_fast" : "attn_tile_sums_f32", sums[0], sums[1],
+                ST_GROUP * SLOTS, r);
+}
+
 pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     pd_kernels ref;
     pd__kernels_init_scalar(&ref);
@@ -182,5 +213,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_matrix(&t, 8, 32));
     PD_TRY(test_matrix(&t, 8, 16));
     PD_TRY(test_attention(&t, true));
-    return test_attention(&t, false);
+    PD_TRY(test_attention(&t, false));
+    PD_TRY(test_tile(&t, false));
+    return test_tile(&t, true);
 }

@@ -25,12 +25,36 @@ enum {
     PD_CPU_AVX2 = 1u << 0,   /* with FMA and F16C */
     PD_CPU_AVX512 = 1u << 1, /* F, BW, DQ, VL */
     PD_CPU_VNNI = 1u << 2,   /* AVX512_VNNI */
+    PD_CPU_BF16 = 1u << 3,   /* AVX512_BF16 */
 };
 
 enum { PD_PAGE_TOKENS = 16 }; /* slots of a KV page; a lane of the attention kernels */
 
+/* Attention of some tokens of a prompt, all query heads of one KV head, against
+ * dense keys and values.  Token i sees slots [lo, end) with
+ *     end = n_before + i + 1,   lo = window && end > window ? end - window : 0
+ * so k and v hold n_before + n_tok slots. */
+typedef struct pd_attn_rows {
+    const float *q;      /* head g of token i: q + i * ld + g * head_dim */
+    float *out;          /* likewise: sum of softmax(scale * <q, k>) v */
+    const float *k, *v;  /* [slot][head_dim] */
+    float *m, *l;        /* head g of token i at g * ld_ml + i: largest score, sum exp(score - m) */
+    size_t n_tok, n_group, head_dim, ld, ld_ml; /* n_tok, n_group >= 1; head_dim % 16 == 0 */
+    size_t n_before, window;
+    float scale;
+    float *tmp; /* 64-byte aligned, pd_attn_rows_floats */
+} pd_attn_rows;
+
+enum { PD_ATTN_TILE_KEYS = 64 }; /* slots that attn_tile takes at a time */
+
+/* Scratch of attn_tile and attn_tile_sums, in floats. */
+static inline size_t pd_attn_rows_floats(size_t n_tok, size_t n_group, size_t head_dim) {
+    const size_t rows = (n_tok + 15) / 16 * 16 * n_group + 64;
+    return rows * (2 * head_dim + 2) + PD_ATTN_TILE_KEYS * (64 + head_dim);
+}
+
 typedef struct pd_kernels {
-    const char *isa; /* the strongest row in use: "scalar", "avx2", "avx512", "avx512+vnni" */
+    const char *isa; /* the strongest row in use: "scalar", "avx2", "avx512", "avx512+vnni", ... */
 
     /* ---- vectors of f32 ---- */
     /* sum a[i]*b[i]; the order of additions is free (bound in tests/kernel). */
@@ -91,6 +115,22 @@ typedef struct pd_kernels {
     void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, float *tmp,
                            size_t tmp_stride, float *m, float *l, float *acc);
+
+    /* ---- attention of a prompt's tile ----
+     * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted
+     * from 0 with a running maximum (online softmax).  A row's result depends on
+     * its query and the slots it sees alone.  _f32 computes in f32; _fast may
+     * round q, k, v and the weights to bf16 (unit roundoff 2^-8) and sums in f32. */
+    void (*attn_tile_f32)(const pd_attn_rows *t);
+    void (*attn_tile_fast)(const pd_attn_rows *t);
+    /* With the m and l of the same entry above, for slots s0 <= s < s1, s0 a
+     * multiple of PD_ATTN_TILE_KEYS:
+     *     sums[g * stride + s] += sum over tokens of exp(score - m) / l
+     * out is not used.  Cut by slots, any cut gives the same bits. */
+    void (*attn_tile_sums_f32)(const pd_attn_rows *t, size_t s0, size_t s1, float *sums,
+                               size_t stride);
+    void (*attn_tile_sums_fast)(const pd_attn_rows *t, size_t s0, size_t s1, float *sums,
+                                size_t stride);
 } pd_kernels;
 
 /* Features of this CPU that the operating system allows.  Thread: any. */

@@ -12,5 +12,6 @@ void pd__kernels_init_scalar(pd_kernels *k); /* fills every entry */
 void pd__kernels_init_avx2(pd_kernels *k);
 void pd__kernels_init_avx512(pd_kernels *k);
 void pd__kernels_init_vnni(pd_kernels *k);
+void pd__kernels_init_bf16(pd_kernels *k);
 
 #endif

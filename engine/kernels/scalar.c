@@ -227,6 +227,55 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
     attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
 }
 
+/* ---- attention of a prompt's tile ---- */
+
+static float row_score(const pd_attn_rows *t, size_t i, size_t g, size_t slot) {
+    const float *q = t->q + i * t->ld + g * t->head_dim, *k = t->k + slot * t->head_dim;
+    float s = 0.0f;
+    for (size_t c = 0; c < t->head_dim; c++) s += q[c] * t->scale * k[c];
+    return s;
+}
+
+static void row_sees(const pd_attn_rows *t, size_t i, size_t *lo, size_t *end) {
+    *end = t->n_before + i + 1;
+    *lo = t->window && *end > t->window ? *end - t->window : 0;
+}
+
+static void attn_tile(const pd_attn_rows *t) {
+    for (size_t i = 0; i < t->n_tok; i++) {
+        for (size_t g = 0; g < t->n_group; g++) {
+            float *out = t->out + i * t->ld + g * t->head_dim, m = -INFINITY, l = 0.0f;
+            memset(out, 0, t->head_dim * sizeof *out);
+            size_t lo, end;
+            row_sees(t, i, &lo, &end);
+            for (size_t s = lo; s < end; s++) {
+                const float x = row_score(t, i, g, s), max = fmaxf(m, x);
+                const float old = expf(m - max), w = expf(x - max);
+                m = max;
+                l = l * old + w;
+                for (size_t c = 0; c < t->head_dim; c++)
+                    out[c] = out[c] * old + w * t->v[s * t->head_dim + c];
+            }
+            for (size_t c = 0; c < t->head_dim; c++) out[c] /= l;
+            t->m[g * t->ld_ml + i] = m;
+            t->l[g * t->ld_ml + i] = l;
+        }
+    }
+}
+
+static void attn_tile_sums(const pd_attn_rows *t, size_t s0, size_t s1, float *sums,
+                           size_t stride) {
+    for (size_t i = 0; i < t->n_tok; i++) {
+        for (size_t g = 0; g < t->n_group; g++) {
+            const float m = t->m[g * t->ld_ml + i], l = t->l[g * t->ld_ml + i];
+            size_t lo, end;
+            row_sees(t, i, &lo, &end);
+            for (size_t s = lo > s0 ? lo : s0; s < end && s < s1; s++)
+                sums[g * stride + s] += expf(row_score(t, i, g, s) - m) / l;
+        }
+    }
+}
+
 void pd__kernels_init_scalar(pd_kernels *k) {
     *k = (pd_kernels){
         .isa = "scalar",
@@ -245,5 +294,9 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .panel_row = panel_row,
         .attn_pages_f16 = attn_pages_f16,
         .attn_pages_f32 = attn_pages_f32,
+        .attn_tile_f32 = attn_tile,
+        .attn_tile_fast = attn_tile,
+        .attn_tile_sums_f32 = attn_tile_sums,
+        .attn_tile_sums_fast = attn_tile_sums,
     };
 }

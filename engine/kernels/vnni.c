@@ -28,7 +28,7 @@ enum {
     TILE = 8,        /* tokens of a packed tile */
     N_TILE = 4,      /* tiles copied at a time */
     N_BLK = 48,      /* blocks of 32 columns copied at a time */
-    AHEAD = 4096,    /* bytes of weights prefetched ahead of use */
+    AHEAD = 8192,    /* bytes of weights prefetched ahead of use */
 };
 
 /* 8 tokens of one block of 32 columns. */

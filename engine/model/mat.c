@@ -75,8 +75,8 @@ void pd_mat_mul(pd_workers *workers, const pd_kernels *kern, const pd_lhs *lhs, 
     assert(n_mul <= MUL_MAX);
     size_t total = 0;
     for (size_t i = 0; i < n_mul; i++) total += units(mul[i].w);
-    /* Four tasks a thread even out a slow core; below that a task is one unit. */
-    const size_t want = 4 * (size_t)pd_workers_count(workers);
+    /* Two tasks a thread even out a slow core, and each is a long run of memory. */
+    const size_t want = 2 * (size_t)pd_workers_count(workers);
     mul_job job = {.kern = kern, .lhs = lhs, .mul = mul, .flags = flags, .n_mul = n_mul,
                    .step = pd_max_size(1, pd_div_up(total, want))};
     for (size_t i = 0; i < n_mul; i++)

@@ -12,8 +12,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-enum { ROWS = PD_PANEL_ROWS, TYPE_BLOCK = 32 };
+enum { ROWS = PD_PANEL_ROWS, TYPE_BLOCK = 32, HUGE = 1 << 21 };
 
 typedef struct {
     pd_mat *m;
@@ -160,7 +161,11 @@ pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd
                                .bits = t->type->split ? t->type->pack_bits : 8,
                                .block = t->type->split ? t->type->pack_block : TYPE_BLOCK};
         m.bytes = pd_panels_count(&m.panels) * pd_panels_stride(&m.panels);
-        m.panels.data = aligned_alloc(64, m.bytes); /* a multiple of 64 by layout */
+        /* Streamed once a token: huge pages save the walks of a matrix that has some. */
+        void *data = NULL;
+        if (posix_memalign(&data, m.bytes >= HUGE ? HUGE : 64, m.bytes) == 0) m.panels.data = data;
+        if (m.panels.data && m.bytes >= HUGE)
+            (void)madvise(m.panels.data, m.bytes / HUGE * HUGE, MADV_HUGEPAGE);
     }
     if (!m.f32 && !m.panels.data)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for tensor %.*s (%zu bytes)", (int)t->name.len, t->name.data, m.bytes);

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention (see attn.h).
  *
- * Tile: one task = one query head and up to 64 rows.  Per block of 512 keys one
- * sgemm for the scores and one for the sums; blocks above the diagonal or below
- * the window are skipped.
+ * Tile: one task = 32 tokens, all query heads of one KV head (kernels.h,
+ * attn_tile); blocks above the diagonal or below the window are skipped.
  * Step: one task = up to 16 pages of one (sequence, KV head); the group's query
  * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order. */
@@ -11,12 +10,11 @@
 
 #include "engine/base/num.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS = PD_ATTN_ROWS, KEYS = PD_ATTN_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
+enum { TOKENS = 32, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
@@ -34,11 +32,11 @@ static float *floats(pd_attn *a, size_t n) {
 }
 
 pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                       size_t max_rows, size_t ctx, pd_err *err) {
+                       size_t max_rows, size_t ctx, bool exact, pd_err *err) {
     const pd_hparams *hp = &m->hp;
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
-    *a = (pd_attn){.model = m, .kern = kern, .workers = workers};
-    a->tile_floats = ROWS * (KEYS + hp->head_dim + 2);
+    *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
+    a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
     a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim;
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
@@ -69,118 +67,67 @@ typedef struct {
     const pd_stage *s;
     const float *q;
     float *out;
-    size_t row0, n, n_block; /* row blocks per head */
+    size_t row0, n, n_block; /* blocks of TOKENS per KV head */
     uint32_t window;
     float *sums; /* pd_attn_tile_sums */
     size_t stride;
 } tile_job;
 
-/* Keys [*lo, *hi) that the segment's row r sees, as slots of a head with
- * `prior` slots before the segment.  Slots of a windowed layer are consecutive
- * positions, so the window is a range of slots too. */
-static void visible(const tile_job *j, size_t prior, size_t r, size_t *lo, size_t *hi) {
-    *hi = prior + r + 1;
-    *lo = j->window && *hi > j->window ? *hi - j->window : 0;
+/* Tokens [r0, r0 + n) of the tile, all query heads of one KV head.  Slots of a
+ * windowed layer are consecutive positions, so the window is a range of slots too. */
+static pd_attn_rows rows_of(const tile_job *j, size_t kv_head, size_t r0, size_t n, unsigned thread) {
+    pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, nq = hp->n_head * d, group = hp->n_head / hp->n_head_kv;
+    const size_t at = r0 * nq + kv_head * group * d, row = kv_head * group * PD_ATTN_TILE + r0;
+    return (pd_attn_rows){.q = j->q + at, .out = j->out ? j->out + at : NULL,
+                          .k = pd_stage_k(j->s, kv_head), .v = pd_stage_v(j->s, kv_head),
+                          .m = a->row_max + row, .l = a->row_sum + row, .n_tok = n, .n_group = group,
+                          .head_dim = d, .ld = nq, .ld_ml = PD_ATTN_TILE,
+                          .n_before = j->s->n_prior[kv_head] + j->row0 + r0, .window = j->window,
+                          .scale = hp->attn_scale, .tmp = a->tile + thread * a->tile_floats};
 }
 
 static void tile_task(void *ctx, size_t task, unsigned thread) {
     const tile_job *j = ctx;
-    pd_attn *a = j->a;
-    const pd_kernels *kern = a->kern;
-    const pd_hparams *hp = &a->model->hp;
-    const size_t d = hp->head_dim, nq = hp->n_head * d;
-    const size_t head = task / j->n_block, r0 = task % j->n_block * ROWS;
-    const size_t n = pd_min_size(ROWS, j->n - r0);
-    const size_t kv_head = head / (hp->n_head / hp->n_head_kv), prior = j->s->n_prior[kv_head];
-    const float *q = j->q + r0 * nq + head * d;
-    const float *keys = pd_stage_k(j->s, kv_head), *values = pd_stage_v(j->s, kv_head);
-    float *score = a->tile + thread * a->tile_floats, *acc = score + ROWS * KEYS, *m = acc + ROWS * d, *l = m + ROWS;
-
-    memset(acc, 0, n * d * sizeof *acc);
-    for (size_t i = 0; i < n; i++) {
-        m[i] = -INFINITY;
-        l[i] = 0.0f;
-    }
-    size_t first, unused, end;
-    visible(j, prior, j->row0 + r0, &first, &unused);
-    visible(j, prior, j->row0 + r0 + n - 1, &unused, &end);
-    for (size_t b = first / KEYS * KEYS; b < end; b += KEYS) {
-        const size_t n_key = pd_min_size(KEYS, end - b);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_key, (int)d, hp->attn_scale,
-                    q, (int)nq, keys + b * d, (int)d, 0.0f, score, KEYS);
-        for (size_t i = 0; i < n; i++) {
-            float *row = score + i * KEYS;
-            size_t lo, hi;
-            visible(j, prior, j->row0 + r0 + i, &lo, &hi);
-            lo = pd_min_size(lo > b ? lo - b : 0, n_key);
-            hi = pd_min_size(hi > b ? hi - b : 0, n_key);
-            if (lo >= hi) { /* nothing of this block is visible to the row */
-                memset(row, 0, n_key * sizeof *row);
-                continue;
-            }
-            const float max = fmaxf(m[i], kern->max_f32(row + lo, hi - lo));
-            const float sum = kern->exp_sum_f32(row + lo, hi - lo, max);
-            memset(row, 0, lo * sizeof *row);
-            memset(row + hi, 0, (n_key - hi) * sizeof *row);
-            const float scale = m[i] == -INFINITY ? 0.0f : expf(m[i] - max);
-            if (scale != 1.0f)
-                for (size_t c = 0; c < d; c++) acc[i * d + c] *= scale;
-            l[i] = l[i] * scale + sum;
-            m[i] = max;
-        }
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)d, (int)n_key, 1.0f, score,
-                    KEYS, values + b * d, (int)d, 1.0f, acc, (int)d);
-    }
-    for (size_t i = 0; i < n; i++) {
-        float *out = j->out + (r0 + i) * nq + head * d;
-        const float inv = 1.0f / l[i];
-        for (size_t c = 0; c < d; c++) out[c] = acc[i * d + c] * inv;
-        a->row_max[head * PD_ATTN_TILE + r0 + i] = m[i];
-        a->row_sum[head * PD_ATTN_TILE + r0 + i] = l[i];
-    }
+    const size_t r0 = task % j->n_block * TOKENS, n = pd_min_size(TOKENS, j->n - r0);
+    const pd_attn_rows rows = rows_of(j, task / j->n_block, r0, n, thread);
+    if (j->a->exact)
+        j->a->kern->attn_tile_f32(&rows);
+    else
+        j->a->kern->attn_tile_fast(&rows);
 }
 
 void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out) {
-    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n, .n_block = pd_div_up(n, ROWS), .window = window};
-    pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head * job.n_block);
+    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n,
+                    .n_block = pd_div_up(n, TOKENS), .window = window};
+    pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head_kv * job.n_block);
 }
 
-/* One head, all rows in order: the sums of a column do not depend on threads. */
-static void sums_task(void *ctx, size_t head, unsigned thread) {
+/* SUM_SLOTS columns of one KV head, all rows in order: a column's sum does not
+ * depend on threads. */
+static void sums_task(void *ctx, size_t task, unsigned thread) {
     const tile_job *j = ctx;
-    pd_attn *a = j->a;
-    const pd_hparams *hp = &a->model->hp;
-    const size_t d = hp->head_dim, nq = hp->n_head * d;
-    const size_t kv_head = head / (hp->n_head / hp->n_head_kv), prior = j->s->n_prior[kv_head];
-    float *score = a->tile + thread * a->tile_floats, *sums = j->sums + head * j->stride;
-    for (size_t r0 = 0; r0 < j->n; r0 += ROWS) {
-        const size_t n = pd_min_size(ROWS, j->n - r0);
-        size_t first, unused, end;
-        visible(j, prior, j->row0 + r0, &first, &unused);
-        visible(j, prior, j->row0 + r0 + n - 1, &unused, &end);
-        for (size_t b = first / KEYS * KEYS; b < end; b += KEYS) {
-            const size_t n_key = pd_min_size(KEYS, end - b);
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_key, (int)d, hp->attn_scale,
-                        j->q + r0 * nq + head * d, (int)nq, pd_stage_k(j->s, kv_head) + b * d, (int)d, 0.0f, score, KEYS);
-            for (size_t i = 0; i < n; i++) {
-                size_t lo, hi;
-                visible(j, prior, j->row0 + r0 + i, &lo, &hi);
-                lo = pd_min_size(lo > b ? lo - b : 0, n_key);
-                hi = pd_min_size(hi > b ? hi - b : 0, n_key);
-                if (lo >= hi) continue;
-                float *row = score + i * KEYS + lo;
-                const size_t at = head * PD_ATTN_TILE + r0 + i;
-                a->kern->exp_sum_f32(row, hi - lo, a->row_max[at]);
-                a->kern->axpy_f32(1.0f / a->row_sum[at], row, sums + b + lo, hi - lo);
-            }
-        }
+    const pd_hparams *hp = &j->a->model->hp;
+    const size_t kv_head = task / j->n_block, s0 = task % j->n_block * SUM_SLOTS;
+    float *sums = j->sums + kv_head * (hp->n_head / hp->n_head_kv) * j->stride;
+    for (size_t r0 = 0; r0 < j->n; r0 += TOKENS) {
+        const pd_attn_rows rows = rows_of(j, kv_head, r0, pd_min_size(TOKENS, j->n - r0), thread);
+        if (j->a->exact)
+            j->a->kern->attn_tile_sums_f32(&rows, s0, s0 + SUM_SLOTS, sums, j->stride);
+        else
+            j->a->kern->attn_tile_sums_fast(&rows, s0, s0 + SUM_SLOTS, sums, j->stride);
     }
 }
 
 void pd_attn_tile_sums(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window,
                        float *sums, size_t stride) {
-    tile_job job = {.a = a, .s = s, .q = q, .row0 = row0, .n = n, .window = window, .sums = sums, .stride = stride};
-    pd_workers_run(a->workers, sums_task, &job, a->model->hp.n_head);
+    size_t prior = 0;
+    for (size_t h = 0; h < s->n_head_kv; h++) prior = pd_max_size(prior, s->n_prior[h]);
+    tile_job job = {.a = a, .s = s, .q = q, .out = NULL, .row0 = row0, .n = n,
+                    .n_block = pd_div_up(prior + row0 + n, SUM_SLOTS), .window = window,
+                    .sums = sums, .stride = stride};
+    pd_workers_run(a->workers, sums_task, &job, a->model->hp.n_head_kv * job.n_block);
 }
 
 /* ---- one token per sequence ---- */

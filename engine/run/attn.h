@@ -14,14 +14,15 @@
 #include "engine/run/stage.h"
 
 /* PD_ATTN_TILE: most rows of one tile. */
-enum { PD_ATTN_TILE = 128, PD_ATTN_ROWS = 64, PD_ATTN_KEYS = 512, PD_ATTN_PAGES = 16 };
+enum { PD_ATTN_TILE = 128, PD_ATTN_PAGES = 16 };
 
 /* Scratch, one slice per thread. */
 typedef struct pd_attn {
     const pd_model *model;
     const pd_kernels *kern;
     pd_workers *workers;
-    float *tile;    /* per thread: scores [ROWS][KEYS], sums [ROWS][D], m, l [ROWS] */
+    bool exact;     /* f32 all through (--compute f32) */
+    float *tile;    /* per thread: scratch of attn_tile */
     size_t tile_floats;
     float *row_max, *row_sum; /* [n_head][PD_ATTN_TILE] of the last tile, for pd_attn_tile_sums */
     float *pages;   /* per thread: scores [G][PAGES*16 + 32] */
@@ -32,9 +33,9 @@ typedef struct pd_attn {
     size_t bytes;
 } pd_attn;
 
-/* max_rows sequences of up to ctx tokens in one decode step. */
+/* max_rows sequences of up to ctx tokens in one decode step; exact: prompts in f32. */
 pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                       size_t max_rows, size_t ctx, pd_err *err);
+                       size_t max_rows, size_t ctx, bool exact, pd_err *err);
 void pd_attn_done(pd_attn *a);
 
 /* Rows [row0, row0 + n) of the segment (q [n][n_head * D], rotated) against

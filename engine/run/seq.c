@@ -16,7 +16,7 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
     *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_get(codec), .parallel = parallel};
     pd_status rc = pd_kvpool_init(&r->pool, pd_codec_page_bytes(r->codec, m->hp.head_dim), kv_bytes, HYSTERESIS_BYTES, err);
     if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, parallel), err);
-    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, err);
+    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, codec == PD_CODEC_F32, err);
     if (rc == PD_OK) rc = pd_sampler_init(&r->sampler, m->hp.n_vocab, err);
     if (rc != PD_OK) {
         pd_run_done(r);

@@ -311,7 +311,8 @@ static void bench_row(const pd_kernels *k, const char *filter) {
 int main(int argc, char **argv) {
     if (argc > 1) min_seconds = atof(argv[1]);
     static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512,
-                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI};
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16};
     printf("row,kernel,case,figure,unit\n");
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         if ((masks[i] & pd_cpu_detect()) != masks[i]) break;

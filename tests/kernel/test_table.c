@@ -13,7 +13,7 @@ static void masks_parse(void **state) {
     assert_int_equal(pd_cpu_mask_parse("vnni", &mask, &err), PD_OK);
     assert_int_equal(mask, PD_CPU_VNNI);
     assert_int_equal(pd_cpu_mask_parse("all", &mask, &err), PD_OK);
-    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI);
+    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16);
 }
 
 static void bad_masks_are_refused(void **state) {
@@ -25,7 +25,7 @@ static void bad_masks_are_refused(void **state) {
         pd_err err = {0};
         assert_int_equal(pd_cpu_mask_parse(bad[i], &mask, &err), PD_EINVAL);
         assert_int_equal(mask, 99);
-        assert_non_null(strstr(err.msg, "known: scalar, avx2, avx512, vnni, all"));
+        assert_non_null(strstr(err.msg, "known: scalar, avx2, avx512, vnni, bf16, all"));
     }
     pd_err err = {0};
     unsigned mask;
@@ -47,6 +47,7 @@ static void a_row_needs_the_ones_before(void **state) {
     const unsigned cpu = pd_cpu_detect();
     assert_true(!(cpu & PD_CPU_AVX512) || (cpu & PD_CPU_AVX2));
     assert_true(!(cpu & PD_CPU_VNNI) || (cpu & PD_CPU_AVX512));
+    assert_true(!(cpu & PD_CPU_BF16) || (cpu & PD_CPU_VNNI));
 }
 
 static void check_row(const pd_kernels *k) {
@@ -114,6 +115,15 @@ static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *c
     l[0] *= 1.01f;
 }
 
+static void bad_tile(const pd_attn_rows *t) {
+    pd_attn_rows late = *t;
+    late.n_before--;
+    scalar_row().attn_tile_f32(&late);
+}
+static void bad_sums(const pd_attn_rows *t, size_t s0, size_t s1, float *sums, size_t stride) {
+    scalar_row().attn_tile_sums_f32(t, s0 + 64, s1, sums, stride);
+}
+
 static void the_self_test_sees(pd_kernels k, const char *entry) {
     pd_err err = {0};
     CHECK(pd_kernels_selftest(&k, &err) == PD_EINTERNAL, "a broken %s passes", entry);
@@ -144,6 +154,10 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(panel_row, bad_row);
     BREAK(attn_pages_f16, bad_attn16);
     BREAK(attn_pages_f32, bad_attn32);
+    BREAK(attn_tile_f32, bad_tile);
+    BREAK(attn_tile_fast, bad_tile);
+    BREAK(attn_tile_sums_f32, bad_sums);
+    BREAK(attn_tile_sums_fast, bad_sums);
 #undef BREAK
 }
 

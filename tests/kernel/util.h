@@ -33,7 +33,9 @@
 #define FOR_EACH_ROW(k, body)                                                          \
     do {                                                                               \
         static const unsigned masks_[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512, \
-                                          PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI};  \
+                                          PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,   \
+                                          PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI |  \
+                                              PD_CPU_BF16};                            \
         for (size_t i_ = 0; i_ < LEN(masks_); i_++) {                                  \
             if ((masks_[i_] & pd_cpu_detect()) != masks_[i_]) break;                   \
             pd_kernels k;                                                              \

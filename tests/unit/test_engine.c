@@ -88,7 +88,8 @@ static void int8_is_near_the_reference(void **state) {
         answer *a = case_run(e, &q);
         double *lp = ref_logprobs(m, prompt, 200, 199, NULL, NULL), sum = 0.0;
         for (size_t j = 0; j < 20; j++) sum += fabs(a->top[0][j].logprob - lp[a->top[0][j].id]);
-        if (sum / 20.0 > 0.1) fail_msg("case %zu: mean distance %g", c, sum / 20.0);
+        /* 0.09 is int8's share here, 0.105 with attention in bf16 */
+        if (sum / 20.0 > 0.12) fail_msg("case %zu: mean distance %g", c, sum / 20.0);
         assert_true(sum > 0.0); /* it is the integer path */
         free(lp);
         case_drop(a);
