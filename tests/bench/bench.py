@@ -324,9 +324,10 @@ def quiet_output(command):
 
 def describe(a, run):
     """What a later reader must know of this run, as one line of OUT/runs.jsonl."""
-    version = dict(line.split(": ", 1) for line in quiet_output([pressd.binary(), "version"]).splitlines() if ": " in line)
+    with pressd.Server(a.models[0], *a.server_args) as s:
+        kernels = s.get("/v1/models")[2]["data"][0]["meta"]["isa"]
     out = {"run": run, "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), **machine(),
-           "kernels": version.get("kernels", ""), "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", ""),
+           "kernels": kernels, "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", ""),
            "commit": quiet_output(["git", "-C", measure.HERE, "describe", "--always", "--dirty"]), "argv": sys.argv[1:]}
     if a.peer:
         with open(os.path.join(os.environ["PEER_BIN"], "flags.txt")) as f:

@@ -19,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator  # noqa: E402
 
 COLOURS = {"": "#1f4e9c", "0.5": "#d9822b", "0.75": "#b3261e", "llama.cpp": "#6b6b6b"}
 
@@ -66,14 +67,19 @@ def draw(ax, points, name, colour, scale=1.0, dashed=False):
 
 
 def finish(ax, title, xlabel, log=False):
+    """With `log` both axes are logarithmic: a cost that grows with n is a line of slope 1."""
     ax.set_title(title, fontsize=11, loc="left")
     ax.set_xlabel(xlabel)
     if log:
         ax.set_xscale("log", base=2)
         ticks = sorted({x for line in ax.get_lines() for x in line.get_xdata() if x > 0})
         ax.set_xticks(ticks, [f"{t / 1024:g}k" if t >= 1024 else f"{t:g}" for t in ticks])
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 10000 else f"{v / 1000:g}k"))
         ax.minorticks_off()
-    ax.set_ylim(bottom=0)
+    else:
+        ax.set_ylim(bottom=0)
     ax.grid(True, color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
 

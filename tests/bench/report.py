@@ -171,10 +171,9 @@ def span(row, who):
 def markdown(rows, runs, limits):
     last = runs[-1]
     peer = next((r["peer"] for r in reversed(runs) if r.get("peer")), [])
-    kernels = last["kernels"].split(", ")[-1]
     on = [f[len("-DGGML_"):-len("=ON")] for f in peer if f.endswith("=ON")]
     out = [f"CPU: {last['cpu']}, {last['cpus']} cores, {' '.join(last['flags'])}  ",
-           f"pressd {', '.join(sorted({r['commit'] for r in runs}))}, kernels {kernels}"
+           f"pressd {', '.join(sorted({r['commit'] for r in runs}))}, kernels {last['kernels']}"
            + (f", OPENBLAS_CORETYPE={last['openblas_coretype']}" if last["openblas_coretype"] else "") + "  "]
     if peer:
         out += [f"llama.cpp: {peer[0]} ({' '.join(on)}), better of flash attention on and off  "]
