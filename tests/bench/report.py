@@ -8,7 +8,7 @@ setting (flash attention on or off) is the one with the better median in that ro
 rounds of the paired ratios, turned so that above 1 is in our favour: ours / theirs for a rate, theirs / ours for
 times and bytes.
 
-Bounds, for the `of bound` columns, from the machine's limits measured in the same runs:
+Bounds, for the `of bound` columns, from the machine's limits, the best seen in the same runs:
   decode   read bandwidth at the step's working set / (weights of the file + KV at that depth, f16)
   prefill  2 x weights x N at the int8 peak + 4 x head size x heads x sum of visible positions at the f32 peak
 """
@@ -91,13 +91,12 @@ class Report:
     def settings(self):
         return sorted({k[8] for k in self.by if k[7] == "llama.cpp"})
 
-    def limit(self, model, threads, what, size=0):
-        sizes = {k[3] for k in self.by if k[:3] == (model, threads, "limits") and k[6] == what}
-        if what == "read":
-            sizes = {s for s in sizes if s > 4}
-        if not sizes:
-            return None
-        return self.cell(model, threads, "limits", min(sizes, key=lambda s: abs(s - size)), "", "", what, "machine", "").median() * 1e9
+    def limit(self, threads, what, size=0):
+        """The best that was seen.  Reading does not get faster as a buffer grows, so what was read at this size or any
+        above it counts; the half-megabytes of rounding are allowed for."""
+        seen = [v for k in self.by if k[1:3] == (threads, "limits") and k[6] == what and k[3] >= size - 1
+                for v in self.cell(*k).values]
+        return max(seen) * 1e9 if seen else None
 
     def line(self, model, threads, name, unit, test, n, what, press="", ratio="", up=True, bound=None):
         ours = self.cell(model, threads, test, n, press, ratio, what, "pressd", "")
@@ -125,11 +124,11 @@ class Report:
     def model(self, model, threads):
         path = os.path.join(self.folder, model)
         shape = Shape(path) if os.path.exists(path) else None
-        int8, f32 = self.limit(model, threads, "int8"), self.limit(model, threads, "f32")
+        int8, f32 = self.limit(threads, "int8"), self.limit(threads, "f32")
 
         def decode_bound(n, ratio=0.0):
             size = shape and shape.step_bytes(n, ratio)
-            read = size and self.limit(model, threads, "read", size / 1e6)
+            read = size and self.limit(threads, "read", size / 1e6)
             return read and read / size
 
         def prefill_bound(n):
@@ -223,10 +222,10 @@ def main():
         for what, name in (("int8", "int8 dot product, GOP/s"), ("f32", "f32 multiply-add, GFLOP/s")):
             cells = [v for k in keys if k[6] == what for v in report.cell(*k).values]
             if cells:
-                limits[name, threads] = statistics.median(cells)
+                limits[name, threads] = max(cells)
         for k in keys:
             if k[6] == "read":
-                limits[f"read {k[3]} MB, GB/s" if k[3] > 4 else "read in cache, 1 MB a thread, GB/s", threads] = report.cell(*k).median()
+                limits[f"read {k[3]} MB, GB/s" if k[3] > 4 else "read in cache, 1 MB a thread, GB/s", threads] = max(report.cell(*k).values)
     order = lambda name: (not name.startswith(("int8", "f32")), name != "read in cache, 1 MB a thread, GB/s",
                           int(name.split()[1]) if name.split()[1].isdigit() else 0)
     limits = {(w, t): v for w, t in sorted(limits, key=lambda x: order(x[0])) for v in [limits[w, t]]}
