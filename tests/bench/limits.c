@@ -32,7 +32,7 @@ typedef struct {
     size_t bytes;
 } job;
 
-static volatile uint64_t sink; /* keeps the loops from being dropped */
+static _Thread_local volatile uint64_t sink; /* keeps the loops from being dropped */
 
 static double now(void) {
     struct timespec t;
