@@ -1,219 +1,388 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens/s and KV bytes of pressd beside llama.cpp, in one run on one machine, as CSV on standard output.
+"""Measure pressd beside llama.cpp in alternation and append the samples to OUT/samples.csv.
 
-What is compared: the same GGUF, the same number of threads, f16 cache, prompts of random ids, greedy.
-llama.cpp is timed in its own process (peer_llama.py, or llama-bench where PEER_BIN has it) with flash
-attention on and off; both are printed and `ratio` compares with the better one.  Ours is timed through
-HTTP: `timings` of the reply for prefill and decode, the wall clock of the whole request beside it.
+Both get the same GGUF, the same threads, an f16 cache and distinct prompts of English words, greedy.  llama.cpp
+runs with flash attention on and off; the report takes the better one of each row.  Ours is timed through HTTP
+(`timings` of the reply), the peer by its own llama-batched-bench, which has no HTTP in it: the difference, if any,
+is on our side.  Rounds alternate (ours, peer, then peer, ours), since a shared machine drifts.
 
-Rounds alternate (ours, peer, peer, ours, ...), since a shared machine drifts by more than what is
-measured: every figure is the median of the rounds with its least and greatest.
-
-rows:  model,test,n,press,ratio,what,unit,median,min,max,rounds
-  test pp  prompt of n tokens into an empty cache            tok/s
-  test tg  decode with n tokens in the cache                 tok/s
-  test kv  prompt of n tokens with a press at a ratio        bytes after prefill, peak, dense; tok/s of both phases
-  test start  process start to the first readiness           s
+groups, in this order (--groups a,b chooses; the README of this folder says how each is measured):
+  limits   the machine: read bandwidth at each row's working set, int8 and f32 peaks
+  depth    prefill of N tokens and decode after them, for each N of --depths; ours also with --ratios
+  streams  8 streams at depth 2048, tokens/s of all
+  ttft     time to first token over HTTP, 2,048-token prompt
+  memory   RSS idle and its peak while an 8,192-token prompt is served
+  start    process start to first token
+  stall    gaps between the tokens of 4 running streams while a 4,096-token prompt is read
+  curve    ours alone: cost against prompt length, dense and pressed
+  crowd    ours alone: cost against the number of streams, dense and pressed
 """
 
 import argparse
-import csv
 import json
 import os
 import random
-import statistics
+import shlex
 import subprocess
 import sys
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
-import pressd  # noqa: E402
+import measure
+from measure import LlamaServer, Streams, percentile, pressd
 
-FIELDS = ("model", "test", "n", "press", "ratio", "what", "unit", "median", "min", "max", "rounds")
-
-
-def numbers(text):
-    return [int(x) for x in text.split(",") if x]
-
-
-class Table:
-    """Samples by row key, in the order the keys came up."""
-
-    def __init__(self):
-        self.rows = {}
-
-    def add(self, key, value):
-        self.rows.setdefault(key, []).append(value)
-
-    def median(self, key):
-        return statistics.median(self.rows[key]) if key in self.rows else None
-
-    def write(self, out):
-        w = csv.writer(out, lineterminator="\n")
-        w.writerow(FIELDS)
-        short = lambda x: f"{x:.0f}" if x == int(x) else f"{x:.4g}"
-        for key, v in self.rows.items():
-            w.writerow((*key, short(statistics.median(v)), short(min(v)), short(max(v)), len(v)))
+GROUPS = ("limits", "depth", "streams", "ttft", "memory", "start", "stall", "curve", "crowd")
+WORDS = ("time people water house light world stone river paper music story green north small large hand line field "
+         "table heart voice night money plant young white black south early late").split()
+DEEP = 4096  # from here on one step does one prompt, so that a turn stays short
+GEN = 64
+MB = 1e6
 
 
-class Run:
-    def __init__(self, a, table):
-        self.a, self.table, self.rng = a, table, random.Random(a.seed)
+def numbers(kind):
+    return lambda text: [kind(x) for x in text.split(",") if x]
 
-    def ids(self, n):
-        return [self.rng.randrange(300, self.vocab) for _ in range(n)]
 
-    def ours(self, model):
-        name = os.path.basename(model)
-        a = self.a
-        t0 = time.monotonic()
-        with pressd.Server(model, "--threads", str(a.threads), *a.server_args.split()) as s:
-            add = lambda test, n, what, unit, value, press="", ratio="": self.table.add(
-                (name, test, n, press, ratio, what, unit), value)
-            add("start", 0, "pressd", "s", time.monotonic() - t0)
-            self.vocab = 40000  # below every served vocabulary
-            limit = s.get("/v1/models")[2]["data"][0]["max_model_len"]
-            self.complete(s, self.ids(16), 2)
+class Bench:
+    def __init__(self, a, step):
+        self.a, self.step, self.rng = a, step, random.Random(a.seed)
+        self.words = {}
 
-            def one(n, gen, press=None, ratio=None):
-                extra = {"compression": {"press": press, "ratio": ratio}} if press else {}
-                t = time.monotonic()
-                r = self.complete(s, self.ids(n), gen, **extra)
-                return r, time.monotonic() - t
+    # ---- prompts ----
 
-            for n in a.prompts:
-                if n + 1 > limit:
-                    continue
-                r, wall = one(n, 1)
-                add("pp", n, "pressd", "tok/s", r["timings"]["prompt_per_second"])
-                add("pp", n, "pressd, wall clock", "tok/s", n / wall)
-            for d in a.depths:
-                if d + a.gen > limit:
-                    continue
-                r, _ = one(max(d, 1), a.gen)
-                add("tg", d, "pressd", "tok/s", self.decode_rate(r))
-            for n in a.kv_prompts:
-                if n + a.gen > limit:
-                    continue
-                for press in a.presses:
-                    for ratio in a.ratios:
-                        r, _ = one(n, a.gen, press, ratio)
-                        kv = r["kv_cache"]
-                        row = lambda what, unit, v: add("kv", n, what, unit, v, press, ratio)
-                        row("after prefill", "bytes", kv["bytes_after_prefill"])
-                        row("peak", "bytes", kv["bytes_peak"])
-                        row("dense f16", "bytes", kv["bytes_dense"])
-                        row("press", "ms", kv["press_ms"])
-                        row("prefill", "tok/s", r["timings"]["prompt_per_second"])
-                        row("decode", "tok/s", self.decode_rate(r))
+    def ids(self, model, n):
+        """n ids of whole words, another text each time."""
+        if model not in self.words:
+            command = [pressd.binary(), "tokenize", "--json", "-m", model]
+            found = [json.loads(subprocess.check_output([*command, " " + w]))["tokens"] for w in WORDS]
+            self.words[model] = [t[-1] for t in found if t]
+        return self.rng.choices(self.words[model], k=n)
 
-    def complete(self, s, ids, n, **extra):
-        return s.ask("/v1/completions", {"prompt": ids, "max_tokens": n, "temperature": 0, "ignore_eos": True, **extra},
-                     timeout=1800)
+    def body(self, model, n, gen, press="", ratio=0.0, **more):
+        extra = {"compression": {"press": press, "ratio": ratio}} if press else {}
+        return {"prompt": self.ids(model, n), "max_tokens": gen, "temperature": 0, "ignore_eos": True, **extra, **more}
 
-    @staticmethod
-    def decode_rate(r):
-        """The first token comes out of prefill: n tokens are n - 1 steps of predicted_ms."""
-        t = r["timings"]
-        return (t["predicted_n"] - 1) * 1e3 / t["predicted_ms"] if t["predicted_ms"] else 0.0
+    # ---- both servers ----
 
-    def peer(self, model):
-        name, a = os.path.basename(model), self.a
-        for fa in ("on", "off"):
-            for row in self.peer_rows(model, fa):
-                self.table.add((name, row["test"], row["n"], "", "", f"llama.cpp fa {fa}", "tok/s"), row["tok_s"])
+    def ours(self, model, threads, ctx, *args):
+        return pressd.Server(model, "--threads", str(threads), "--ctx-size", str(ctx), "--request-timeout", "3600", *args,
+                             *self.a.server_args)
 
-    def peer_rows(self, model, fa):
-        a = self.a
-        lists = [",".join(map(str, x)) for x in (a.prompts, a.depths)]
-        if a.peer == "llama-bench":
-            command = [os.path.join(os.environ["PEER_BIN"], "llama-bench"), "-m", model, "-t", str(a.threads), "-r", "1",
-                       "-fa", "1" if fa == "on" else "0", "-b", "512", "-ub", "512", "-o", "jsonl"]
-            jobs = [[*command, "-n", "0", "-p", lists[0]], [*command, "-p", "0", "-n", str(a.gen), "-d", lists[1]]]
-            for job in jobs:
-                for line in subprocess.run(job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout.splitlines():
-                    v = json.loads(line)
-                    yield {"test": "pp" if v["n_prompt"] else "tg", "n": v["n_prompt"] or v["n_depth"], "tok_s": v["avg_ts"]}
-            return
-        job = [a.peer_python, os.path.join(HERE, "peer_llama.py"), "-m", model, "-t", str(a.threads), "--fa", fa, "-r", "1",
-               "-p", lists[0], "-d", lists[1], "-n", str(a.gen)]
-        done = subprocess.run(job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        yield from map(json.loads, done.stdout.splitlines())
+    def theirs(self, model, threads, ctx, fa, *args):
+        return LlamaServer(model, "--threads", str(threads), "--ctx-size", str(ctx), "--flash-attn", fa, *args)
 
-    def compare(self, model):
-        """ratio rows: our median over the better of the peer's two settings."""
-        name = os.path.basename(model)
-        for test, ns in (("pp", self.a.prompts), ("tg", self.a.depths)):
-            for n in ns:
-                key = lambda what: (name, test, n, "", "", what, "tok/s")
-                ours = self.table.median(key("pressd"))
-                peers = [x for x in (self.table.median(key(f"llama.cpp fa {fa}")) for fa in ("on", "off")) if x]
-                if ours and peers:
-                    self.table.add((name, test, n, "", "", "pressd / best llama.cpp", "ratio"), ours / max(peers))
+    def batched(self, model, threads, fa, prompts, streams=1):
+        """llama-batched-bench, a JSON object for each prompt length."""
+        ctx = streams * (-(-(max(prompts) + GEN) // 256) * 256)
+        return measure.run_json([
+            os.path.join(os.environ["PEER_BIN"], "llama-batched-bench"), "-m", model, "-t", str(threads), "-tb", str(threads),
+            "-c", str(ctx), "-b", "2048", "-ub", "512", "-npp", ",".join(map(str, prompts)), "-ntg", str(GEN),
+            "-npl", str(streams), "-fa", fa, "--output-format", "jsonl"])
+
+    def turns(self, round_, ours, peer):
+        """The steps of a round in its order; `peer` takes on or off."""
+        steps = [ours] + [lambda fa=fa: peer(fa) for fa in self.a.fa if self.a.peer]
+        for s in steps if round_ % 2 == 0 else steps[::-1]:
+            s()
+
+    def run(self, name, head, work):
+        return self.step.run(f"{head['model']} -t {head['threads']} round {head['round']} {name}", head, work)
+
+    # ---- groups ----
+
+    def limits(self, head, model):
+        """Sizes: what a decode step reads at each depth, and a megabyte a core as the level of the caches."""
+        shape = inspect(model)
+        weights, kv = sum(t["bytes"] for t in shape["types"]), shape["kv_cache"]
+        at = lambda d: kv["full_bytes_per_token"] * d + kv["window_bytes_per_token"] * min(d, kv["window"] or d)
+        sizes = sorted({round((weights + at(d + GEN // 2)) / MB) for d in self.a.depths})
+
+        def work():
+            command = [self.a.limits, str(head["threads"]), "0.3", str(head["threads"]), *map(str, sizes)]
+            lines = subprocess.check_output(command, text=True).splitlines()[1:]
+            for what, size, value, unit in (line.split(",") for line in lines):
+                yield {"engine": "machine", "test": "limits", "n": size, "what": what, "unit": unit, "value": float(value)}
+
+        self.run("limits", head, lambda: list(work()))
+
+    def depth(self, head, model):
+        low = [n for n in self.a.depths if n < DEEP]
+        repeated = [n for n in low for _ in range(4 if n <= 512 else 2)]
+        for prompts in [repeated] + [[n] for n in self.a.depths if n >= DEEP]:
+            if prompts:
+                self.turns(head["round"], lambda p=prompts: self.depth_ours(head, model, p),
+                           lambda fa, p=prompts: self.depth_peer(head, model, p, fa))
+
+    def depth_ours(self, head, model, prompts):
+        for ratio in [0.0, *self.a.ratios]:
+            wanted = [n for n in prompts if not ratio or n >= 512]
+            if wanted:
+                self.run(f"pressd depth {sorted(set(wanted))} ratio {ratio}", {**head, "engine": "pressd"},
+                         lambda: self.depth_rows(model, head["threads"], wanted, ratio))
+
+    def depth_rows(self, model, threads, prompts, ratio):
+        rows = []
+        press = self.a.press if ratio else ""
+        with self.ours(model, threads, max(prompts) + GEN + 1) as s:
+            s.ask("/v1/completions", self.body(model, 16, 4))
+            for n in prompts:
+                r = s.ask("/v1/completions", self.body(model, max(n, 1), GEN, press, ratio), timeout=3600)
+                t, kv = r["timings"], r["kv_cache"]
+                row = lambda test, what, unit, value: rows.append({
+                    "test": test, "n": n, "press": press, "ratio": ratio or "", "what": what, "unit": unit, "value": value})
+                row("prefill", "rate", "tok/s", t["prompt_n"] * 1e3 / t["prompt_ms"])
+                row("decode", "rate", "tok/s", (t["predicted_n"] - 1) * 1e3 / t["predicted_ms"])
+                row("decode", "kv", "bytes", kv["bytes"])
+                row("prefill", "kv peak", "bytes", kv["bytes_peak"])
+        return rows
+
+    def depth_peer(self, head, model, prompts, fa):
+        def work():
+            for v, n in zip(self.batched(model, head["threads"], fa, [max(n, 1) for n in prompts]), prompts):
+                yield {"test": "prefill", "n": n, "what": "rate", "unit": "tok/s", "value": v["speed_pp"]}
+                yield {"test": "decode", "n": n, "what": "rate", "unit": "tok/s", "value": v["speed_tg"]}
+
+        self.run(f"llama.cpp fa {fa} depth {sorted(set(prompts))}", {**head, "engine": "llama.cpp", "setting": f"fa {fa}"},
+                 lambda: list(work()))
+
+    def streams(self, head, model, n=2048, count=8):
+        def ours(press="", ratio=0.0):
+            with self.ours(model, head["threads"], n + 4096, "--parallel", str(count)) as s:
+                rate, held, depth = self.crowd_rate(s, model, n, count, press, ratio)
+                kv = pressd.total(held, "pressd_kv_cache_resident_bytes")
+            row = {"test": f"{count} streams", "n": n, "press": press, "ratio": ratio or ""}
+            return [{**row, "what": "rate", "unit": "tok/s", "value": rate}, {**row, "what": "kv", "unit": "bytes", "value": kv},
+                    {**row, "what": "mean depth", "unit": "tokens", "value": depth}]
+
+        def peer(fa):
+            v = self.batched(model, head["threads"], fa, [n], count)[0]
+            return [{"test": f"{count} streams", "n": n, "what": "rate", "unit": "tok/s", "value": v["speed_tg"]}]
+
+        def all_ours():
+            self.run("pressd streams", {**head, "engine": "pressd"}, ours)
+            self.run("pressd streams pressed", {**head, "engine": "pressd"}, lambda: ours(self.a.press, self.a.ratios[-1]))
+
+        self.turns(head["round"], all_ours,
+                   lambda fa: self.run(f"llama.cpp fa {fa} streams",
+                                       {**head, "engine": "llama.cpp", "setting": f"fa {fa}"}, lambda: peer(fa)))
+
+    def crowd_rate(self, s, model, n, count, press="", ratio=0.0):
+        """Tokens/s of `count` streams together once all of them run, the metrics then, and the mean depth: streams
+        that were read first go on while the others' prompts are read, so it is above n."""
+        s.ask("/v1/completions", self.body(model, 16, 4))
+        run = Streams(s, [self.body(model, n, 4096, press, ratio) for _ in range(count)])
+        try:
+            run.wait(run.started)
+            t0 = max(x[0] for x in run.times)
+            run.wait(lambda: run.after(t0, GEN))
+            held = s.metrics()
+            t1 = min(x[-1] for x in run.times)
+        finally:
+            run.stop()
+        tokens = sum(1 for x in run.times for t in x if t0 < t <= t1)
+        depth = n + sum(1 for x in run.times for t in x if t <= t0) / count + tokens / count / 2
+        return tokens / (t1 - t0), held, depth
+
+    def ttft(self, head, model, n=2048):
+        def work(server):
+            with server as s:
+                s.ask("/v1/completions", self.body(model, 16, 4))
+                for _ in range(3):
+                    body, t0 = self.body(model, n, 2), time.monotonic()
+                    first = next(t for t, e in s.stream("/v1/completions", body, timeout=600) if e != "[DONE]" and e.get("choices"))
+                    yield {"test": "ttft", "n": n, "what": "time", "unit": "ms", "value": (first - t0) * 1e3}
+
+        self.servers(head, "ttft", lambda: list(work(self.ours(model, head["threads"], 4096))),
+                     lambda fa: list(work(self.theirs(model, head["threads"], 4096, fa, "--parallel", "1"))))
+
+    def servers(self, head, name, ours, peer):
+        self.turns(head["round"], lambda: self.run(f"pressd {name}", {**head, "engine": "pressd"}, ours),
+                   lambda fa: self.run(f"llama.cpp fa {fa} {name}",
+                                       {**head, "engine": "llama.cpp", "setting": f"fa {fa}"}, lambda: peer(fa)))
+
+    def memory(self, head, model, n=8192):
+        ctx = n + 256
+
+        def work(server, press="", ratio=0.0):
+            row = {"test": "memory", "n": n, "unit": "MB", "press": press, "ratio": ratio or ""}
+            with server as s:
+                s.ask("/v1/completions", self.body(model, 16, 4))
+                yield {**row, "n": 0, "what": "idle", "value": s.memory()["VmRSS"] / MB}
+                s.ask("/v1/completions", self.body(model, n, 8, press, ratio), timeout=3600)
+                yield {**row, "what": "peak", "value": s.memory()["VmHWM"] / MB}
+                yield {**row, "what": "after", "value": s.memory()["VmRSS"] / MB}
+
+        def ours():
+            return [r for p, ratio in (("", 0.0), (self.a.press, 0.75))
+                    for r in work(self.ours(model, head["threads"], ctx), p, ratio)]
+
+        # llama-server stops at the length the model was trained for unless the file says more
+        longer = f"{inspect(model)['architecture']}.context_length=int:{2 * ctx}"
+        self.servers(head, "memory", ours, lambda fa: list(work(
+            self.theirs(model, head["threads"], ctx, fa, "--parallel", "1", "--override-kv", longer))))
+
+    def start(self, head, model):
+        body = {"prompt": "Once upon a time", "max_tokens": 1, "temperature": 0}
+
+        def work(server):
+            return [{"test": "start", "n": 1, "what": "time", "unit": "s", "value": measure.first_token(server(), body)}
+                    for _ in range(3)]
+
+        self.servers(head, "start", lambda: work(lambda: self.ours(model, head["threads"], 8192)),
+                     lambda fa: work(lambda: self.theirs(model, head["threads"], 8192, fa, "--parallel", "1", "--no-warmup")))
+
+    def stall(self, head, model, n=4096, count=4):
+        def work(server):
+            with server as s:
+                s.ask("/v1/completions", self.body(model, 16, 4))
+                run = Streams(s, [self.body(model, 512, 4096) for _ in range(count)])
+                try:
+                    run.wait(run.started)
+                    t0 = max(x[0] for x in run.times)
+                    run.wait(lambda: run.after(t0, GEN))
+                    t1 = time.monotonic()
+                    alone = run.gaps(t0, t1)
+                    s.ask("/v1/completions", self.body(model, n, 1), timeout=600)
+                    t2 = time.monotonic()
+                    run.wait(lambda: run.after(t2, 1))  # a gap that spans the end belongs to it
+                    t3 = max(next(t for t in x if t > t2) for x in run.times)
+                    busy = run.gaps(t1, t3)
+                finally:
+                    run.stop()
+            row = {"test": "stall", "n": n}
+            ms = lambda what, x: {**row, "what": what, "unit": "ms", "value": x * 1e3}
+            return [ms("alone p50", percentile(alone, 50)), ms("alone p99", percentile(alone, 99)),
+                    ms("during p50", percentile(busy, 50)), ms("during p99", percentile(busy, 99)), ms("during max", max(busy)),
+                    ms("prompt", t2 - t1), {**row, "what": "p99 / alone p50", "unit": "", "value": percentile(busy, 99) / percentile(alone, 50)}]
+
+        self.servers(head, "stall", lambda: work(self.ours(model, head["threads"], 8192)),
+                     lambda fa: work(self.theirs(model, head["threads"], 8192 * (count + 1), fa, "--parallel", str(count + 1))))
+
+    def curve(self, head, model):
+        for n in self.a.lengths:
+            for ratio in [0.0, *self.a.ratios]:
+                self.run(f"pressd curve {n} ratio {ratio}", {**head, "engine": "pressd"}, lambda: self.cost(model, head["threads"], n, ratio))
+
+    def cost(self, model, threads, n, ratio):
+        press = self.a.press if ratio else ""
+        row = {"test": "curve", "n": n, "press": press, "ratio": ratio or ""}
+        with self.ours(model, threads, n + GEN + 1) as s:
+            s.ask("/v1/completions", self.body(model, 16, 4))
+            idle = s.memory()["VmRSS"]
+            resident = 0
+            for _, event in s.stream("/v1/completions", self.body(model, n, GEN, press, ratio, stream_options={"include_usage": True}), timeout=3600):
+                if event != "[DONE]":
+                    resident = max(resident, s.memory()["VmRSS"]) if event.get("choices") else resident
+                    last = event
+            peak = s.memory()["VmHWM"]
+        t = last["timings"]
+        return [{**row, "what": "prefill", "unit": "s", "value": t["prompt_ms"] / 1e3},
+                {**row, "what": "decode", "unit": "ms/token", "value": t["predicted_ms"] / (t["predicted_n"] - 1)},
+                {**row, "what": "rss", "unit": "MB", "value": (resident - idle) / MB},
+                {**row, "what": "rss peak", "unit": "MB", "value": (peak - idle) / MB},
+                {**row, "what": "pages", "unit": "", "value": last["kv_cache"]["pages"]}]
+
+    def crowd(self, head, model, n=512):
+        def work(count, press, ratio):
+            row = {"test": "crowd", "n": count, "press": press, "ratio": ratio or ""}
+            with self.ours(model, head["threads"], n + 4096, "--parallel", str(count)) as s:
+                idle = s.memory()["VmRSS"]
+                rate, held, depth = self.crowd_rate(s, model, n, count, press, ratio)
+                peak = s.memory()["VmHWM"]
+            return [{**row, "what": "rate", "unit": "tok/s", "value": rate},
+                    {**row, "what": "rss peak", "unit": "MB", "value": (peak - idle) / MB},
+                    {**row, "what": "kv", "unit": "bytes", "value": pressd.total(held, "pressd_kv_cache_resident_bytes")},
+                    {**row, "what": "pages", "unit": "", "value": pressd.total(held, "pressd_kv_cache_pages", state="sequences")},
+                    {**row, "what": "mean depth", "unit": "tokens", "value": depth}]
+
+        for count in self.a.crowds:
+            for ratio in (0.0, self.a.ratios[-1]):
+                self.run(f"pressd crowd {count} ratio {ratio}", {**head, "engine": "pressd"},
+                         lambda: work(count, self.a.press if ratio else "", ratio))
+
+
+def inspect(model):
+    return json.loads(subprocess.check_output([pressd.binary(), "inspect", "--json", model]))
 
 
 def machine():
     """The CPU's name and the flags speed depends on."""
-    model, flags = "unknown CPU", []
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
-              "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni", "avx_vnni", "avx512_bf16",
+              "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")
     with open("/proc/cpuinfo") as f:
-        for line in f:
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            if key.strip() in ("flags", "Features"):
-                flags = [w for w in wanted if w in value.split()]
-                break
-    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, flags {' '.join(flags)}"
+        info = dict(map(str.strip, line.split(":", 1)) for line in f.read().split("\n\n")[0].splitlines() if ":" in line)
+    name = info.get("model name", "unknown CPU")
+    if "cpu family" in info:
+        name += f" (family {info['cpu family']}, model {info['model']})"
+    flags = info.get("flags", info.get("Features", "")).split()
+    return {"cpu": name, "cpus": len(os.sched_getaffinity(0)), "flags": [w for w in wanted if w in flags]}
 
 
-def find_peer(python):
-    if os.access(os.path.join(os.environ.get("PEER_BIN", ""), "llama-bench"), os.X_OK):
-        return "llama-bench"
-    found = subprocess.run([python, "-c", "import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())"],
-                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return "llama_cpp " + found.stdout.strip() if found.returncode == 0 else None
+def quiet_output(command):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
+
+
+def describe(a, run):
+    """What a later reader must know of this run, as one line of OUT/runs.jsonl."""
+    with pressd.Server(a.models[0], *a.server_args) as s:
+        kernels = s.get("/v1/models")[2]["data"][0]["meta"]["isa"]
+    out = {"run": run, "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), **machine(),
+           "kernels": kernels, "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", ""),
+           "commit": quiet_output(["git", "-C", measure.HERE, "describe", "--always", "--dirty"]), "argv": sys.argv[1:]}
+    if a.peer:
+        with open(os.path.join(os.environ["PEER_BIN"], "flags.txt")) as f:
+            out["peer"] = f.read().splitlines()
+    return out
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="+", help="GGUF files")
-    p.add_argument("-t", "--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    p.add_argument("--out", required=True, help="folder for samples.csv and runs.jsonl; further runs add to them")
+    p.add_argument("--groups", type=numbers(str), default=list(GROUPS))
+    p.add_argument("--quick", action="store_true", help="limits, depth, streams and start; one thread count, 2 rounds")
+    p.add_argument("-t", "--threads", type=numbers(int), default=sorted({1, min(2, len(os.sched_getaffinity(0)))}),
+                   help="thread counts of limits and depth; the other groups take the largest")
     p.add_argument("-r", "--rounds", type=int, default=3)
-    p.add_argument("-p", "--prompts", type=numbers, default=[128, 512, 2048])
-    p.add_argument("-d", "--depths", type=numbers, default=[0, 512, 2048])
-    p.add_argument("-n", "--gen", type=int, default=64)
-    p.add_argument("--kv-prompts", type=numbers, default=[512, 2048])
-    p.add_argument("--presses", type=lambda s: [x for x in s.split(";") if x], default=["knorm", "snapkv", "expected_attention"],
-                   help="press texts, separated by ';'")
-    p.add_argument("--ratios", type=lambda s: [float(x) for x in s.split(",")], default=[0.0, 0.5, 0.75])
-    p.add_argument("--long", action="store_true", help="8192 as well")
-    p.add_argument("--server-args", default="", help="further arguments of pressd")
-    p.add_argument("--no-peer", action="store_true")
-    p.add_argument("--peer-python", default=sys.executable, help="a python that has llama_cpp")
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("-d", "--depths", type=numbers(int), default=[0, 128, 512, 2048, 4096, 8192])
+    p.add_argument("--fa", type=numbers(str), default=["on", "off"], help="the peer's flash attention settings")
+    p.add_argument("--press", default="expected_attention")
+    p.add_argument("--ratios", type=numbers(float), default=[0.5, 0.75])
+    p.add_argument("--lengths", type=numbers(int), default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
+    p.add_argument("--crowds", type=numbers(int), default=[1, 2, 4, 8, 16, 32, 64])
+    p.add_argument("--no-peer", dest="peer", action="store_false")
+    p.add_argument("--limits", default=os.environ.get("PRESSD_BENCH_LIMITS", ""), help="the bench_limits program")
+    p.add_argument("--server-args", type=shlex.split, default=[], help="further arguments of pressd")
+    p.add_argument("--lock", default="", help="file to lock exclusively while steps run")
+    p.add_argument("--slice", type=float, default=40, help="seconds after which the lock is given up between steps")
+    p.add_argument("--quiet", type=float, default=0.05, help="share of the processors that others may take before a step is repeated")
+    p.add_argument("--tries", type=int, default=3, help="most tries of a disturbed step")
+    p.add_argument("--seed", type=int, default=int(time.time()))
     a = p.parse_args()
-    if a.long:  # 8192 is SmolLM2's whole context: leave room for what is generated
-        a.prompts, a.depths, a.kv_prompts = a.prompts + [8000], a.depths + [8000], a.kv_prompts + [8000]
-    found = None if a.no_peer else find_peer(a.peer_python)
-    a.peer = found and found.split()[0]
-    version = subprocess.run([pressd.binary(), "version"], stdout=subprocess.PIPE, text=True).stdout.strip().replace("\n", "; ")
-    print(f"# {machine()}\n# pressd: {version}\n# peer: {found or 'none'}\n# {a.threads} threads, {a.rounds} rounds, "
-          f"load {os.getloadavg()[0]:.2f} before", flush=True)
-    table = Table()
-    run = Run(a, table)
-    for r in range(a.rounds):
-        for model in a.models:
-            order = [run.ours] + ([run.peer] if a.peer else [])
-            for step in order if r % 2 == 0 else order[::-1]:
-                step(model)
-    for model in a.models:
-        run.compare(model)
-    table.write(sys.stdout)
-    print(f"# load {os.getloadavg()[0]:.2f} after")
+    for g in a.groups:
+        if g not in GROUPS:
+            p.error(f"no group {g!r}; there are {', '.join(GROUPS)}")
+    if a.quick:
+        a.groups = [g for g in a.groups if g in ("limits", "depth", "streams", "start")]
+        a.threads, a.rounds, a.ratios = a.threads[-1:], min(a.rounds, 2), a.ratios[-1:]
+        a.depths = [d for d in a.depths if d != 4096]
+    if a.peer and not os.environ.get("PEER_BIN"):
+        p.error("PEER_BIN is not set (tests/bench/peer.sh makes it); --no-peer measures pressd alone")
+
+    os.makedirs(a.out, exist_ok=True)
+    run = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    with open(os.path.join(a.out, "runs.jsonl"), "a") as f:
+        print(json.dumps(describe(a, run)), file=f)
+    turn = measure.Turn(a.lock, a.slice)
+    bench = Bench(a, measure.Step(measure.Samples(os.path.join(a.out, "samples.csv"), run), turn, a.quiet, a.tries))
+    for round_ in range(a.rounds):
+        for group in [g for g in GROUPS if g in a.groups]:
+            if group in ("memory", "curve", "crowd") and round_ > 0:
+                continue  # sizes, and a picture: one round
+            for threads in a.threads if group in ("limits", "depth") else a.threads[-1:]:
+                for model in a.models:
+                    getattr(bench, group)({"round": round_, "model": os.path.basename(model), "threads": threads}, model)
+    turn.give()
 
 
 if __name__ == "__main__":

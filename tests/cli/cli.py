@@ -5,6 +5,7 @@
 Runs $PRESSD_BIN (build/tests/server/pressd if unset).  Needs no network: the
 model fetch is tested with wheels made here.
 """
+import csv
 import hashlib
 import json
 import os
@@ -283,6 +284,53 @@ def test_script_refuses_unknown_suites():
     rc, out, err = run("bash", "tests/run.sh", "unti")
     eq(rc, 2)
     has(err, "'unti'", "unit")
+
+
+# ---- the benchmark's tables ----
+
+
+def bench_report(folder, samples, runs):
+    """report.py on these samples: (exit status, table.csv by row, all it wrote)."""
+    head = ("run", "round", "model", "threads", "engine", "setting", "test", "n", "press", "ratio", "what", "unit", "value", "others")
+    with open(os.path.join(folder, "samples.csv"), "w", newline="") as f:
+        w = csv.DictWriter(f, head, restval="")
+        w.writeheader()
+        w.writerows({"run": "a", "model": "x.gguf", "threads": 2, "unit": "", **s} for s in samples)
+    with open(os.path.join(folder, "runs.jsonl"), "w") as f:
+        f.writelines(json.dumps(r) + "\n" for r in runs)
+    rc, out, err = run(sys.executable, "tests/bench/report.py", folder, "--models", folder, env={"PRESSD_BIN": BIN})
+    rows = {}
+    if rc == 0:
+        with open(os.path.join(folder, "table.csv"), newline="") as f:
+            rows = {r["row"]: r for r in csv.DictReader(f)}
+    return rc, rows, out + err
+
+
+BENCH_RUN = {"cpu": "c", "cpus": 2, "flags": ["avx2"], "commit": "0", "kernels": "avx2", "openblas_coretype": "", "time": "t"}
+
+
+@test
+def bench_report_pairs_rounds_and_leaves_out_what_was_disturbed():
+    def row(engine, setting, round_, test, n, what, value, others=0.01):
+        return {"engine": engine, "setting": setting, "round": round_, "test": test, "n": n, "what": what, "value": value, "others": others}
+
+    samples = [row("pressd", "", r, "prefill", 512, "rate", v, o) for r, v, o in ((0, 300, 0.01), (1, 200, 0.01), (2, 999, 0.5))]
+    for setting, values in (("fa on", (100, 50, 80)), ("fa off", (60, 60, 60))):
+        samples += [row("llama.cpp", setting, r, "prefill", 512, "rate", v) for r, v in enumerate(values)]
+    samples += [row("pressd", "", 0, "ttft", 2048, "time", 10, 0.3), row("llama.cpp", "fa on", 0, "ttft", 2048, "time", 30),
+                row("llama.cpp", "fa off", 0, "ttft", 2048, "time", 20)]
+    with tempfile.TemporaryDirectory() as t:
+        rc, rows, said = bench_report(t, samples, [BENCH_RUN])
+        eq(rc, 0, said)
+        p = rows["prefill 512"]
+        eq([float(p[k]) for k in ("pressd", "pressd_max", "peer", "better_by", "better_by_min", "better_by_max")],
+           [250, 300, 80, 3.5, 3, 4], "rate: paired by round, the disturbed sample left out")
+        eq((p["peer_setting"], p["disturbed"]), ("fa on", ""))
+        p = rows["first token of 2048"]
+        eq((float(p["better_by"]), p["peer_setting"], p["disturbed"]), (2, "fa off", "pressd"), "time: less is better")
+        rc, _, said = bench_report(t, samples, [BENCH_RUN, {**BENCH_RUN, "cpu": "d"}])
+        eq(rc, 1)
+        has(said, "different machines")
 
 
 def main():

@@ -66,19 +66,28 @@ class Server:
             self.kill()
             raise
 
-    def _start(self):
+    ready_path = "/readyz"
+
+    def command(self):
+        return [binary(), "serve", "--model", self.model, "--host", "127.0.0.1", "--port", str(self.port), *self.args]
+
+    def launch(self):
+        """Start the process and return at once."""
         self.port = free_port()
-        command = [binary(), "serve", "--model", self.model, "--host", "127.0.0.1", "--port", str(self.port), *self.args]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.env)
+        self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                        env=self.env)
+
+    def _start(self):
+        self.launch()
         end = time.monotonic() + self.timeout
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise ServerDied(f"pressd ended with {self.process.returncode}: {' '.join(command)}\n{self.log_tail()}")
+                raise ServerDied(f"ended with {self.process.returncode}: {self.process.args}\n{self.log_tail()}")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.get("/readyz", timeout=2)[0] == 200:
+                if self.get(self.ready_path, timeout=2)[0] == 200:
                     return self
             time.sleep(0.02)
-        raise ServerDied(f"pressd was not ready after {self.timeout} s\n{self.log_tail()}")
+        raise ServerDied(f"not ready after {self.timeout} s: {self.process.args}\n{self.log_tail()}")
 
     def log_tail(self, n=4000):
         with open(self.log.name, "rb") as f:
