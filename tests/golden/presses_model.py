@@ -28,11 +28,16 @@ import sys
 import numpy as np
 import torch
 import kvpress
+from kvpress import (CapPress, CompactorPress, CriticalKVPress, CURPress, LagKVPress, LeverageScorePress,
+                     NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress, ScorerPress)
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
                      SnapKVPress, StreamingLLMPress, TOVAPress)
+from kvpress.utils import get_prerope_query_states
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import rotate_half
 
 import ref_model
+from presses_unit import Normals
 
 RATIOS = (0.25, 0.5, 0.75)
 LONG_RATIOS = (0.5, 0.75)  # of prompts above LONG tokens, to keep the file small
@@ -41,6 +46,7 @@ WALK_RATIO = 0.5
 WALK = 8
 TOP = 5
 STRIDE = 37
+SEED = 0  # compression.seed of a request that gives none: random sketches follow it
 
 # wire text -> the reference's press
 PRESSES = {
@@ -49,7 +55,16 @@ PRESSES = {
     "keydiff": KeyDiffPress,
     "streaming_llm": StreamingLLMPress,
     "snapkv": SnapKVPress,
+    "pyramidkv": PyramidKVPress,
     "tova": TOVAPress,
+    "observed_attention": ObservedAttentionPress,
+    "lagkv": LagKVPress,
+    "cur": CURPress,
+    "non_causal_attention": NonCausalAttnPress,
+    "leverage": LeverageScorePress,
+    "compactor": CompactorPress,
+    "cap": CapPress,
+    "critical(expected_attention:use_vnorm=false)": lambda: CriticalKVPress(ExpectedAttentionPress(use_vnorm=False)),
     "expected_attention": ExpectedAttentionPress,
     "expected_attention:use_covariance=false": lambda: ExpectedAttentionPress(use_covariance=False),
     "expected_attention:epsilon=0.01": lambda: ExpectedAttentionPress(epsilon=0.01),
@@ -141,8 +156,32 @@ class Layers:
         module, kw = self.calls[i]
         return module, kw["hidden_states"], *self.kv[i], None, {"position_embeddings": kw["position_embeddings"]}
 
+    def attention(self, i):
+        """[1][Hq][L][L]: what the materialised attention would hand to a press."""
+        module, x, keys, _, _, kw = self.inputs(i)
+        cos, sin = (c[:, None] for c in kw["position_embeddings"])
+        q = get_prerope_query_states(module, x)
+        q = q * cos + rotate_half(q) * sin
+        logits = q @ keys.repeat_interleave(q.shape[1] // keys.shape[1], dim=1).transpose(2, 3) * module.scaling
+        return logits.masked_fill(torch.ones(self.n, self.n, dtype=torch.bool).triu(1), float("-inf")).softmax(dim=-1)
+
+    def score(self, press, i):
+        args = self.inputs(i)
+        if isinstance(press, ObservedAttentionPress):
+            args = *args[:4], self.attention(i), args[5]
+        with Normals(SEED, i):
+            return press.score(*args)[0]
+
     def scores(self, press):
-        return [press.score(*self.inputs(i))[0] for i in range(len(self.kv))]
+        return [self.score(press, i) for i in range(len(self.kv))]
+
+
+def scorer_of(press):
+    return press if isinstance(press, ScorerPress) else press.press
+
+
+def depends_on_ratio(scorer):
+    return isinstance(scorer, (StreamingLLMPress, CompactorPress, CriticalKVPress))
 
 
 def kept_of(layers, press, ratio, scores):
@@ -159,9 +198,10 @@ def kept_of(layers, press, ratio, scores):
             mask[:] = True
             mask[heads, slots] = False
         else:
-            scorer = getattr(press, "press", press)
-            s = scorer.score(*layers.inputs(i))[0] if scores is None else scores[i]
+            s = layers.score(scorer_of(press), i) if scores is None else scores[i]
             n = kvpress.utils.compute_n_kept(layers.n, ratio)
+            if isinstance(press, PyramidKVPress):
+                n = press.get_layer_budget(module, layers.n)
             slots = s.argsort(dim=-1, descending=True, stable=True)[:, :n].sort(dim=-1).values
             mask.scatter_(1, slots, True)
             at = slots[None, :, :, None].expand(-1, -1, -1, k.shape[-1])
@@ -208,8 +248,8 @@ def main():
             with torch.inference_mode():
                 press = make()
                 e = {"kept": {}}
-                scorer = getattr(press, "press", press)
-                scores = None if isinstance(scorer, StreamingLLMPress) else layers.scores(scorer)
+                scorer = scorer_of(press)
+                scores = None if depends_on_ratio(scorer) else layers.scores(scorer)
                 if scores is not None and scorer is press:
                     e["scores"] = b64(torch.stack(scores)[:, :, ::STRIDE].numpy())
                 for ratio in LONG_RATIOS if len(ids) > LONG else RATIOS:

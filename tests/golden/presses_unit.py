@@ -263,6 +263,9 @@ class Draw:
 class Normals:
     """torch.randn for one call: the standard normals of compression/sketch.c."""
 
+    def __init__(self, seed=VIEW_SEED, layer=LAYER):
+        self.seed, self.layer = seed, layer
+
     def __enter__(self):
         self.randn = torch.randn
         torch.randn = self.draw
@@ -273,7 +276,7 @@ class Normals:
 
     def draw(self, *shape, **_):
         n = int(np.prod(shape))
-        of_layer = Draw(Draw(VIEW_SEED).bits(1)[0] ^ np.uint64(LAYER))
+        of_layer = Draw(Draw(self.seed).bits(1)[0] ^ np.uint64(self.layer))
         u = Draw(of_layer.bits(1)[0]).unit(n + n % 2)
         r, angle = np.sqrt(-2.0 * np.log(1.0 - u[0::2])), 2.0 * np.pi * u[1::2]
         z = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1).reshape(-1)[:n]
