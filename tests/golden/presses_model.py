@@ -71,8 +71,7 @@ def finch(window):
 
 # presses that are more than a score; their compress() says what stays
 PRESSES.update({
-    "critical_adakv(expected_attention:use_vnorm=false)": lambda: CriticalAdaKVPress(
-        ExpectedAttentionPress(use_vnorm=False)),
+    "critical_adakv(knorm)": lambda: CriticalAdaKVPress(KnormPress()),
     "chunk:chunk_length=128(knorm)": lambda: ChunkPress(KnormPress(), 128),
     "chunkkv(expected_attention)": lambda: ChunkKVPress(ExpectedAttentionPress()),
     "entropy_gated_chunkkv(expected_attention:n_sink=0)": lambda: EntropyGatedChunkKVPress(
@@ -173,16 +172,20 @@ class Layers:
 
 def compressed(press, inputs):
     """[head][n_kept] slots, ascending, and the keys and values compress() left in them."""
-    keys, values = inputs[2:4]
+    keys = inputs[2]
+    moved = getattr(press, "rerotate_keys", False)
+    if moved:  # to know the slots by their keys, leave these where they are first
+        press.rerotate_keys = False
     k, v = press.compress(*inputs)
-    # moved keys are not what they were, merged values neither
-    before, after = (values, v) if isinstance(press, MOVED) else (keys, k)
     slots = []
-    for b, a in zip(before[0].numpy(), after[0].numpy()):
-        at = {row.tobytes(): i for i, row in enumerate(b)}
-        slots.append([at[row.tobytes()] for row in a])
+    for before, after in zip(keys[0].numpy(), k[0].numpy()):
+        at = {row.tobytes(): i for i, row in enumerate(before)}
+        slots.append([at[row.tobytes()] for row in after])
     slots, order = torch.tensor(slots).sort(dim=-1)
     order = order[None, :, :, None].expand(-1, -1, -1, keys.shape[-1])
+    if moved:  # in time order already
+        press.rerotate_keys = True
+        return slots, *press.compress(*inputs)
     return slots, k.gather(2, order), v.gather(2, order)
 
 
