@@ -96,7 +96,8 @@ static size_t most(const pd_press_inst *inst, const pd_budget *budget, size_t la
 static void needs(const pd_press_inst *inst, pd_press_needs *n) {
     pd_press_needs child;
     pd_press_collect_needs(inst->child[0], &child);
-    if (child.bits & (PD_NEEDS_Q_TAIL | PD_NEEDS_Q_MEAN | PD_NEEDS_Q_COV)) n->bits |= PD_NEEDS_Q_ALL;
+    if (child.bits & (PD_NEEDS_Q_TAIL | PD_NEEDS_Q_MEAN | PD_NEEDS_Q_COV))
+        n->bits |= PD_NEEDS_Q_ALL;
 }
 
 static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model,

@@ -55,7 +55,8 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
     for (size_t i = 0; i < view->n && left > 0; i++) left -= must[i];
     for (size_t c = 0; c < n_chunk && left > 0; c++) {
         size_t got;
-        PD_TRY(pd__mark_best(token, chunk[c].begin, chunk[c].end, left, keep, view->tmp, &got, err));
+        PD_TRY(pd__mark_best(token, chunk[c].begin, chunk[c].end, left, keep, view->tmp, &got,
+                             err));
         left -= got;
     }
     return pd__plan_marked(view, keep, ret, err);

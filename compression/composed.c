@@ -105,8 +105,8 @@ static pd_status check(const pd_press_inst *inst, const struct pd_press_model *m
     }
     if (with == 0 || sharers(inst) == 0) return PD_OK;
     return pd_fail(err, PD_EINVAL, path,
-                   "%s: inside 'composed' all presses that take a ratio must have one of their own, "
-                   "or none; here %zu have, %zu have not",
+                   "%s: inside 'composed' all presses that take a ratio must have one of their "
+                   "own, or none; here %zu have, %zu have not",
                    path, with, sharers(inst));
 }
 

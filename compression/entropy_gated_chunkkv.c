@@ -87,7 +87,8 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
         size_t take = left;
         if (chunk[c].mean >= mean_median && h[c] < h_median)
             take = pd_min_size(take, (size_t)inst->p[LOW_LENGTH]);
-        PD_TRY(pd__mark_best(token, chunk[c].begin, chunk[c].end, take, keep, view->tmp, &got, err));
+        PD_TRY(pd__mark_best(token, chunk[c].begin, chunk[c].end, take, keep, view->tmp, &got,
+                             err));
         left -= got;
     }
     PD_TRY(pd__mark_best(token, 0, view->n, left, keep, view->tmp, &got, err));
@@ -124,8 +125,8 @@ const pd_press pd_press_entropy_gated_chunkkv = {
     .reference_class = "EntropyGatedChunkKVPress",
     .kind = "wrapper",
     .source = "kvpress (ChunkKV, arXiv 2502.00299)",
-    .doc = "Keeps chunks as chunkkv does, but only the best tokens of a chunk whose score sits in a "
-           "few.",
+    .doc = "Keeps chunks as chunkkv does, but only the best tokens of a chunk whose score sits in "
+           "a few.",
     .ratio_doc = "the child's",
     .params = params,
     .n_params = sizeof params / sizeof *params,

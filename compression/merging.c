@@ -168,7 +168,8 @@ static bool job_alloc(const pd_view *view, const pd_plan *plan, job *j) {
 
 static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
                       pd_plan *ret, pd_err *err) {
-    float **score = pd_scores_new(view), **v_new = PD_ARENA_NEW(view->tmp, view->n_head_kv, float *);
+    float **score = pd_scores_new(view),
+          **v_new = PD_ARENA_NEW(view->tmp, view->n_head_kv, float *);
     job j = {.view = view};
     pd_plan plan;
     if (!score || !v_new)

@@ -23,7 +23,8 @@ static double at_the_ends(const pd_press_inst *inst, const pd_view *view,
     const int64_t end = (int64_t)view->n_seen - (int64_t)inst->p[N_LAST];
     double sum = 0.0;
     for (size_t q = 0; q < view->n_head; q++) {
-        const size_t h = q / n_group, first = pd__slots_before(view, h, (int64_t)inst->p[N_INITIAL]),
+        const size_t h = q / n_group,
+                     first = pd__slots_before(view, h, (int64_t)inst->p[N_INITIAL]),
                      from = pd__slots_before(view, h, end - (int64_t)inst->p[N_RECENT]),
                      to = pd__slots_before(view, h, end);
         for (size_t i = 0; i < first; i++) sum += (double)attention[q][i];
@@ -121,8 +122,8 @@ const pd_press pd_press_simlayerkv = {
     .reference_class = "SimLayerKVPress",
     .kind = "planner",
     .source = "arXiv 2410.13846",
-    .doc = "Keeps the first and the most recent tokens of layers that look at nothing else, and all "
-           "of the others.",
+    .doc = "Keeps the first and the most recent tokens of layers that look at nothing else, and "
+           "all of the others.",
     .ratio_doc = "lazy_threshold, n_recent and n_initial say what goes",
     .params = params,
     .n_params = sizeof params / sizeof *params,

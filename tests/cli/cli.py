@@ -106,6 +106,8 @@ def presses_as_table_and_json_agree():
         for q in p["params"]:
             if q["type"] in ("integer", "number") and q["default"] is not None:
                 assert q["min"] <= q["default"] <= q["max"], (p["name"], q)
+            if q.get("required"):
+                eq(q["default"], None)
             if q["type"] == "choice":
                 assert q["default"] in q["choices"], (p["name"], q)
             has(table, q["name"])

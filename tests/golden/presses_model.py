@@ -28,8 +28,13 @@ import sys
 import numpy as np
 import torch
 import kvpress
+<<<<<<< HEAD
 from kvpress import (CapPress, CompactorPress, CriticalKVPress, CURPress, LagKVPress, LeverageScorePress,
                      NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress, ScorerPress)
+=======
+from kvpress import (BlockPress, ChunkKVPress, ChunkPress, CriticalAdaKVPress, EntropyGatedChunkKVPress, FinchPress,
+                     MergingPress)
+>>>>>>> wrappers
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
                      SnapKVPress, StreamingLLMPress, TOVAPress)
 from kvpress.utils import get_prerope_query_states
@@ -73,6 +78,29 @@ PRESSES = {
     "adakv(snapkv)": lambda: AdaKVPress(SnapKVPress()),
     "key_rerotation(knorm)": lambda: KeyRerotationPress(KnormPress()),
 }
+
+
+
+def finch(window):
+    press = FinchPress()
+    press.window_size = window
+    return press
+
+
+# presses that are more than a score; their compress() says what stays
+PRESSES.update({
+    "critical_adakv(knorm)": lambda: CriticalAdaKVPress(KnormPress()),
+    "chunk:chunk_length=128(knorm)": lambda: ChunkPress(KnormPress(), 128),
+    "chunkkv(expected_attention)": lambda: ChunkKVPress(ExpectedAttentionPress()),
+    "entropy_gated_chunkkv(expected_attention:n_sink=0)": lambda: EntropyGatedChunkKVPress(
+        ExpectedAttentionPress(n_sink=0)),
+    "block(keydiff)": lambda: BlockPress(KeyDiffPress()),
+    "merging(knorm)": lambda: MergingPress(KnormPress()),
+    "finch:window_size=16": lambda: finch(16),
+})
+COMPRESSED = (ChunkPress, ChunkKVPress, BlockPress, MergingPress, FinchPress)
+MASKED = (AdaKVPress, CriticalAdaKVPress)
+MOVED = (KeyRerotationPress, FinchPress)
 
 LETTER = """\
 Dear Ines, the mill is quiet again. On Monday the last of the grain went down the river, and since then I have done
@@ -184,6 +212,25 @@ def depends_on_ratio(scorer):
     return isinstance(scorer, (StreamingLLMPress, CompactorPress, CriticalKVPress))
 
 
+def compressed(press, inputs):
+    """[head][n_kept] slots, ascending, and the keys and values compress() left in them."""
+    keys = inputs[2]
+    moved = getattr(press, "rerotate_keys", False)
+    if moved:  # to know the slots by their keys, leave these where they are first
+        press.rerotate_keys = False
+    k, v = press.compress(*inputs)
+    slots = []
+    for before, after in zip(keys[0].numpy(), k[0].numpy()):
+        at = {row.tobytes(): i for i, row in enumerate(before)}
+        slots.append([at[row.tobytes()] for row in after])
+    slots, order = torch.tensor(slots).sort(dim=-1)
+    order = order[None, :, :, None].expand(-1, -1, -1, keys.shape[-1])
+    if moved:  # in time order already
+        press.rerotate_keys = True
+        return slots, *press.compress(*inputs)
+    return slots, k.gather(2, order), v.gather(2, order)
+
+
 def kept_of(layers, press, ratio, scores):
     """[layer][head][token] bool, and the cache as the press leaves it."""
     press.compression_ratio = ratio
@@ -192,7 +239,10 @@ def kept_of(layers, press, ratio, scores):
         module = layers.inputs(i)[0]
         mask = torch.zeros(k.shape[1], layers.n, dtype=torch.bool)
         module.masked_key_indices = None
-        if isinstance(press, AdaKVPress):
+        if isinstance(press, COMPRESSED):
+            slots, k, v = compressed(press, layers.inputs(i))
+            mask.scatter_(1, slots, True)
+        elif isinstance(press, MASKED):
             press.compress(*layers.inputs(i))
             _, heads, slots = module.masked_key_indices
             mask[:] = True
@@ -260,7 +310,7 @@ def main():
                     if not isinstance(press, KeyRerotationPress):
                         e["kept"][str(ratio)] = b64(np.packbits(kept.numpy(), axis=-1))
                     if ratio == WALK_RATIO:
-                        first = int(kept[0, 0].sum()) if isinstance(press, KeyRerotationPress) else len(ids)
+                        first = int(kept[0, 0].sum()) if isinstance(press, MOVED) else len(ids)
                         out, top = walk(model, layers, cache, first)
                         e["walk"] = {"ids": out, "text": detokenize(peer, out), "top": top}
                 for i in range(len(layers.kv)):

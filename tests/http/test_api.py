@@ -130,6 +130,15 @@ class Replies(ServerTest):
         self.assertIn("knorm", data)
         for p in data.values():
             self.assertEqual({"name", "reference_class", "kind", "source", "params", "ratio", "runnable"} - set(p), set())
+        ratios = data["per_layer"]["params"][0]
+        self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
+                         ("number per layer", None, True, 0, 1))
+        self.assertEqual([p for p in data if not data[p]["takes_ratio"]], ["simlayerkv", "per_layer"])
+        self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]], ["composed"])
+        self.assertIn("score_part", data["block"]["accepts"]["must"])
+        self.assertIn("score_part", data["knorm"]["can"])
+        self.assertNotIn("score_part", data["snapkv"]["can"])
+        self.assertNotIn("compose", data["adakv"]["can"])
 
     def test_explain(self):
         r = self.s.post("/v1/compression/explain", {

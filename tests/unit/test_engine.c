@@ -131,6 +131,12 @@ static void pressed_equals_the_masked_reference(void **state) {
         {TINY_LLAMA, "snapkv@0.5", 200, 180},        {TINY_LLAMA, "expected_attention@0.4", 180, 100},
         {TINY_GEMMA3, "knorm@0.5", 200, 120},        {TINY_GEMMA3, "tova@0.5", 150, 20},
         {TINY_GEMMA3, "key_rerotation(streaming_llm)@0.5", 150, 0},
+        {TINY_LLAMA, "finch:window_size=20@0.6", 200, 150},
+        {TINY_LLAMA, "chunk:chunk_length=50(snapkv:window_size=10)@0.5", 200, 170},
+        {TINY_LLAMA, "simlayerkv:lazy_threshold=0,n_recent=30", 200, 150},
+        /* every layer goes on at a position of its own */
+        {TINY_LLAMA, "composed(per_layer:compression_ratios=0.2;0.5;0.8(knorm),key_rerotation(keydiff)@0.3)", 200, 150},
+        {TINY_GEMMA3, "per_layer:compression_ratios=1*5;0.5;1(knorm)", 150, 100},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const bool gemma = cases[c].arch == TINY_GEMMA3;
@@ -145,7 +151,7 @@ static void pressed_equals_the_masked_reference(void **state) {
         q.logprobs = 100;
         answer *a = case_run(e, &q);
         const pressed p = {.explained = x, .scope = cases[c].scope ? cases[c].scope : cases[c].n, .heads = gemma ? 1 : 2,
-                           .moved = strstr(cases[c].press, "rerotation") != NULL, .only = gemma ? 5 : SIZE_MAX};
+                           .moved = strstr(cases[c].press, "rerotation") || strstr(cases[c].press, "finch"), .only = gemma ? 5 : SIZE_MAX};
         const double most = against_reference(m, &q, a, sees_pressed, &p);
         if (most > 1e-3) fail_msg("%s: log probabilities differ by %g", cases[c].press, most);
         if (c == 0) { /* the mask matters */
@@ -396,15 +402,120 @@ static void adakv_shares_a_layer_unevenly(void **state) {
     pd_engine_close(e);
 }
 
+/* Slots and pages of every head of a layer. */
+static void expect_layer(const answer *a, size_t layer, size_t kept) {
+    for (size_t h = 2 * layer; h < 2 * layer + 2; h++) {
+        assert_int_equal(a->r->kv.kept[h], kept);
+        assert_int_equal(a->r->kv.head_pages[h], pd_div_up(kept, PAGE));
+    }
+}
+
+static answer *pressed_answer(pd_engine *e, const int32_t *prompt, size_t n, const char *press) {
+    const ask q = {.tokens = prompt, .n = n, .press = press, .max_tokens = 20, .logprobs = 20};
+    answer *a = case_run(e, &q);
+    pd_engine_stats s;
+    pd_engine_get_stats(e, &s);
+    assert_int_equal(s.pages_total, s.pages_free + s.pages_seq + s.pages_store);
+    return a;
+}
+
+static void layers_keep_what_they_are_told(void **state) {
+    (void)state;
+    enum { N = 250, MORE = 19 }; /* the last token sampled is not fed */
+    static const double ratio[] = {0.8, 0.0, 1.0};
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[N];
+    case_prompt(prompt, N, 31);
+    answer *a = pressed_answer(e, prompt, N, "per_layer:compression_ratios=0.8;0;1(knorm)");
+    const size_t left[] = {49, N, 1}; /* (int)(250 * (1 - 0.8)) in double */
+    for (size_t l = 0; l < 3; l++) {
+        const pd_budget b = {.ratio = ratio[l]};
+        assert_int_equal(pd_budget_keep(&b, N), left[l]);
+        expect_layer(a, l, left[l] + MORE);
+    }
+    assert_true(fabs(a->r->kv.ratio - (1.0 - (49.0 + N + 1.0) / (3.0 * N))) < 1e-12);
+    case_drop(a);
+
+    /* some layers lazy, some not: no ratio could say so */
+    bool mixed = false;
+    for (double threshold = 0.02; threshold < 1.0 && !mixed; threshold += 0.02) {
+        char text[96];
+        snprintf(text, sizeof text, "simlayerkv:lazy_threshold=%.2f,n_recent=50,n_last=4", threshold);
+        a = pressed_answer(e, prompt, N, text);
+        size_t n_lazy = 0;
+        for (size_t l = 0; l < 3; l++) {
+            const bool lazy = a->r->kv.kept[2 * l] != N + MORE;
+            expect_layer(a, l, (lazy ? 4 + 50 - 4 : N) + MORE);
+            n_lazy += lazy;
+        }
+        assert_int_equal(a->r->kv.tokens_evicted, n_lazy * 2 * (N - 50));
+        mixed = n_lazy > 0 && n_lazy < 3;
+        case_drop(a);
+    }
+    assert_true(mixed);
+
+    a = pressed_answer(e, prompt, N, "finch:window_size=25,chunk_length=60@0.5");
+    for (size_t l = 0; l < 3; l++) expect_layer(a, l, 30 * 4 + 10 + MORE); /* the last 10 are all question */
+    case_drop(a);
+    a = pressed_answer(e, prompt, N, "chunkkv(knorm)@0.5");
+    for (size_t l = 0; l < 3; l++)
+        assert_true(a->r->kv.kept[2 * l] == 6 * 20 + MORE || a->r->kv.kept[2 * l] == 5 * 20 + 10 + MORE);
+    case_drop(a);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
+/* merging keeps what its child keeps, and what it stores is not what was there. */
+static void merged_values_reach_the_pages(void **state) {
+    (void)state;
+    enum { N = 180 };
+    pd_engine *e = case_open(TINY_LLAMA, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32});
+    int32_t prompt[N];
+    case_prompt(prompt, N, 32);
+    answer *plain = pressed_answer(e, prompt, N, "knorm@0.6"), *merged = pressed_answer(e, prompt, N, "merging(knorm)@0.6"),
+           *same = pressed_answer(e, prompt, N, "merging:similarity_threshold=1(knorm)@0.6");
+    for (size_t l = 0; l < 3; l++) expect_layer(merged, l, 72 + 19);
+    assert_int_equal(merged->r->kv.bytes, plain->r->kv.bytes);
+    assert_true(plain->logprob[0] == merged->logprob[0]); /* of the dense prefill */
+    assert_true(plain->logprob[1] != merged->logprob[1]);
+    case_expect_same(plain, same); /* nothing is that alike: nothing was merged */
+    case_drop(plain);
+    case_drop(merged);
+    case_drop(same);
+
+    /* while decoding, too */
+    ask q = {.tokens = prompt, .n = N, .max_tokens = 60, .logprobs = 20, .decode = "knorm", .interval = 16, .target = 64};
+    plain = case_run(e, &q);
+    q.decode = "merging(knorm)";
+    merged = case_run(e, &q);
+    assert_memory_equal(plain->r->kv.kept, merged->r->kv.kept, 6 * sizeof(uint32_t));
+    assert_memory_equal(plain->logprob, merged->logprob, 16 * sizeof(float)); /* before the first pruning */
+    assert_memory_not_equal(plain->logprob, merged->logprob, 60 * sizeof(float));
+    q.decode = "critical_adakv(knorm)";
+    answer *uneven = case_run(e, &q);
+    for (size_t l = 0; l < 3; l++) {
+        const uint32_t *k = uneven->r->kv.kept + 2 * l;
+        assert_int_equal(k[0] + k[1], plain->r->kv.kept[2 * l] + plain->r->kv.kept[2 * l + 1]);
+    }
+    case_drop(plain);
+    case_drop(merged);
+    case_drop(uneven);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 static void budgets_hold(void **state) {
     (void)state;
-    static const char *const presses[] = {"knorm", "adakv(knorm)", "adakv:alpha_safeguard=0(keydiff)", "key_rerotation(snapkv)"};
+    static const char *const presses[] = {"knorm", "adakv(knorm)", "adakv:alpha_safeguard=0(keydiff)", "key_rerotation(snapkv)",
+                                          "chunk:chunk_length=70(snapkv)", "chunkkv(knorm)", "entropy_gated_chunkkv(tova)",
+                                          "block(keydiff)", "merging(knorm)", "critical_adakv(knorm)",
+                                          "composed(chunkkv(knorm),knorm)", "finch:window_size=9,chunk_length=64"};
     for (int c = 0; c < 2; c++) {
         pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
         const pd_engine_info *info = pd_engine_get_info(e);
         int32_t prompt[300];
         case_prompt(prompt, 300, 8);
-        for (size_t i = 0; i < 4; i++) {
+        for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
             ask q = {.tokens = prompt, .n = 300, .press = presses[i], .budget = PD_BUDGET_TOKENS, .amount = 77, .max_tokens = 1};
             answer *a = case_run(e, &q);
             const size_t l = c ? 5 : 1;
@@ -436,8 +547,13 @@ static void protected_tokens_stay(void **state) {
     pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
     int32_t prompt[160];
     case_prompt(prompt, 160, 9);
-    static const char *const presses[] = {"knorm@0.9", "adakv(knorm)@0.9", "key_rerotation(knorm)@0.9", "random@0.5"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const presses[] = {"knorm@0.9", "adakv(knorm)@0.9", "key_rerotation(knorm)@0.9", "random@0.5",
+                                          "chunk:chunk_length=20(knorm)@0.9", "chunkkv(knorm)@0.9", "merging(knorm)@0.9",
+                                          "entropy_gated_chunkkv(knorm)@0.9", "block(keydiff)@0.9",
+                                          "critical_adakv(knorm)@0.9", "simlayerkv:lazy_threshold=0,n_recent=20",
+                                          "finch:window_size=5@0.9", "composed(knorm,key_rerotation(keydiff))@0.9",
+                                          "per_layer:compression_ratios=1*3(knorm)"};
+    for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
         const ask q = {.tokens = prompt, .n = 160, .press = presses[i], .explain = true, .protect = true,
                        .system_begin = 10, .system_end = 45};
         answer *a = case_run(e, &q);
@@ -554,6 +670,8 @@ int main(void) {
         cmocka_unit_test(adakv_shares_a_layer_unevenly),
         cmocka_unit_test(compared_presses_keep_what_applied_ones_keep),
         cmocka_unit_test(comparisons_have_limits),
+        cmocka_unit_test(layers_keep_what_they_are_told),
+        cmocka_unit_test(merged_values_reach_the_pages),
         cmocka_unit_test(budgets_hold),
         cmocka_unit_test(protected_tokens_stay),
         cmocka_unit_test(decode_press_keeps_its_bound),

@@ -318,6 +318,46 @@ static void test_compression(void **state) {
     pd_compression_close(c);
 }
 
+/* Lists, ratios of inner presses, and presses that take no ratio; the model has two layers. */
+static void test_compression_without_ratio(void **state) {
+    static const struct { const char *v, *press;
+    } t[] = {
+        {"{\"press\":\"simlayerkv\"}", "simlayerkv"},
+        {"\"simlayerkv:lazy_threshold=0.9\"", "simlayerkv:lazy_threshold=0.9"},
+        {"{\"press\":{\"name\":\"per_layer\",\"params\":{\"compression_ratios\":[0,0.50]},"
+         "\"press\":\"knorm\"}}",
+         "per_layer:compression_ratios=0;0.5(knorm)"},
+        {"{\"press\":{\"name\":\"per_layer\",\"params\":{\"compression_ratios\":[1,1]},"
+         "\"press\":{\"name\":\"snapkv\",\"params\":{\"window_size\":8}}}}",
+         "per_layer:compression_ratios=1*2(snapkv:window_size=8)"},
+        {"\"per_layer:compression_ratios=0.25;0.5(knorm)\"",
+         "per_layer:compression_ratios=0.25;0.5(knorm)"},
+        {"{\"press\":{\"name\":\"composed\",\"presses\":[{\"name\":\"knorm\",\"ratio\":0.3},"
+         "\"snapkv@0.25\"]}}",
+         "composed(knorm@0.3,snapkv@0.25)"},
+        {"\"composed(simlayerkv,knorm@0)\"", "composed(simlayerkv,knorm@0)"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        pd_compression *c = wish(t[i].v, true);
+        assert_press(c, t[i].press);
+        assert_true(c->ratio == 0.0 && c->budget == PD_BUDGET_RATIO);
+        pd_compression_close(c);
+    }
+    pd_compression *c = NULL;
+    pd_err err = {0};
+    assert_int_equal(pd_compression_decode_text("simlayerkv:n_recent=64", "model", true, &model, &c, &err), PD_OK);
+    pd_compression_close(c);
+    /* "name:number" is a ratio, and this press takes none */
+    assert_int_equal(pd_compression_decode_text("simlayerkv:0.5", "model", true, &model, &c, &err), PD_EINVAL);
+    assert_non_null(strstr(err.msg, "takes neither ratio nor budget: lazy_threshold"));
+    c = wish("{\"press\":\"composed(knorm,snapkv)\",\"ratio\":0.5}", true);
+    assert_true(c->ratio == 0.5);
+    pd_compression_close(c);
+    c = wish("{\"press\":{\"name\":\"finch\",\"params\":{\"window_size\":12}},\"budget_tokens\":9}", true);
+    assert_press(c, "finch:window_size=12");
+    pd_compression_close(c);
+}
+
 static void test_compression_refused(void **state) {
     static const struct { const char *v, *param;
     } t[] = {
@@ -344,6 +384,40 @@ static void test_compression_refused(void **state) {
         {"{\"press\":\"knorm\",\"params\":7,\"ratio\":0.5}", "compression.params"},
         {"{\"press\":{\"name\":\"knorm\"},\"params\":{},\"ratio\":0.5}", "compression.params"},
         {"{\"press\":\"knorm\"}", "compression.ratio"},
+        {"{\"press\":\"simlayerkv\",\"ratio\":0.5}", "compression.ratio"},
+        {"{\"press\":\"simlayerkv@0.5\"}", "compression.ratio"},
+        {"\"simlayerkv@0.5\"", "compression"},
+        {"{\"press\":\"simlayerkv\",\"budget_tokens\":5}", "compression.budget_tokens"},
+        {"{\"press\":\"simlayerkv\",\"budget_bytes\":5}", "compression.budget_bytes"},
+        {"{\"press\":\"per_layer:compression_ratios=0;0(knorm)\",\"ratio\":0}", "compression.ratio"},
+        {"{\"press\":\"composed(knorm@0.5)\",\"ratio\":0.5}", "compression.ratio"},
+        {"{\"press\":\"composed(simlayerkv,knorm)\"}", "compression.ratio"},
+        {"{\"press\":{\"name\":\"knorm\",\"ratio\":0.5}}", "compression.press.ratio"},
+        {"{\"press\":{\"name\":\"adakv\",\"press\":{\"name\":\"knorm\",\"ratio\":0.5}},\"ratio\":0.5}",
+         "compression.press.press"},
+        {"{\"press\":{\"name\":\"composed\",\"presses\":[\"knorm\",{\"name\":\"knorm\",\"ratio\":1}]}}",
+         "compression.press.presses[1].ratio"},
+        {"{\"press\":{\"name\":\"composed\",\"presses\":[\"knorm\",{\"name\":\"knorm\",\"ratio\":0.5}]}}",
+         "compression.press.params"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\"}}",
+         "compression.press.params.compression_ratios"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":[]}}}",
+         "compression.press.params.compression_ratios"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":[0,0,0]}}}",
+         "compression.press.params.compression_ratios"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":[0,1.1]}}}",
+         "compression.press.params.compression_ratios[1]"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":[0,\"1\"]}}}",
+         "compression.press.params.compression_ratios[1]"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":[[0],1]}}}",
+         "compression.press.params.compression_ratios[0]"},
+        {"{\"press\":{\"name\":\"per_layer\",\"press\":\"knorm\",\"params\":{\"compression_ratios\":{}}}}",
+         "compression.press.params.compression_ratios"},
+        {"{\"press\":{\"name\":\"knorm\",\"params\":{\"seed\":[1]}},\"ratio\":0.5}", "compression.press.params.seed"},
+        {"{\"press\":{\"name\":\"finch\"},\"ratio\":0.5}", "compression.press.params.window_size"},
+        {"{\"press\":\"finch\",\"params\":{\"chunk_length\":8},\"ratio\":0.5}", "compression.params.window_size"},
+        {"{\"decode\":{\"press\":\"simlayerkv\",\"target_tokens\":5}}", "compression.decode.press"},
+        {"{\"decode\":{\"press\":\"chunk(knorm)\",\"target_tokens\":5}}", "compression.decode.press"},
         {"{\"press\":\"knorm\",\"ratio\":1}", "compression.ratio"},
         {"{\"press\":\"knorm\",\"ratio\":-1e-9}", "compression.ratio"},
         {"{\"press\":\"knorm\",\"ratio\":\"0.5\"}", "compression.ratio"},
@@ -581,6 +655,7 @@ int main(void) {
         cmocka_unit_test(test_messages),
         cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_compression),
+        cmocka_unit_test(test_compression_without_ratio),
         cmocka_unit_test(test_compression_refused),
         cmocka_unit_test(test_model_suffix),
         cmocka_unit_test(test_server_default),
