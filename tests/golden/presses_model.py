@@ -28,21 +28,11 @@ import sys
 import numpy as np
 import torch
 import kvpress
-<<<<<<< HEAD
-from kvpress import (CapPress, CompactorPress, CriticalKVPress, CURPress, LagKVPress, LeverageScorePress,
-                     NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress, ScorerPress)
-=======
-from kvpress import (BlockPress, ChunkKVPress, ChunkPress, CriticalAdaKVPress, EntropyGatedChunkKVPress, FinchPress,
-                     MergingPress)
->>>>>>> wrappers
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
                      SnapKVPress, StreamingLLMPress, TOVAPress)
-from kvpress.utils import get_prerope_query_states
 from transformers import DynamicCache
-from transformers.models.llama.modeling_llama import rotate_half
 
 import ref_model
-from presses_unit import Normals
 
 RATIOS = (0.25, 0.5, 0.75)
 LONG_RATIOS = (0.5, 0.75)  # of prompts above LONG tokens, to keep the file small
@@ -51,7 +41,6 @@ WALK_RATIO = 0.5
 WALK = 8
 TOP = 5
 STRIDE = 37
-SEED = 0  # compression.seed of a request that gives none: random sketches follow it
 
 # wire text -> the reference's press
 PRESSES = {
@@ -60,16 +49,7 @@ PRESSES = {
     "keydiff": KeyDiffPress,
     "streaming_llm": StreamingLLMPress,
     "snapkv": SnapKVPress,
-    "pyramidkv": PyramidKVPress,
     "tova": TOVAPress,
-    "observed_attention": ObservedAttentionPress,
-    "lagkv": LagKVPress,
-    "cur": CURPress,
-    "non_causal_attention": NonCausalAttnPress,
-    "leverage": LeverageScorePress,
-    "compactor": CompactorPress,
-    "cap": CapPress,
-    "critical(expected_attention:use_vnorm=false)": lambda: CriticalKVPress(ExpectedAttentionPress(use_vnorm=False)),
     "expected_attention": ExpectedAttentionPress,
     "expected_attention:use_covariance=false": lambda: ExpectedAttentionPress(use_covariance=False),
     "expected_attention:epsilon=0.01": lambda: ExpectedAttentionPress(epsilon=0.01),
@@ -78,29 +58,6 @@ PRESSES = {
     "adakv(snapkv)": lambda: AdaKVPress(SnapKVPress()),
     "key_rerotation(knorm)": lambda: KeyRerotationPress(KnormPress()),
 }
-
-
-
-def finch(window):
-    press = FinchPress()
-    press.window_size = window
-    return press
-
-
-# presses that are more than a score; their compress() says what stays
-PRESSES.update({
-    "critical_adakv(knorm)": lambda: CriticalAdaKVPress(KnormPress()),
-    "chunk:chunk_length=128(knorm)": lambda: ChunkPress(KnormPress(), 128),
-    "chunkkv(expected_attention)": lambda: ChunkKVPress(ExpectedAttentionPress()),
-    "entropy_gated_chunkkv(expected_attention:n_sink=0)": lambda: EntropyGatedChunkKVPress(
-        ExpectedAttentionPress(n_sink=0)),
-    "block(keydiff)": lambda: BlockPress(KeyDiffPress()),
-    "merging(knorm)": lambda: MergingPress(KnormPress()),
-    "finch:window_size=16": lambda: finch(16),
-})
-COMPRESSED = (ChunkPress, ChunkKVPress, BlockPress, MergingPress, FinchPress)
-MASKED = (AdaKVPress, CriticalAdaKVPress)
-MOVED = (KeyRerotationPress, FinchPress)
 
 LETTER = """\
 Dear Ines, the mill is quiet again. On Monday the last of the grain went down the river, and since then I have done
@@ -184,51 +141,8 @@ class Layers:
         module, kw = self.calls[i]
         return module, kw["hidden_states"], *self.kv[i], None, {"position_embeddings": kw["position_embeddings"]}
 
-    def attention(self, i):
-        """[1][Hq][L][L]: what the materialised attention would hand to a press."""
-        module, x, keys, _, _, kw = self.inputs(i)
-        cos, sin = (c[:, None] for c in kw["position_embeddings"])
-        q = get_prerope_query_states(module, x)
-        q = q * cos + rotate_half(q) * sin
-        logits = q @ keys.repeat_interleave(q.shape[1] // keys.shape[1], dim=1).transpose(2, 3) * module.scaling
-        return logits.masked_fill(torch.ones(self.n, self.n, dtype=torch.bool).triu(1), float("-inf")).softmax(dim=-1)
-
-    def score(self, press, i):
-        args = self.inputs(i)
-        if isinstance(press, ObservedAttentionPress):
-            args = *args[:4], self.attention(i), args[5]
-        with Normals(SEED, i):
-            return press.score(*args)[0]
-
     def scores(self, press):
-        return [self.score(press, i) for i in range(len(self.kv))]
-
-
-def scorer_of(press):
-    return press if isinstance(press, ScorerPress) else press.press
-
-
-def depends_on_ratio(scorer):
-    return isinstance(scorer, (StreamingLLMPress, CompactorPress, CriticalKVPress))
-
-
-def compressed(press, inputs):
-    """[head][n_kept] slots, ascending, and the keys and values compress() left in them."""
-    keys = inputs[2]
-    moved = getattr(press, "rerotate_keys", False)
-    if moved:  # to know the slots by their keys, leave these where they are first
-        press.rerotate_keys = False
-    k, v = press.compress(*inputs)
-    slots = []
-    for before, after in zip(keys[0].numpy(), k[0].numpy()):
-        at = {row.tobytes(): i for i, row in enumerate(before)}
-        slots.append([at[row.tobytes()] for row in after])
-    slots, order = torch.tensor(slots).sort(dim=-1)
-    order = order[None, :, :, None].expand(-1, -1, -1, keys.shape[-1])
-    if moved:  # in time order already
-        press.rerotate_keys = True
-        return slots, *press.compress(*inputs)
-    return slots, k.gather(2, order), v.gather(2, order)
+        return [press.score(*self.inputs(i))[0] for i in range(len(self.kv))]
 
 
 def kept_of(layers, press, ratio, scores):
@@ -239,19 +153,15 @@ def kept_of(layers, press, ratio, scores):
         module = layers.inputs(i)[0]
         mask = torch.zeros(k.shape[1], layers.n, dtype=torch.bool)
         module.masked_key_indices = None
-        if isinstance(press, COMPRESSED):
-            slots, k, v = compressed(press, layers.inputs(i))
-            mask.scatter_(1, slots, True)
-        elif isinstance(press, MASKED):
+        if isinstance(press, AdaKVPress):
             press.compress(*layers.inputs(i))
             _, heads, slots = module.masked_key_indices
             mask[:] = True
             mask[heads, slots] = False
         else:
-            s = layers.score(scorer_of(press), i) if scores is None else scores[i]
+            scorer = getattr(press, "press", press)
+            s = scorer.score(*layers.inputs(i))[0] if scores is None else scores[i]
             n = kvpress.utils.compute_n_kept(layers.n, ratio)
-            if isinstance(press, PyramidKVPress):
-                n = press.get_layer_budget(module, layers.n)
             slots = s.argsort(dim=-1, descending=True, stable=True)[:, :n].sort(dim=-1).values
             mask.scatter_(1, slots, True)
             at = slots[None, :, :, None].expand(-1, -1, -1, k.shape[-1])
@@ -298,8 +208,8 @@ def main():
             with torch.inference_mode():
                 press = make()
                 e = {"kept": {}}
-                scorer = scorer_of(press)
-                scores = None if depends_on_ratio(scorer) else layers.scores(scorer)
+                scorer = getattr(press, "press", press)
+                scores = None if isinstance(scorer, StreamingLLMPress) else layers.scores(scorer)
                 if scores is not None and scorer is press:
                     e["scores"] = b64(torch.stack(scores)[:, :, ::STRIDE].numpy())
                 for ratio in LONG_RATIOS if len(ids) > LONG else RATIOS:
@@ -310,7 +220,7 @@ def main():
                     if not isinstance(press, KeyRerotationPress):
                         e["kept"][str(ratio)] = b64(np.packbits(kept.numpy(), axis=-1))
                     if ratio == WALK_RATIO:
-                        first = int(kept[0, 0].sum()) if isinstance(press, MOVED) else len(ids)
+                        first = int(kept[0, 0].sum()) if isinstance(press, KeyRerotationPress) else len(ids)
                         out, top = walk(model, layers, cache, first)
                         e["walk"] = {"ids": out, "text": detokenize(peer, out), "top": top}
                 for i in range(len(layers.kv)):
