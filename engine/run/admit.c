@@ -4,15 +4,15 @@
  *
  * A running sequence never runs out of pages: admission reserves the most it
  * can hold.  With S the slots a full-attention layer may hold per head (mean
- * over heads: presses may spread them unevenly), a layer of H heads holds at
- * most H * (S/16 + 1) pages, since only the last page of a head is partly
- * filled. */
+ * over heads: presses may spread them unevenly), H heads of n_h >= 1 slots hold
+ * sum(1 + (n_h - 1) / 16) pages, which is at most H + H * (S - 1) / 16. */
 #include "engine/run/seq.h"
 
 #include "engine/base/num.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
-    return (uint64_t)hp->n_head_kv * (slots / PD_PAGE_TOKENS + 1);
+    const uint64_t heads = hp->n_head_kv;
+    return heads + heads * (slots - 1) / PD_PAGE_TOKENS;
 }
 
 /* Slots per head of a full layer when the prompt is in, then while tokens come. */
