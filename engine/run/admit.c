@@ -24,8 +24,12 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     if (job->scope)
         kept += pd_min_size(job->scope, pd_press_most(c->press, &job->budget, layer, job->scope) + n_protected) - job->scope;
     const size_t slots = kept + job->max_tokens;
-    if (!c || !c->decode || c->decode_by_ratio) return slots;
-    return pd_min_size(slots, pd_max_size(kept, c->decode_target + n_protected) + c->decode_interval + 1);
+    pd_decode_rule rule;
+    if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
+    /* The size after a pruning never falls as the text grows, so the last one is the bound. */
+    const pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    const size_t left = pd_press_most(rule.prune, &last, layer, slots) + n_protected;
+    return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
 
 static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
