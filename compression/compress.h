@@ -13,6 +13,7 @@ typedef struct pd_compression {
     pd_press_inst *press; /* of the prompt; NULL = dense */
     pd_budget_kind budget;
     double ratio;         /* RATIO: [0, 1) */
+    bool has_ratio;       /* it stood inside prefill_decoding */
     uint64_t amount;      /* TOKENS per head, or BYTES of the whole cache of the scope */
 
     pd_scope_kind scope;
@@ -20,14 +21,27 @@ typedef struct pd_compression {
     bool protect_system;
     size_t min_tokens;
 
-    pd_press_inst *decode; /* while generating; NULL = none */
-    size_t decode_interval;  /* steps between two prunings, >= 1 */
-    bool decode_by_ratio;
-    size_t decode_target;  /* tokens per head */
-    double decode_ratio;   /* target = max(1, (int)(seen * (1 - ratio))) */
+    pd_press_inst *decode; /* while generating, has a decode_rule; NULL = none.  A press that
+                              goes on after the prompt stands in both places. */
 
     uint64_t seed;
 } pd_compression;
+
+/* Put a press where it works: one of the prompt to c->press, a decode press to
+ * c->decode, the children of prefill_decoding to both.  `path` names the press in
+ * errors.  NULL inst: nothing.  Takes inst in any case.  Errors: EINVAL (a decode
+ * press twice, or inside another press; presses that do not go together). */
+pd_status pd_compression_take(pd_compression *c, pd_press_inst *inst, const char *path, pd_err *err);
+
+/* c->decode = decoding(prune), or compression_ratio_decoding(prune) if `ratio` is
+ * not NaN: what `compression.decode` says.  Takes prune in any case.  Errors: EINVAL
+ * (it works on prompts only), ENOMEM. */
+pd_status pd_compression_decode_every(pd_compression *c, pd_press_inst *prune, size_t interval, size_t target,
+                                      double ratio, const char *path, pd_err *err);
+
+/* Text of the one press that says it all, and its name; "none" for NULL. */
+void pd_compression_text(const pd_compression *c, pd_buf *out);
+const char *pd_compression_name(const pd_compression *c);
 
 void pd_compression_close(pd_compression *c); /* frees the instances and `c`; NULL is fine */
 

@@ -27,6 +27,6 @@ const pd_press pd_press_knorm = {
     .source = "arXiv 2406.11430",
     .doc = "Keeps the keys of smallest norm.",
     .ratio_doc = "its own",
-    .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP,
+    .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP | PD_CAN_SCORE_ALONE,
     .score = score,
 };

@@ -24,6 +24,11 @@ double pd_budget_ratio(const pd_budget *b, size_t n) {
     return n == 0 ? 0.0 : 1.0 - (double)pd_budget_keep(b, n) / (double)n;
 }
 
+pd_budget pd_decode_budget(const pd_decode_rule *rule, size_t n_seen) {
+    if (rule->budget.by_count) return rule->budget;
+    return (pd_budget){.by_count = true, .count = pd_budget_keep(&rule->budget, n_seen)};
+}
+
 size_t pd__n_protected(const pd_view *view, size_t h) {
     if (!view->protect || !view->protect[h]) return 0;
     size_t n = 0;

@@ -99,7 +99,7 @@ unsigned pd_press_inst_can(const pd_press_inst *inst) {
     if (!inst->press->plan) can |= PD_CAN_COMPOSE;
     for (size_t i = 0; i < inst->n_child; i++) {
         const unsigned child = pd_press_inst_can(inst->child[i]);
-        can &= child | PD_CAN_PRUNE_STEP | PD_CAN_COMPOSE;
+        can &= child | PD_CAN_PRUNE_STEP | PD_CAN_COMPOSE | PD_CAN_DECODE | PD_DECODE_ONLY;
         if (!(child & PD_CAN_SCORE_STEP)) can &= ~(unsigned)PD_CAN_PRUNE_STEP;
     }
     pd_press_needs needs;

@@ -82,7 +82,10 @@ typedef struct pd_view {
     const float *const *v;     /* [H] -> [n_h][D] */
     const uint8_t *const *protect; /* [H][n_h] 1 = must stay, or NULL */
 
-    size_t n_seen;             /* tokens of the sequence so far = next position */
+    size_t n_seen;             /* the next position: tokens so far, less what a re-rotation closed up */
+    size_t n_steps;            /* STEP: tokens since this layer was pruned last */
+    float *const *tag;         /* [H][n_h] one number beside each slot (pd_tag_kind); the press may write it in
+                                  PREFILL; NULL unless its decode_rule asks for tags */
     size_t q_rows;             /* rows in q, the last ones seen (PREFILL: of the scope) */
     const float *q;            /* [q_rows][Hq][D] rotated at their own positions, unscaled; NULL unless needed */
     const int32_t *q_pos;      /* [q_rows] */
@@ -160,6 +163,32 @@ struct pd_press_inst {
     void *state;
 };
 
+/* ---- while tokens are generated ---- */
+
+/* One number beside each cached slot, kept by the engine and pruned with it. */
+typedef enum {
+    PD_TAG_NONE,
+    PD_TAG_ATTENTION, /* the weights that the query of each step so far gave the slot, mean over
+                         the G query heads, summed; 0 for a slot that was new after the last step */
+    PD_TAG_SCORE,     /* what the first child said of the slot when it was new; +inf for slots no
+                         child was asked about */
+} pd_tag_kind;
+
+enum { PD_RECENT_MAX = 1024 }; /* most recent queries a sequence keeps for its decode press */
+
+/* When a decode press prunes, and down to what. */
+typedef struct pd_decode_rule {
+    const pd_press_inst *prune; /* whose plan is applied to each layer */
+    size_t interval;  /* decode steps between two prunings, >= 1 */
+    pd_budget budget; /* what is left of each head; a ratio is one of all tokens seen */
+    bool wait;        /* past the interval, wait until there is something to take */
+    size_t n_recent;  /* recent queries worth keeping for statistics, if `prune` needs any */
+    pd_tag_kind tag;  /* SCORE: plans read tags and positions alone, views have no K and V */
+} pd_decode_rule;
+
+/* The size after a pruning when n_seen tokens were seen. */
+pd_budget pd_decode_budget(const pd_decode_rule *rule, size_t n_seen);
+
 struct pd_press_model; /* spec.h */
 
 /* ---- the press itself ---- */
@@ -168,19 +197,23 @@ struct pd_press_model; /* spec.h */
 enum {
     PD_CAN_SCORE = 1u << 0,       /* has score() */
     PD_CAN_SCORE_STEP = 1u << 1,  /* score() is right on PHASE_STEP views */
-    PD_CAN_SCORE_RAGGED = 1u << 2, /* score() accepts heads of different lengths */
+    PD_CAN_SCORE_RAGGED = 1u << 2, /* score(), and plan() if there is one, accept heads of different lengths */
     PD_CAN_PRUNE_STEP = 1u << 3,  /* plan() works while decoding (scorers by the driver, adakv) */
     PD_CAN_COMPOSE = 1u << 4,     /* heads that hold as many slots still do after plan().  Declared by presses
                                      with a plan(); the shared plan can */
     /* Worked out by pd_press_inst_can, never declared: a scorer that needs nothing collected. */
     PD_CAN_SCORE_PART = 1u << 5,  /* score() reads keys, values and positions alone: some of the slots are a
                                      view to it as good as all */
+    PD_CAN_SCORE_ALONE = 1u << 8, /* a slot's score asks for nothing but the slot: right on any part of a view */
+    PD_CAN_DECODE = 1u << 9,      /* acts while tokens are generated, by a rule of its own */
+    PD_DECODE_ONLY = 1u << 10,    /* and does nothing to the prompt */
 };
 
 struct pd_press {
     const char *name;            /* wire name */
     const char *reference_class; /* kvpress class, "ExpectedAttentionPress" */
-    const char *kind;            /* "scorer", "wrapper", "planner" (neither scores for others nor wraps) */
+    const char *kind;            /* "scorer", "wrapper", "planner" (neither scores for others nor wraps),
+                                    "decoding" (has a decode_rule, or sends its children to one) */
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */
@@ -190,6 +223,7 @@ struct pd_press {
     size_t min_child, max_child; /* 0, 0 for a leaf */
     unsigned child_must;         /* PD_CAN_* every child must have */
     bool child_ratio;            /* its children may carry ratios of their own */
+    bool child_may_be_none;      /* the name "none" may stand for a child: it is left out */
     bool own_budget;             /* its parameters say what stays: a request gives neither ratio nor budget,
                                     and plan() is asked whatever the budget says */
 
@@ -216,6 +250,10 @@ struct pd_press {
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
      * protection aside: what admission reserves.  NULL = pd_budget_keep. */
     size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
+
+    /* What it does while tokens are generated; false: nothing, with these
+     * parameters.  NULL unless PD_CAN_DECODE. */
+    bool (*decode_rule)(const pd_press_inst *inst, pd_decode_rule *ret);
 
     /* Forget state before another sequence; free state.  NULL = stateless. */
     void (*reset)(pd_press_inst *inst);

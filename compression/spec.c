@@ -223,6 +223,8 @@ static const char *refusal(unsigned must, unsigned can) {
     if (missing & PD_CAN_SCORE) return "a press that scores tokens";
     if (missing & PD_CAN_SCORE_PART)
         return "a press that scores by keys, values and positions alone";
+    if (missing & (PD_CAN_PRUNE_STEP | PD_CAN_SCORE_STEP))
+        return "a press that works while tokens are generated";
     return "presses that leave every head the same number of tokens";
 }
 
@@ -244,24 +246,27 @@ static pd_status resolve_children(const pd_spec *spec, const pd_press_model *mod
     }
     for (size_t i = 0; i < spec->n_child; i++) {
         const pd_spec *child = spec->child[i];
-        if (strcmp(child->name, "none") == 0)
+        if (strcmp(child->name, "none") == 0) {
+            if (press->child_may_be_none && !child->has_ratio) continue;
             return pd_fail(err, PD_EINVAL, child->path, "%s: 'none' cannot stand inside '%s'",
                            child->path, press->name);
+        }
         if (child->has_ratio && !press->child_ratio)
             return pd_fail(err, PD_EINVAL, child->path,
                            "%s: a press inside '%s' takes no ratio of its own: %s", child->path,
                            press->name, press->ratio_doc);
-        PD_TRY(resolve_node(child, model, depth + 1, &inst->child[i], err));
-        inst->n_child = i + 1;
-        const unsigned can = pd_press_inst_can(inst->child[i]);
+        pd_press_inst **at = &inst->child[inst->n_child];
+        PD_TRY(resolve_node(child, model, depth + 1, at, err));
+        inst->n_child++;
+        const unsigned can = pd_press_inst_can(*at);
         if ((can & press->child_must) != press->child_must)
             return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes %s; '%s' does not",
                            child->path, press->name, refusal(press->child_must, can), child->name);
-        if (child->has_ratio && !pd_press_inst_takes_ratio(inst->child[i]))
+        if (child->has_ratio && !pd_press_inst_takes_ratio(*at))
             return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes no ratio: %s",
-                           child->path, child->name, inst->child[i]->press->ratio_doc);
-        inst->child[i]->has_ratio = child->has_ratio;
-        inst->child[i]->ratio = child->ratio;
+                           child->path, child->name, (*at)->press->ratio_doc);
+        (*at)->has_ratio = child->has_ratio;
+        (*at)->ratio = child->ratio;
     }
     return PD_OK;
 }

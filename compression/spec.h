@@ -48,7 +48,7 @@ struct pd_spec {
 
 enum { PD_SPEC_TEXT_MAX = 2048 }; /* bytes of the text form */
 
-/* "name", "name:param=value,param=value", "wrapper:param=value(child,...)", and
+/* "name", "name:param=value,param=value", "wrapper:param=value(child:param=value,child)", and
  * at the very end "@ratio".  E.g. adakv:alpha_safeguard=0.2(expected_attention:epsilon=0.01)@0.5
  * Values: JSON numbers, true, false, null, words, and lists of numbers with ';'
  * between them, in which "v*n" says v n times: compression_ratios=0;0.5*28;0.25.

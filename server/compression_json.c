@@ -137,6 +137,9 @@ static pd_status member_ratio(decoder *d, const json_t *obj, const char *path, d
     return *given ? check_ratio(d, join(d, "%s.%s", path, "ratio", 0), *ret) : PD_OK;
 }
 
+/* prefill_decoding is the press whose children have names of their own. */
+static const char phases_press[] = "prefill_decoding";
+
 static pd_status decode_press(decoder *d, const json_t *v, const char *path, int depth,
                               pd_spec **ret, double *ratio);
 
@@ -149,6 +152,40 @@ static pd_status decode_child(decoder *d, const json_t *v, const char *path, int
     if (json_is_object(v)) PD_TRY(member_ratio(d, v, path, &ratio, &given));
     (*ret)->has_ratio = given || !isnan(in_text);
     (*ret)->ratio = given ? ratio : in_text;
+    return PD_OK;
+}
+
+/* {"name": "prefill_decoding", "prefilling_press": P, "decoding_press": P}, either may
+ * be null or missing; or "presses": [P, P] as everywhere. */
+static pd_status decode_phases(decoder *d, const json_t *v, const char *path, int depth,
+                               pd_spec **ret) {
+    static const char *const known[] = {"name",           "params",  "prefilling_press",
+                                        "decoding_press", "presses", NULL};
+    PD_TRY(known_members(d, v, path, known));
+    const json_t *many = pd_json_get(v, "presses");
+    const json_t *phase[] = {pd_json_get(v, known[2]), pd_json_get(v, known[3])};
+    if (many && (phase[0] || phase[1]))
+        return pd_fail(d->err, PD_EINVAL, path, "%s: give \"presses\" or \"%s\" and \"%s\"", path,
+                       known[2], known[3]);
+    if (many && (!json_is_array(many) || json_array_size(many) > 2)) {
+        const char *at = join(d, "%s.%s", path, "presses", 0);
+        return pd_fail(d->err, PD_EINVAL, at, "%s must be an array of one or two presses", at);
+    }
+    pd_spec *spec = pd_arena_zalloc(&d->arena, 1, sizeof *spec);
+    pd_spec **child = pd_arena_zalloc(&d->arena, 2, sizeof *child);
+    if (!spec || !child) return no_memory(d);
+    *spec = (pd_spec){.name = phases_press, .path = path, .child = child};
+    spec->params_path = join(d, "%s.%s", path, "params", 0);
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *one = many ? json_array_get(many, i) : phase[i];
+        if (!one || json_is_null(one)) continue;
+        const char *at = many ? join(d, "%s.%s[%zu]", path, "presses", i)
+                              : join(d, "%s.%s", path, known[2 + i], 0);
+        PD_TRY(decode_child(d, one, at, depth + 1, &child[spec->n_child]));
+        spec->n_child++;
+    }
+    PD_TRY(add_params(d, spec, pd_json_get(v, "params"), spec->params_path));
+    *ret = spec;
     return PD_OK;
 }
 
@@ -166,11 +203,12 @@ static pd_status decode_press(decoder *d, const json_t *v, const char *path, int
         return pd_fail(d->err, PD_EINVAL, path,
                        "%s is %s; a press is a string or an object with \"name\"", path,
                        pd_json_type_name(v));
+    const char *name = json_string_value(pd_json_get(v, "name"));
+    if (name && strcmp(name, phases_press) == 0) return decode_phases(d, v, path, depth, ret);
     /* the outermost ratio stands beside the press, not in it */
     static const char *const known[] = {"name", "params", "press", "presses", NULL},
                              *const inner[] = {"name", "params", "press", "presses", "ratio", NULL};
     PD_TRY(known_members(d, v, path, depth == 1 ? known : inner));
-    const char *name = json_string_value(pd_json_get(v, "name"));
     if (!name) {
         const char *at = join(d, "%s.%s", path, "name", 0);
         return pd_fail(d->err, PD_EINVAL, at, "%s must be the name of a press", at);
@@ -212,6 +250,13 @@ static pd_status takes_no_ratio(decoder *d, const char *at, const pd_press_inst 
                    inst->press->name, inst->press->ratio_doc);
 }
 
+/* The press that knows without being told how much stays: a decode press, or one
+ * with a budget of its own; NULL if a ratio is needed or nothing is pressed. */
+static const pd_press_inst *knows_budget(const pd_compression *c) {
+    if (!c->press) return c->decode;
+    return pd_press_inst_takes_ratio(c->press) ? NULL : c->press;
+}
+
 /* Exactly one of ratio (here or behind '@'), budget_tokens, budget_bytes; none of
  * them for a press that has a budget of its own. */
 static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, double text_ratio,
@@ -226,10 +271,14 @@ static pd_status decode_budget(decoder *d, const json_t *obj, const char *path, 
     const bool in_text = !isnan(text_ratio);
     const int n = has_ratio + has_tokens + has_bytes + in_text;
     const char *at = join(d, "%s.%s", path, "ratio", 0);
-    if (c->press && !pd_press_inst_takes_ratio(c->press)) {
+    if (c->has_ratio && n > 0)
+        return pd_fail(d->err, PD_EINVAL, at, "%s: the ratio is given twice, inside the press too", path);
+    if (c->has_ratio) return PD_OK;
+    const pd_press_inst *knows = knows_budget(c);
+    if (knows) {
         if (n == 0) return PD_OK;
         const char *given = has_tokens ? "budget_tokens" : has_bytes ? "budget_bytes" : "ratio";
-        return takes_no_ratio(d, join(d, "%s.%s", path, given, 0), c->press);
+        return takes_no_ratio(d, join(d, "%s.%s", path, given, 0), knows);
     }
     if (n == 0 && c->press)
         return pd_fail(d->err, PD_EINVAL, at,
@@ -296,32 +345,38 @@ static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd
     double in_text;
     PD_TRY(decode_press(d, press, press_path, 1, &spec, &in_text));
     PD_TRY(add_params(d, spec, pd_json_get(v, "params"), join(d, "%s.%s", path, "params", 0)));
-    PD_TRY(pd_spec_resolve(spec, d->model, &c->decode, d->err));
-    if (!c->decode) return PD_OK;
-    if (!(pd_press_inst_can(c->decode) & PD_CAN_PRUNE_STEP))
-        return pd_fail(d->err, PD_EINVAL, press_path,
-                       "%s: press '%.40s' works on prompts only, not while generating", press_path,
-                       spec->name);
     char prefix[96];
     snprintf(prefix, sizeof prefix, "%s.", path);
     int64_t interval = 512, target = 0;
-    bool has_target;
-    PD_TRY(pd_json_int(v, prefix, "interval", 1, TOKENS_MAX, &interval, NULL, d->err));
+    bool has_interval, has_target, has_ratio;
+    double ratio = NAN;
+    PD_TRY(pd_json_int(v, prefix, "interval", 1, TOKENS_MAX, &interval, &has_interval, d->err));
     PD_TRY(pd_json_int(v, prefix, "target_tokens", 1, TOKENS_MAX, &target, &has_target, d->err));
-    PD_TRY(member_ratio(d, v, path, &c->decode_ratio, &c->decode_by_ratio));
+    PD_TRY(member_ratio(d, v, path, &ratio, &has_ratio));
     if (!isnan(in_text)) {
-        if (c->decode_by_ratio)
+        if (has_ratio)
             return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
         PD_TRY(check_ratio(d, press_path, in_text));
-        c->decode_ratio = in_text;
-        c->decode_by_ratio = true;
+        ratio = in_text;
+        has_ratio = true;
     }
-    if (has_target == c->decode_by_ratio)
+    pd_press_inst *inst;
+    PD_TRY(pd_spec_resolve(spec, d->model, &inst, d->err));
+    if (!inst) return PD_OK;
+    if (inst->press->can & PD_DECODE_ONLY) { /* it says when and how much itself */
+        if (!has_interval && !has_target && !has_ratio) return pd_compression_take(c, inst, press_path, d->err);
+        pd_press_inst_close(inst);
+        return pd_fail(d->err, PD_EINVAL, path,
+                       "%s: press '%s' has interval and size among its parameters; interval, target_tokens "
+                       "and ratio do not apply", path, spec->name);
+    }
+    if (has_target == has_ratio) {
+        pd_press_inst_close(inst);
         return pd_fail(d->err, PD_EINVAL, path, "%s: give exactly one of target_tokens, ratio",
                        path);
-    c->decode_interval = (size_t)interval;
-    c->decode_target = (size_t)target;
-    return PD_OK;
+    }
+    return pd_compression_decode_every(c, inst, (size_t)interval, (size_t)target, has_ratio ? ratio : NAN,
+                                       press_path, d->err);
 }
 
 static pd_status decode_object(decoder *d, const json_t *obj, const char *path, pd_compression *c,
@@ -340,7 +395,9 @@ static pd_status decode_object(decoder *d, const json_t *obj, const char *path, 
             return pd_fail(d->err, PD_EINVAL, at, "%s: an object press carries its own params", at);
         PD_TRY(add_params(d, spec, params, at));
         if (params) spec->params_path = at;
-        PD_TRY(pd_spec_resolve(spec, d->model, &c->press, d->err));
+        pd_press_inst *inst;
+        PD_TRY(pd_spec_resolve(spec, d->model, &inst, d->err));
+        PD_TRY(pd_compression_take(c, inst, join(d, "%s.%s", path, "press", 0), d->err));
     } else if (params || !pd_json_get(obj, "decode")) {
         const char *at = join(d, "%s.%s", path, "press", 0);
         return pd_fail(d->err, PD_EINVAL, at, "%s is missing", at);
@@ -387,7 +444,6 @@ pd_status pd_compression_decode(const json_t *v, const char *path, const pd_pres
                        pd_json_type_name(v));
     pd_compression *c = calloc(1, sizeof *c);
     if (!c) return pd_fail(err, PD_ENOMEM, path, "no memory");
-    c->decode_interval = 1;
     decoder d = {.model = model, .chat = chat, .err = err};
     return done(&d, decode_object(&d, v, path, c, verbose), c, ret);
 }
@@ -407,12 +463,16 @@ static pd_status decode_text(decoder *d, const char *text, const char *path, boo
     }
     pd_spec *spec;
     PD_TRY(pd_spec_parse_text(text, path, &d->arena, &spec, &in_text, d->err));
-    PD_TRY(pd_spec_resolve(spec, d->model, &c->press, d->err));
+    pd_press_inst *inst;
+    PD_TRY(pd_spec_resolve(spec, d->model, &inst, d->err));
+    PD_TRY(pd_compression_take(c, inst, path, d->err));
     if (!isnan(colon) && !isnan(in_text))
         return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
     if (isnan(in_text)) in_text = colon;
-    if (c->press && !pd_press_inst_takes_ratio(c->press))
-        return isnan(in_text) ? PD_OK : takes_no_ratio(d, path, c->press);
+    if (c->has_ratio && !isnan(in_text))
+        return pd_fail(d->err, PD_EINVAL, path, "%s: the ratio is given twice", path);
+    const pd_press_inst *knows = knows_budget(c);
+    if (c->has_ratio || knows) return isnan(in_text) ? PD_OK : takes_no_ratio(d, path, knows);
     if (isnan(in_text)) {
         if (!c->press) return PD_OK;
         return pd_fail(d->err, PD_EINVAL, path,
@@ -429,7 +489,6 @@ pd_status pd_compression_decode_text(const char *text, const char *path, bool co
                                      pd_err *err) {
     pd_compression *c = calloc(1, sizeof *c);
     if (!c) return pd_fail(err, PD_ENOMEM, path, "no memory");
-    c->decode_interval = 1;
     decoder d = {.model = model, .err = err};
     return done(&d, decode_text(&d, text, path, colon_ratio, c), c, ret);
 }

@@ -33,6 +33,11 @@ static void f16_read(const pd_kernels *kern, const void *page, size_t d, size_t 
     kern->f16_to_f32(pv + slot * d, v, d);
 }
 
+static const float *f16_keys(const pd_kernels *kern, const void *page, size_t d, float *tmp) {
+    kern->f16_to_f32(page, tmp, d * N);
+    return tmp;
+}
+
 static void f16_move(const void *src_page, size_t from, void *dst_page, size_t to, size_t d) {
     const uint16_t *sk = src_page;
     uint16_t *dk = dst_page;
@@ -74,6 +79,11 @@ static void f32_read(const pd_kernels *kern, const void *page, size_t d, size_t 
     memcpy(v, pv + slot * d, d * sizeof *v);
 }
 
+static const float *f32_keys(const pd_kernels *kern, const void *page, size_t d, float *tmp) {
+    (void)kern, (void)d, (void)tmp;
+    return page;
+}
+
 static void f32_move(const void *src_page, size_t from, void *dst_page, size_t to, size_t d) {
     const float *sk = src_page;
     float *dk = dst_page;
@@ -92,8 +102,8 @@ static void f32_attn(const pd_kernels *kern, const float *q, size_t n_group, siz
 }
 
 static const pd_codec codecs[] = {
-    [PD_CODEC_F16] = {"f16", 2, f16_write, f16_read, f16_move, f16_round, f16_attn},
-    [PD_CODEC_F32] = {"f32", 4, f32_write, f32_read, f32_move, f32_round, f32_attn},
+    [PD_CODEC_F16] = {"f16", 2, f16_write, f16_read, f16_keys, f16_move, f16_round, f16_attn},
+    [PD_CODEC_F32] = {"f32", 4, f32_write, f32_read, f32_keys, f32_move, f32_round, f32_attn},
 };
 
 const pd_codec *pd_codec_get(pd_codec_id id) {

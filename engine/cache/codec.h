@@ -23,6 +23,8 @@ typedef struct pd_codec {
                   const float *k, const float *v, size_t stride);
     /* Slot -> one row of K and V. */
     void (*read)(const pd_kernels *kern, const void *page, size_t head_dim, size_t slot, float *k, float *v);
+    /* The keys of a page as f32 [head_dim][16]: in tmp, or where they are. */
+    const float *(*keys)(const pd_kernels *kern, const void *page, size_t head_dim, float *tmp);
     /* Slot `from` of one page over slot `to` of another (or the same): bit copy. */
     void (*move)(const void *src_page, size_t from, void *dst_page, size_t to, size_t head_dim);
     /* What x becomes when it is written and read back, in place. */

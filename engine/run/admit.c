@@ -4,15 +4,15 @@
  *
  * A running sequence never runs out of pages: admission reserves the most it
  * can hold.  With S the slots a full-attention layer may hold per head (mean
- * over heads: presses may spread them unevenly), a layer of H heads holds at
- * most H * (S/16 + 1) pages, since only the last page of a head is partly
- * filled. */
+ * over heads: presses may spread them unevenly), H heads of n_h >= 1 slots hold
+ * sum(1 + (n_h - 1) / 16) pages, which is at most H + H * (S - 1) / 16. */
 #include "engine/run/seq.h"
 
 #include "engine/base/num.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
-    return (uint64_t)hp->n_head_kv * (slots / PD_PAGE_TOKENS + 1);
+    const uint64_t heads = hp->n_head_kv;
+    return heads + heads * (slots - 1) / PD_PAGE_TOKENS;
 }
 
 /* Slots per head of a full layer when the prompt is in, then while tokens come. */
@@ -24,8 +24,12 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     if (job->scope)
         kept += pd_min_size(job->scope, pd_press_most(c->press, &job->budget, layer, job->scope) + n_protected) - job->scope;
     const size_t slots = kept + job->max_tokens;
-    if (!c || !c->decode || c->decode_by_ratio) return slots;
-    return pd_min_size(slots, pd_max_size(kept, c->decode_target + n_protected) + c->decode_interval + 1);
+    pd_decode_rule rule;
+    if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
+    /* The size after a pruning never falls as the text grows, so the last one is the bound. */
+    const pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    const size_t left = pd_press_most(rule.prune, &last, layer, slots) + n_protected;
+    return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
 
 static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {

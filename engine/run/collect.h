@@ -55,8 +55,6 @@ void pd_collect_finish(pd_collect *c); /* fills c->moments */
 
 /* ---- the ring of a generating sequence ---- */
 
-enum { PD_QRING_ROWS = 128 };
-
 typedef struct pd_qring {
     size_t n_layer, nq, rows; /* rows: capacity */
     float *q;      /* [n_layer][rows][nq] before RoPE */

@@ -8,6 +8,7 @@
 #include "engine/base/num.h"
 
 #include <stdint.h>
+#include <string.h>
 
 /* The new token's keys and values into the pages; a windowed layer lets go of
  * what left its window. */
@@ -16,6 +17,7 @@ static pd_status append(pd_seq *s, size_t layer, const float *k, const float *v,
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         PD_TRY(pd_kv_append(&s->kv, layer, h, k + h * d, v + h * d, d, &pos, NULL, 1, err));
         const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        if (s->tags.kind) pd_tags_fill(&s->tags, layer, h, n - 1, 1, 0.0f);
         if (window && n > window) pd_kv_drop_front(&s->kv, layer, h, n - window);
     }
     return PD_OK;
@@ -48,8 +50,11 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
     size_t table = SIZE_MAX;
     for (size_t l = 0; l < hp->n_layer; l++) {
         pd_fwd_qkv(f, l, run->x, n, false, PD_MAT_PER_TOKEN);
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
             if (seq[i]->ring.rows) pd_qring_put(&seq[i]->ring, l, 0, f->q + i * nq);
+            if (seq[i]->x_new)
+                memcpy(seq[i]->x_new + l * hp->n_embd, f->h + i * hp->n_embd, hp->n_embd * sizeof *f->h);
+        }
         rope_rows(run, seq, n, l, &table);
         for (size_t i = 0; i < n; i++) {
             const pd_status rc = append(seq[i], l, f->k + i * nkv, f->v + i * nkv, run->step_pos[i], err);
@@ -59,6 +64,8 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
             }
         }
         pd_attn_step(&run->attn, run->step_kv, n, l, f->q, f->attn);
+        for (size_t i = 0; i < n; i++)
+            if (seq[i]->tags.kind == PD_TAG_ATTENTION) pd_tags_attend(&seq[i]->tags, &run->attn, &seq[i]->kv, l, f->q + i * nq);
         pd_fwd_finish(f, l, run->x, n, PD_MAT_PER_TOKEN);
     }
     for (size_t i = 0; i < n; i++) {

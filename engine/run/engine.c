@@ -256,14 +256,10 @@ static void name_press(pd_job *job) {
     pd_kv_report *r = &job->result.kv;
     pd_buf text = {0};
     const pd_compression *c = job->comp;
-    pd_press_inst_text(c ? c->press : NULL, &text);
-    if (c && c->decode) {
-        pd_buf_puts(&text, "+decode:");
-        pd_press_inst_text(c->decode, &text);
-    }
+    pd_compression_text(c, &text);
     snprintf(r->press, sizeof r->press, "%s", text.data ? text.data : "none");
     pd_buf_done(&text);
-    r->name = c && c->press ? c->press->press->name : c && c->decode ? c->decode->press->name : "none";
+    r->name = pd_compression_name(c);
     r->ratio_requested = c && c->press && c->budget == PD_BUDGET_RATIO ? c->ratio : 0.0;
 }
 

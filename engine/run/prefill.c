@@ -93,6 +93,8 @@ static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pres
         pd_compare_needs(s->job, &needs);
     else if (pressed)
         pd_press_collect_needs(s->job->comp->press, &needs);
+    else if (begin > 0 && s->rule.tag == PD_TAG_SCORE)
+        needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
     PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, PD_TILE, err));
     for (size_t i = 0; i < n; i++) {
         p->pos[i] = (int32_t)(begin + i);
@@ -179,7 +181,7 @@ static void run_tile(pd_prefill *p, size_t n) {
     const bool kv_only = !output && !wants_q;
 
     pd_fwd_qkv(f, p->layer, x, n, kv_only, 0);
-    if (p->collecting) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
+    if (p->collecting || p->collect.x) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
     if (!kv_only) to_ring(p, n);
     rope_tile(p, n, kv_only);
     if (p->collecting && !kv_only) pd_collect_rotated(&p->collect, p->row, n, f->q, p->pos + p->row);

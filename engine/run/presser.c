@@ -154,6 +154,7 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     PD_TRY(stage_view(p, &view, err));
     PD_TRY(explain_scores(s, n, &scores, err));
 
+    if (s->job->comp->press == s->job->comp->decode) view.tag = pd_tags_layer(&s->tags, p->layer);
     pd_plan plan = {0};
     const uint64_t t0 = pd_now_ns();
     PD_TRY(pd_press_plan(s->job->comp->press, &view, &s->job->budget, &plan, scores, err));
@@ -168,6 +169,7 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         s->evicted += n - n_keep;
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
+        if (view.tag && keep) pd_tags_keep(&s->tags, p->layer, h, keep, n_keep);
         PD_TRY(pd_kv_append(&s->kv, p->layer, h, view.k[h], view.v[h], d, view.pos[h], keep, n_keep, err));
     }
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
@@ -201,9 +203,12 @@ static pd_status compare_layer(pd_prefill *p, pd_err *err) {
     return store_layer(p, err);
 }
 
+static pd_status tag_layer(pd_prefill *p, pd_err *err);
+
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
-    if (!p->collecting) return store_layer(p, err);
-    return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
+    if (p->collecting) return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
+    PD_TRY(store_layer(p, err));
+    return p->pressed ? PD_OK : tag_layer(p, err);
 }
 
 /* ---- while decoding ---- */
@@ -272,7 +277,8 @@ static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32
     return PD_OK;
 }
 
-/* K, V and positions of the layer's heads into scratch. */
+/* K, V and positions of the layer's heads into scratch; positions and tags alone
+ * for presses that read no more. */
 static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, pd_err *err) {
     const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
     pd_arena *tmp = &s->run->tmp;
@@ -280,12 +286,13 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
     int32_t **pos = PD_ARENA_NEW(tmp, heads, int32_t *);
     float **k = PD_ARENA_NEW(tmp, heads, float *), **v = PD_ARENA_NEW(tmp, heads, float *);
     if (!n_h || !pos || !k || !v) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+    const bool rows = s->rule.tag != PD_TAG_SCORE;
     for (size_t h = 0; h < heads; h++) {
         n_h[h] = pd_kv_at(&s->kv, layer, h)->n;
         pos[h] = PD_ARENA_NEW(tmp, n_h[h], int32_t);
-        k[h] = PD_ARENA_NEW(tmp, n_h[h] * d, float);
-        v[h] = PD_ARENA_NEW(tmp, n_h[h] * d, float);
-        if (!pos[h] || !k[h] || !v[h]) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+        k[h] = rows ? PD_ARENA_NEW(tmp, n_h[h] * d, float) : NULL;
+        v[h] = rows ? PD_ARENA_NEW(tmp, n_h[h] * d, float) : NULL;
+        if (!pos[h] || (rows && (!k[h] || !v[h]))) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
         pd_kv_read(&s->kv, layer, h, k[h], v[h], pos[h]);
         view->n = pd_max_size(view->n, n_h[h]);
     }
@@ -294,6 +301,7 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
     view->pos = (const int32_t *const *)pos;
     view->k = (const float *const *)k;
     view->v = (const float *const *)v;
+    view->tag = pd_tags_layer(&s->tags, layer);
     *ret_k = k;
     return PD_OK;
 }
@@ -303,48 +311,123 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
     const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        if (plan->n_keep[h] == kh->n && !plan->v_new) continue;
         s->evicted += kh->n - plan->n_keep[h];
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
+        pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
             s->kv.codec->write(s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d, i % PD_PAGE_TOKENS,
                                1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d);
     }
 }
 
-static pd_status step_layer(pd_seq *s, size_t layer, const pd_press_needs *needs, const pd_budget *budget, pd_err *err) {
+/* Prune a layer when n_seen tokens were seen. */
+static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err) {
     pd_arena_reset(&s->run->tmp);
+    const unsigned needs = s->rule.tag == PD_TAG_SCORE ? 0 : s->needs.bits; /* those are for new tokens */
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
+    view.n_seen = n_seen - (size_t)s->shift[layer]; /* as positions count in this layer */
+    view.n_steps = s->since[layer];
     float **k = NULL;
     pd_moments moments;
     PD_TRY(gather(s, layer, &view, &k, err));
-    if (needs->n_moments) {
-        PD_TRY(ring_moments(s, layer, needs->bits & PD_NEEDS_Q_COV, &moments, err));
+    if (s->ring.rows && s->needs.n_moments) {
+        PD_TRY(ring_moments(s, layer, needs & PD_NEEDS_Q_COV, &moments, err));
         view.moments = &moments;
         view.n_moments = 1;
         view.stat_rows = moments.count;
     }
-    PD_TRY(load_wo(s, layer, needs->bits, &view, err));
-    if (needs->bits & PD_NEEDS_Q_TAIL) PD_TRY(ring_tail(s, layer, needs->q_tail, &view, err));
+    PD_TRY(load_wo(s, layer, needs, &view, err));
+    if (needs & PD_NEEDS_Q_TAIL) PD_TRY(ring_tail(s, layer, s->needs.q_tail, &view, err));
+    const pd_budget budget = pd_decode_budget(&s->rule, n_seen);
     pd_plan plan = {0};
-    PD_TRY(pd_press_plan(s->job->comp->decode, &view, budget, &plan, NULL, err));
+    PD_TRY(pd_press_plan(s->rule.prune, &view, &budget, &plan, NULL, err));
     if (!plan.keep_all) apply_step(s, layer, &plan, k);
+    s->since[layer] = 0;
     return PD_OK;
 }
 
-pd_status pd_presser_step(pd_seq *s, pd_err *err) {
-    const pd_compression *c = s->job->comp;
-    if (!c || !c->decode || ++s->since_press < c->decode_interval) return PD_OK;
-    s->since_press = 0;
-    pd_press_needs needs;
-    pd_press_collect_needs(c->decode, &needs);
-    pd_budget budget = {.by_count = true, .count = c->decode_target};
-    if (c->decode_by_ratio) {
-        const pd_budget by_ratio = {.ratio = c->decode_ratio};
-        budget.count = pd_budget_keep(&by_ratio, s->n_seen);
+/* Score the layer's newest n slots, as a view of their own, into their tags.
+ * x [n][n_embd]: their attention input, NULL if not needed. */
+static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, const float *x, pd_err *err) {
+    const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
+    pd_arena *tmp = &s->run->tmp;
+    pd_arena_reset(tmp);
+    size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
+    int32_t *pos = PD_ARENA_NEW(tmp, heads * n, int32_t), **pos_h = PD_ARENA_NEW(tmp, heads, int32_t *);
+    float *rows = PD_ARENA_NEW(tmp, 2 * heads * n * d, float), **at = PD_ARENA_NEW(tmp, 3 * heads, float *);
+    if (!n_h || !pos || !pos_h || !rows || !at) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score new tokens");
+    float **k = at, **v = at + heads, **tag = at + 2 * heads;
+    for (size_t h = 0; h < heads; h++) {
+        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        n_h[h] = n;
+        pos_h[h] = pos + h * n;
+        k[h] = rows + 2 * h * n * d;
+        v[h] = k[h] + n * d;
+        tag[h] = pd_tags_layer(&s->tags, layer)[h] + kh->n - n;
+        for (size_t i = 0; i < n; i++) {
+            const size_t slot = kh->first + kh->n - n + i;
+            const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
+            s->kv.codec->read(s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d, v[h] + i * d);
+            pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
+        }
     }
+    pd_view view = view_base(s, layer, PD_PHASE_STEP);
+    view.n = n;
+    view.n_seen = n_seen - (size_t)s->shift[layer]; /* as positions count in this layer */
+    view.n_h = n_h;
+    view.pos = (const int32_t *const *)pos_h;
+    view.k = (const float *const *)k;
+    view.v = (const float *const *)v;
+    view.x = x;
+    view.x_rows = x ? n : 0;
+    PD_TRY(load_wo(s, layer, s->needs.bits, &view, err));
+    return pd_press_score(s->rule.prune->child[0], &view, tag, err);
+}
+
+/* Tags of a segment that is not pressed.  As in the reference a question is one
+ * step: its last query looks at the cache (ATTENTION), its tokens are new ones
+ * (SCORE).  A prompt that no press was asked about is not judged at all. */
+static pd_status tag_layer(pd_prefill *p, pd_err *err) {
+    pd_seq *s = p->seq;
+    if (!pd_tags_layer(&s->tags, p->layer)) return PD_OK;
+    const size_t n = p->seg_end - p->seg_begin;
+    const bool question = p->seg_begin > 0;
+    for (size_t h = 0; h < s->kv.n_head_kv; h++)
+        pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], n, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
+    if (!question) return PD_OK;
+    if (s->tags.kind == PD_TAG_ATTENTION) {
+        const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = (n - 1) % PD_TILE;
+        pd_tags_attend(&s->tags, &s->run->attn, &s->kv, p->layer, s->run->fwd.q + last * nq);
+        return PD_OK;
+    }
+    PD_TRY(score_new(s, p->layer, n, p->seg_end, p->collect.x, err));
+    return step_layer(s, p->layer, p->seg_end, err);
+}
+
+/* There is something to take from the layer. */
+static bool above(const pd_seq *s, size_t layer, const pd_budget *budget) {
+    for (size_t h = 0; h < s->kv.n_head_kv; h++) {
+        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        if (pd_budget_keep(budget, n) < n) return true;
+    }
+    return false;
+}
+
+pd_status pd_presser_step(pd_seq *s, pd_err *err) {
+    if (!s->rule.prune) return PD_OK;
+    const pd_budget budget = pd_decode_budget(&s->rule, s->n_seen);
     const uint64_t t0 = pd_now_ns();
-    for (size_t l = 0; l < s->kv.n_layer; l++)
-        if (s->run->model->layer[l].window == 0) PD_TRY(step_layer(s, l, &needs, &budget, err));
+    bool worked = false;
+    for (size_t l = 0; l < s->kv.n_layer; l++) {
+        if (s->run->model->layer[l].window) continue;
+        if (++s->since[l] < s->rule.interval || (s->rule.wait && !above(s, l, &budget))) continue;
+        worked = true;
+        if (s->tags.kind == PD_TAG_SCORE)
+            PD_TRY(score_new(s, l, 1, s->n_seen, s->x_new ? s->x_new + l * s->run->model->hp.n_embd : NULL, err));
+        PD_TRY(step_layer(s, l, s->n_seen, err));
+    }
+    if (!worked) return PD_OK;
     s->press_ns += pd_now_ns() - t0;
     assert(pd_kvpool_check(&s->run->pool));
     return PD_OK;

@@ -196,12 +196,12 @@ static void publish(pd_engine *e) {
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes;
+        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes;
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes;
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes;
     }
     resident = (uint64_t)atomic_load(&e->run.pool.n_seq) * e->run.pool.page_bytes;
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);

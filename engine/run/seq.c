@@ -58,6 +58,25 @@ uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n) {
     return slots * hp->n_head_kv * hp->head_dim * 2 * sizeof(uint16_t);
 }
 
+/* What the decode press wants kept. */
+static pd_status open_decode(pd_seq *s, const size_t *slots, pd_err *err) {
+    const pd_hparams *hp = &s->run->model->hp;
+    const pd_press_inst *inst = s->job->comp ? s->job->comp->decode : NULL;
+    if (!inst || s->job->max_tokens == 0 || !inst->press->decode_rule(inst, &s->rule)) return PD_OK;
+    pd_press_collect_needs(s->rule.prune, &s->needs);
+    s->since = calloc(hp->n_layer, sizeof *s->since);
+    if (!s->since) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
+    PD_TRY(pd_tags_init(&s->tags, s->rule.tag, hp, slots, err));
+    if (s->rule.tag == PD_TAG_SCORE) { /* scores each token when it is new: no past queries */
+        if (!(s->needs.bits & PD_NEEDS_X)) return PD_OK;
+        s->x_new = malloc(hp->n_layer * hp->n_embd * sizeof *s->x_new);
+        return s->x_new ? PD_OK : pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
+    }
+    size_t rows = s->needs.bits & PD_NEEDS_Q_TAIL ? s->needs.q_tail : 0;
+    if (s->needs.n_moments) rows = pd_max_size(rows, s->rule.n_recent);
+    return rows ? pd_qring_init(&s->ring, hp->n_layer, hp->n_head * hp->head_dim, rows, err) : PD_OK;
+}
+
 pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     const pd_hparams *hp = &run->model->hp;
     *s = (pd_seq){.run = run, .job = job, .rng = {job->sampling.seed}};
@@ -77,14 +96,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
         s->explain = pd_arena_zalloc(&job->keep, hp->n_layer * hp->n_head_kv, sizeof *s->explain);
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
     }
-    if (job->comp && job->comp->decode) {
-        pd_press_needs needs;
-        pd_press_collect_needs(job->comp->decode, &needs);
-        const unsigned queries = PD_NEEDS_Q_TAIL | PD_NEEDS_Q_MEAN | PD_NEEDS_Q_COV;
-        if (needs.bits & queries)
-            PD_TRY(pd_qring_init(&s->ring, hp->n_layer, hp->n_head * hp->head_dim, pd_max_size(PD_QRING_ROWS, needs.q_tail), err));
-    }
-    return PD_OK;
+    return open_decode(s, slots, err);
 }
 
 static void report(pd_seq *s) {
@@ -132,6 +144,9 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     pd_kv_done(&s->kv); /* pages first: who sees DONE sees them free */
     assert(pd_kvpool_check(&s->run->pool));
     pd_qring_done(&s->ring);
+    pd_tags_done(&s->tags);
+    free(s->since);
+    free(s->x_new);
     free(s->shift);
     free(s->guard);
     pd_job *job = s->job;

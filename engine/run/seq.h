@@ -9,6 +9,7 @@
 #include "engine/run/forward.h"
 #include "engine/run/job.h"
 #include "engine/run/sampler.h"
+#include "engine/run/tags.h"
 
 enum { PD_TILE = PD_ATTN_TILE }; /* prefill rows per unit: a layer of them takes a few ms */
 
@@ -45,8 +46,14 @@ typedef struct pd_seq {
     int32_t (*guard)[2]; /* [n_layer] stored positions [begin, end) that no press may drop */
     int32_t next;     /* the token to feed */
     pd_rng rng;
+
+    /* for the decode press; rule.prune NULL = none */
+    pd_decode_rule rule;
+    pd_press_needs needs; /* of rule.prune */
     pd_qring ring;    /* rows 0 = none */
-    size_t since_press; /* decode steps since the last pruning */
+    pd_tags tags;
+    size_t *since;    /* [n_layer] decode steps since the layer was pruned */
+    float *x_new;     /* [n_layer][n_embd] attention input of the newest token; NULL unless needed */
 
     /* for the report */
     uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */

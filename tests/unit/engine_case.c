@@ -74,20 +74,23 @@ static pd_press_inst *press_of(const pd_engine *e, const char *text, double *rat
 }
 
 static pd_compression *compression_of(const pd_engine *e, const ask *a) {
+    if (a->comp) return a->comp;
     if (!a->press && !a->decode) return NULL;
     pd_compression *c = calloc(1, sizeof *c);
     double ratio = NAN;
-    if (a->press) c->press = press_of(e, a->press, &ratio);
+    pd_err err = {0};
+    if (a->press && pd_compression_take(c, press_of(e, a->press, &ratio), "press", &err) != PD_OK) fail_msg("%s", err.msg);
     c->budget = a->budget;
-    c->ratio = isnan(ratio) ? 0.0 : ratio;
+    if (!c->has_ratio) c->ratio = isnan(ratio) ? 0.0 : ratio;
     c->amount = a->amount;
     c->scope = a->scope ? PD_SCOPE_TOKENS : PD_SCOPE_PROMPT;
     c->scope_tokens = a->scope;
     c->min_tokens = a->min_tokens;
     c->protect_system = a->protect;
-    if (a->decode) c->decode = press_of(e, a->decode, &ratio);
-    c->decode_interval = a->interval;
-    c->decode_target = a->target;
+    c->seed = a->press_seed;
+    if (a->decode && pd_compression_decode_every(c, press_of(e, a->decode, &ratio), a->interval, a->target, (double)NAN,
+                                                 "decode", &err) != PD_OK)
+        fail_msg("%s", err.msg);
     return c;
 }
 

@@ -39,12 +39,13 @@ typedef struct {
     size_t system_begin, system_end;
     const char *decode;      /* text, or NULL */
     size_t interval, target;
+    pd_compression *comp;    /* instead of all that; the engine takes it */
     int logprobs;            /* 0 = none asked for */
     bool explain, scores, keep_eos;
     const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
     float temperature;
-    uint64_t seed;
+    uint64_t seed, press_seed;
 } ask;
 
 /* What pd_engine_submit says; on PD_OK *job is the caller's. */

@@ -9,8 +9,8 @@
 #include <cmocka.h>
 
 #include "engine/base/num.h"
+#include "tests/unit/against_ref.h"
 #include "tests/unit/engine_case.h"
-#include "tests/unit/ref_forward.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -20,32 +20,6 @@
 enum { PAGE = 16 };
 
 /* ---- against the reference ---- */
-
-/* The largest difference of log probabilities over what the answer reports. */
-static double distance(const answer *a, const double *lp, size_t n_vocab) {
-    double most = 0.0;
-    for (size_t i = 0; i < a->n; i++) {
-        assert_int_equal(a->n_top[i], 100);
-        most = fmax(most, fabs(a->logprob[i] - lp[i * n_vocab + (size_t)a->id[i]]));
-        for (size_t j = 0; j < a->n_top[i]; j++) {
-            most = fmax(most, fabs(a->top[i][j].logprob - lp[i * n_vocab + (size_t)a->top[i][j].id]));
-            if (j) assert_true(a->top[i][j].logprob <= a->top[i][j - 1].logprob);
-        }
-    }
-    return most;
-}
-
-/* The reference on the prompt and what was generated, at each generated token. */
-static double against_reference(const ref_model *m, const ask *q, const answer *a, ref_sees sees, const void *arg) {
-    int32_t *all = malloc((q->n + a->n) * sizeof *all);
-    memcpy(all, q->tokens, q->n * sizeof *all);
-    memcpy(all + q->n, a->id, a->n * sizeof *all);
-    double *lp = ref_logprobs(m, all, q->n + a->n - 1, q->n - 1, sees, arg);
-    const double most = distance(a, lp, ref_n_vocab(m));
-    free(lp);
-    free(all);
-    return most;
-}
 
 /* 300 tokens: three prefill tiles, the last one short; windows filled nine times. */
 static void dense_equals_the_reference(void **state) {

@@ -211,6 +211,12 @@ static void numbers_add_up(void **state) {
 static const ask small = {.tokens = prompt, .n = 150, .max_tokens = 12, .logprobs = 3, .press = "expected_attention@0.5",
                           .decode = "snapkv:window_size=4", .interval = 4, .target = 30, .explain = false};
 
+/* with tags beside the slots, merged values, and tokens that go one by one */
+static const ask merging = {.tokens = prompt, .n = 60, .max_tokens = 14, .logprobs = 3,
+                            .press = "prefill_decoding(knorm@0.5,cam:compression_interval=4,target_size=24(tova))", .scope = 40};
+static const ask sparse = {.tokens = prompt, .n = 60, .max_tokens = 14, .logprobs = 3, .scope = 40,
+                           .press = "dms:threshold=-1.3,sliding_window_size=6,decoding=true(knorm)"};
+
 /* The press is made before memory runs out. */
 static long to_succeed;
 
@@ -220,9 +226,12 @@ static void arm(void) {
 
 static void any_allocation_may_fail(void **state) {
     (void)state;
-    for (int c = 0; c < 2; c++) {
-        pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
-        answer *want = case_run(e, &small);
+    static const ask *const asks[] = {&small, &small, &merging, &sparse};
+    for (size_t c = 0; c < sizeof asks / sizeof *asks; c++) {
+        const ask *q = asks[c];
+        pd_engine *e = case_open(c == 1 ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        answer *want = case_run(e, q);
+        assert_true(want->r->kv.tokens_evicted > 0);
         long n = 0;
         for (bool hit = true; hit; n++) {
             if (n > 2000) fail_msg("allocations never end");
@@ -231,7 +240,7 @@ static void any_allocation_may_fail(void **state) {
             const unsigned long before = failing_malloc_failed();
             case_before_submit = arm;
             to_succeed = n;
-            const pd_status rc = case_submit(e, &small, &job, &err);
+            const pd_status rc = case_submit(e, q, &job, &err);
             case_before_submit = NULL;
             if (rc == PD_OK) {
                 while (pd_job_get_state(job) != PD_JOB_DONE) usleep(50);
@@ -250,7 +259,7 @@ static void any_allocation_may_fail(void **state) {
                 case_drop(a);
             }
             case_expect_idle(e);
-            answer *next = case_run(e, &small);
+            answer *next = case_run(e, q);
             case_expect_same(next, want);
             case_drop(next);
         }

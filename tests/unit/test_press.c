@@ -256,7 +256,7 @@ static void needs_and_least_tokens(void **state) {
     assert_int_equal(n.bits, PD_NEEDS_Q_TAIL);
     assert_int_equal(n.q_tail, 80);
     assert_int_equal(pd_press_min_tokens(inst), 81);
-    assert_int_equal(pd_press_inst_can(inst), PD_CAN_PRUNE_STEP);
+    assert_int_equal(pd_press_inst_can(inst), PD_CAN_PRUNE_STEP | PD_CAN_SCORE_RAGGED);
     pd_press_inst_close(inst);
     inst = inst_of("key_rerotation(tova)");
     assert_int_equal(pd_press_min_tokens(inst), 2);

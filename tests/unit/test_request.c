@@ -263,6 +263,13 @@ static void assert_press(const pd_compression *c, const char *text) {
     pd_buf_done(&b);
 }
 
+static void assert_decode(const pd_compression *c, const char *text) {
+    pd_buf b = {0};
+    pd_press_inst_text(c->decode, &b);
+    assert_string_equal(b.data, text);
+    pd_buf_done(&b);
+}
+
 static void test_compression(void **state) {
     static const char *const dense[] = {"null", "\"none\"", "{\"press\":\"none\"}",
                                         "{\"press\":\"none\",\"ratio\":0.5}"};
@@ -311,10 +318,10 @@ static void test_compression(void **state) {
 
     c = wish("{\"decode\":{\"press\":\"knorm\",\"interval\":64,\"target_tokens\":128}}", true);
     assert_null(c->press);
-    assert_true(c->decode_interval == 64 && c->decode_target == 128 && !c->decode_by_ratio);
+    assert_decode(c, "decoding:compression_interval=64,target_size=128(knorm)");
     pd_compression_close(c);
     c = wish("{\"press\":\"knorm\",\"ratio\":0.5,\"decode\":{\"press\":\"knorm@0.75\"}}", true);
-    assert_true(c->decode_interval == 512 && c->decode_by_ratio && c->decode_ratio == 0.75);
+    assert_decode(c, "compression_ratio_decoding:target_compression_ratio=0.75(knorm)");
     pd_compression_close(c);
 }
 
@@ -356,6 +363,129 @@ static void test_compression_without_ratio(void **state) {
     c = wish("{\"press\":{\"name\":\"finch\",\"params\":{\"window_size\":12}},\"budget_tokens\":9}", true);
     assert_press(c, "finch:window_size=12");
     pd_compression_close(c);
+}
+
+/* Every way to ask for a press while tokens are generated, and the text it comes to. */
+static void test_decode_presses(void **state) {
+    (void)state;
+    static const char *const t[][3] = {
+        /* request, press of the prompt, text of it all */
+        {"{\"decode\":{\"press\":\"snapkv\",\"target_tokens\":9}}", "none", "decoding:target_size=9(snapkv)"},
+        {"\"decoding(knorm)\"", "none", "decoding(knorm)"},
+        {"\"decoding:target_size=512,compression_interval=64(adakv(knorm))\"", "none",
+         "decoding:compression_interval=64,target_size=512(adakv(knorm))"},
+        {"{\"press\":{\"name\":\"decoding\",\"params\":{\"target_size\":7},\"press\":\"knorm\"}}", "none",
+         "decoding:target_size=7(knorm)"},
+        {"{\"press\":\"decoding(knorm)\",\"params\":{\"hidden_states_buffer_size\":0}}", "none",
+         "decoding:hidden_states_buffer_size=0(knorm)"},
+        {"{\"press\":\"compression_ratio_decoding:target_compression_ratio=0.25(keydiff)\"}", "none",
+         "compression_ratio_decoding:target_compression_ratio=0.25(keydiff)"},
+        {"{\"press\":\"cam:merge_budget=4(knorm)\",\"seed\":3}", "none", "cam:merge_budget=4(knorm)"},
+        {"{\"decode\":{\"press\":\"cam(tova)\"}}", "none", "cam(tova)"},
+        {"\"dms:threshold=-3(knorm)\"", "dms:threshold=-3(knorm)", "dms:threshold=-3(knorm)"},
+        {"\"dms:threshold=0,decoding=true(knorm)\"", "dms:threshold=0,decoding=true(knorm)",
+         "dms:threshold=0,decoding=true(knorm)"},
+        {"\"prefill_decoding(snapkv,decoding(knorm))@0.5\"", "snapkv", "prefill_decoding(snapkv,decoding(knorm))"},
+        {"\"prefill_decoding(none,cam(knorm))\"", "none", "cam(knorm)"},
+        {"\"prefill_decoding(snapkv,none)@0.5\"", "snapkv", "snapkv"},
+        {"\"prefill_decoding(decoding(knorm))\"", "none", "decoding(knorm)"},
+        {"\"prefill_decoding(dms:threshold=1(knorm),decoding(keydiff))\"", "dms:threshold=1(knorm)",
+         "prefill_decoding(dms:threshold=1(knorm),decoding(keydiff))"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"prefilling_press\":\"knorm\",\"decoding_press\":{\"name\":\"decoding\","
+         "\"press\":\"knorm\"}},\"budget_tokens\":5}", "knorm", "prefill_decoding(knorm,decoding(knorm))"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"prefilling_press\":null,\"decoding_press\":\"decoding(knorm)\"}}",
+         "none", "decoding(knorm)"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"presses\":[\"knorm\",\"decoding(knorm)\"]},\"ratio\":0.5}", "knorm",
+         "prefill_decoding(knorm,decoding(knorm))"},
+        {"\"prefill_decoding(knorm@0.25,decoding(knorm))\"", "knorm", "prefill_decoding(knorm,decoding(knorm))"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"prefilling_press\":{\"name\":\"knorm\",\"ratio\":0.25},"
+         "\"decoding_press\":\"cam(tova)\"}}", "knorm", "prefill_decoding(knorm,cam(tova))"},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"decode\":{\"press\":\"decoding(knorm)\"}}", "knorm",
+         "prefill_decoding(knorm,decoding(knorm))"},
+        {"{\"press\":\"prefill_decoding(knorm)\",\"ratio\":0.5,\"decode\":{\"press\":\"tova\",\"target_tokens\":8}}", "knorm",
+         "prefill_decoding(knorm,decoding:target_size=8(tova))"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        pd_compression *c = wish(t[i][0], true);
+        assert_press(c, t[i][1]);
+        assert_true(c->has_ratio == (strstr(t[i][0], "0.25") && c->press) && (!c->has_ratio || c->ratio == 0.25));
+        pd_buf b = {0};
+        pd_compression_text(c, &b);
+        if (strcmp(b.data, t[i][2]) != 0) fail_msg("%s: %s, not %s", t[i][0], b.data, t[i][2]);
+        assert_int_equal(strncmp(b.data, pd_compression_name(c), strlen(pd_compression_name(c))), 0);
+        pd_buf_done(&b);
+        pd_compression_close(c);
+    }
+
+    static const char *const bad[][3] = {
+        /* request, parameter at fault, part of the message */
+        {"{\"press\":\"decoding(knorm)\",\"decode\":{\"press\":\"knorm\",\"target_tokens\":5}}",
+         "compression.decode.press", "give one of them"},
+        {"{\"press\":\"dms:threshold=1,decoding=true(knorm)\",\"decode\":{\"press\":\"cam(knorm)\"}}",
+         "compression.decode.press", "give one of them"},
+        {"{\"press\":\"decoding(knorm)\",\"ratio\":0.5}", "compression.ratio", "'decoding' takes neither ratio nor budget"},
+        {"{\"press\":\"cam(knorm)\",\"budget_tokens\":5}", "compression.budget_tokens", "'cam' takes neither"},
+        {"{\"press\":\"dms:threshold=1(knorm)\",\"ratio\":0.5}", "compression.ratio", "'dms' takes neither"},
+        {"\"decoding(knorm)@0.5\"", "compression", "'decoding' takes neither"},
+        {"\"prefill_decoding(knorm@0.5,decoding(knorm))@0.5\"", "compression", "given twice"},
+        {"{\"press\":\"prefill_decoding(knorm@0.5)\",\"budget_bytes\":5}", "compression.ratio", "given twice"},
+        {"{\"press\":\"prefill_decoding(knorm,decoding(knorm)@0.5)\",\"ratio\":0.5}", "compression.press", "takes no ratio"},
+        {"{\"press\":\"prefill_decoding(none@0.5,decoding(knorm))\"}", "compression.press", "'none' cannot stand"},
+        {"{\"press\":\"decoding(knorm@0.5)\"}", "compression.press", "takes no ratio of its own"},
+        {"\"prefill_decoding(knorm,decoding(knorm))\"", "compression", "needs a ratio"},
+        {"{\"press\":\"prefill_decoding(knorm,decoding(knorm))\"}", "compression.ratio", "needs one of ratio"},
+        {"{\"press\":\"prefill_decoding(knorm,knorm)\",\"ratio\":0.5}", "compression.press", "decoding(knorm) does"},
+        {"{\"press\":\"prefill_decoding(cam(knorm),decoding(knorm))\"}", "compression.press", "leaves it dense"},
+        {"{\"press\":\"prefill_decoding(none,none)\"}", "compression.press", "needs a press inside"},
+        {"{\"press\":\"prefill_decoding(none,none,none)\"}", "compression.press", "takes 1 to 2 presses"},
+        {"{\"press\":\"prefill_decoding(prefill_decoding(knorm))\"}", "compression.press", "inside itself"},
+        {"{\"press\":\"prefill_decoding(dms:threshold=1,decoding=true(knorm),cam(knorm))\"}", "compression.press",
+         "stands outermost"},
+        {"{\"press\":\"prefill_decoding(adakv(knorm),cam(knorm))\",\"ratio\":0.5}", "compression.press",
+         "unequally long, which 'cam' cannot prune"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"decoding_press\":\"decoding(knorm)@0.5\"}}",
+         "compression.press.decoding_press", "takes no ratio"},
+        {"{\"press\":\"composed(decoding(knorm)@0.5,knorm@0.5)\"}", "compression.press", "takes no ratio"},
+        {"{\"press\":\"composed(decoding(knorm),knorm)\",\"ratio\":0.5}", "compression.press", "cannot stand inside 'composed'"},
+        {"{\"press\":\"composed(cam(knorm),knorm)\",\"ratio\":0.5}", "compression.press", "cannot stand inside 'composed'"},
+        {"{\"press\":\"composed(dms:threshold=1(knorm),knorm)\",\"ratio\":0.5}", "compression.press", "same number of tokens"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"prefilling_press\":\"knorm\",\"presses\":[]},\"ratio\":0}",
+         "compression.press", "give \"presses\" or"},
+        {"{\"press\":{\"name\":\"prefill_decoding\",\"press\":\"knorm\"},\"ratio\":0}", "compression.press.press", "not known"},
+        {"{\"press\":\"adakv(decoding(knorm))\",\"ratio\":0.5}", "compression.press", "scores tokens"},
+        {"{\"press\":\"decoding(key_rerotation(knorm))\"}", "compression.press", "while tokens are generated"},
+        {"{\"press\":\"decoding(compactor)\"}", "compression.press", "while tokens are generated"},
+        {"{\"press\":\"decoding(adakv(leverage))\"}", "compression.press", "while tokens are generated"},
+        {"{\"press\":\"cam(non_causal_attention)\"}", "compression.press", "while tokens are generated"},
+        {"{\"decode\":{\"press\":\"observed_attention\",\"target_tokens\":4}}", "compression.decode.press", "prompts only"},
+        {"{\"press\":\"decoding(decoding(knorm))\"}", "compression.press", "while tokens are generated"},
+        {"{\"press\":\"cam(adakv(knorm))\"}", "compression.press", "scores tokens"},
+        {"{\"press\":\"dms(knorm)\"}", "compression.press", "threshold"},
+        {"{\"press\":{\"name\":\"dms\",\"params\":{\"threshold\":1,\"decoding\":true},\"press\":\"keydiff\"}}",
+         "compression.press.params", "scores each new token alone"},
+        {"{\"press\":\"dms:threshold=1,sliding_window_size=0(knorm)\"}", "compression.press", "[1, 65536], not 0"},
+        {"{\"press\":\"decoding:target_size=0(knorm)\"}", "compression.press", "'target_size'"},
+        {"{\"press\":\"compression_ratio_decoding:target_compression_ratio=1(knorm)\"}", "compression.press", "[0, 1)"},
+        {"{\"press\":\"compression_ratio_decoding:target_size=5(knorm)\"}", "compression.press", "no parameter 'target_size'"},
+        {"{\"decode\":{\"press\":\"decoding(knorm)\",\"interval\":4}}", "compression.decode", "do not apply"},
+        {"{\"decode\":{\"press\":\"key_rerotation(knorm)\",\"target_tokens\":4}}", "compression.decode.press",
+         "prompts only"},
+        {"{\"decode\":{\"press\":\"dms:threshold=1,decoding=true(knorm)\",\"target_tokens\":4}}",
+         "compression.decode.press", "prompts only"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_error_t e;
+        json_t *v = json_loads(bad[i][0], JSON_DECODE_ANY, &e);
+        pd_err err = {0};
+        pd_compression *c = NULL;
+        assert_non_null(v);
+        if (pd_compression_decode(v, "compression", &model, true, &c, NULL, &err) != PD_EINVAL)
+            fail_msg("accepted: %s", bad[i][0]);
+        if (strcmp(err.param, bad[i][1]) != 0 || !strstr(err.msg, bad[i][2]))
+            fail_msg("%s: param '%s', message '%s'", bad[i][0], err.param, err.msg);
+        assert_null(c);
+        json_decref(v);
+    }
 }
 
 static void test_compression_refused(void **state) {
@@ -656,6 +786,7 @@ int main(void) {
         cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_compression),
         cmocka_unit_test(test_compression_without_ratio),
+        cmocka_unit_test(test_decode_presses),
         cmocka_unit_test(test_compression_refused),
         cmocka_unit_test(test_model_suffix),
         cmocka_unit_test(test_server_default),

@@ -39,10 +39,10 @@ static void each_says_what_it_can(void **state) {
         {"compactor:sink_size_start=0,sink_size_end=0", PD_CAN_SCORE | PD_CAN_COMPOSE, PD_NEEDS_Q_ALL, 1},
         {"critical(leverage)", PD_CAN_SCORE | PD_CAN_COMPOSE | PD_CAN_SCORE_PART, PD_NEEDS_WO, 1},
         {"adakv(leverage)", 0, 0, 1},
-        {"adakv(critical(cap))", PD_CAN_PRUNE_STEP, PD_NEEDS_WO | PD_NEEDS_Q_MEAN, 5},
+        {"adakv(critical(cap))", PD_CAN_PRUNE_STEP | PD_CAN_SCORE_RAGGED, PD_NEEDS_WO | PD_NEEDS_Q_MEAN, 5},
         /* its plan is for prefill; its scores are good for any */
         {"pyramidkv", ALL & ~(unsigned)PD_CAN_PRUNE_STEP, PD_NEEDS_Q_TAIL, 65},
-        {"adakv(pyramidkv)", PD_CAN_PRUNE_STEP, PD_NEEDS_Q_TAIL, 65},
+        {"adakv(pyramidkv)", PD_CAN_PRUNE_STEP | PD_CAN_SCORE_RAGGED, PD_NEEDS_Q_TAIL, 65},
     };
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         pd_press_inst *inst = inst_of(t[i].text);

@@ -69,6 +69,12 @@ static void text_becomes_canonical(void **state) {
         {"adakv:alpha_safeguard=0.20(snapkv:kernel_size=7,window_size=32)",
          "adakv(snapkv:window_size=32,kernel_size=7)"},
         {"key_rerotation(streaming_llm)", "key_rerotation(streaming_llm)"},
+        /* a comma ends the parameters of a press when a name without "=" follows */
+        {"prefill_decoding(snapkv:window_size=8,kernel_size=7,decoding(knorm))",
+         "prefill_decoding(snapkv:window_size=8,kernel_size=7,decoding(knorm))"},
+        {"prefill_decoding(streaming_llm:n_sink=1,cam:merge_budget=2,target_size=9(random:seed=3))",
+         "prefill_decoding(streaming_llm:n_sink=1,cam:target_size=9,merge_budget=2(random:seed=3))"},
+        {"prefill_decoding(random:seed=1,none)", "prefill_decoding(random:seed=1)"},
         {"expected_attention:epsilon=0.1234567890123456",
          "expected_attention:epsilon=0.1234567890123456"},
     };
