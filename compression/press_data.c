@@ -75,15 +75,15 @@ static size_t dim_of(const pd_press_data *d, char c) {
     }
 }
 
-static unsigned shape_of(const pd_press_data *d, pd_data_id id, size_t shape[PD_ST_DIMS_MAX]) {
+unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id, size_t shape[PD_DATA_DIMS_MAX]) {
     const unsigned n = (unsigned)strlen(tensors[id].dims);
     for (unsigned i = 0; i < n; i++) shape[i] = dim_of(d, tensors[id].dims[i]);
     return n;
 }
 
 size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id) {
-    size_t shape[PD_ST_DIMS_MAX], n = 1;
-    const unsigned n_dim = shape_of(d, id, shape);
+    size_t shape[PD_DATA_DIMS_MAX], n = 1;
+    const unsigned n_dim = pd_press_data_shape(d, id, shape);
     for (unsigned i = 0; i < n_dim; i++)
         if (!pd_mul_size(n, shape[i], &n)) return SIZE_MAX;
     return n;
@@ -203,7 +203,7 @@ static pd_status put_file(const pd_press_data *d, const char *path, pd_st_meta *
     for (int id = 0; id < PD_DATA_N; id++) {
         if (!d->t[id]) continue;
         out[n] = (pd_st_out){.name = tensors[id].name, .values = d->t[id]};
-        out[n].n_dim = shape_of(d, (pd_data_id)id, out[n].shape);
+        out[n].n_dim = pd_press_data_shape(d, (pd_data_id)id, out[n].shape);
         n++;
     }
     return pd_safetensors_write(path, out, n, meta, n_meta, err);
@@ -247,8 +247,8 @@ static int find_tensor(const char *name) {
 static pd_status load_tensor(pd_press_data *d, const pd_st_tensor *t, const char *path, pd_err *err) {
     const int id = find_tensor(t->name);
     if (id < 0) return pd_file_fail(path, err, "tensor '%.60s' is not one that a press reads", t->name);
-    size_t shape[PD_ST_DIMS_MAX];
-    const unsigned n = shape_of(d, (pd_data_id)id, shape);
+    size_t shape[PD_DATA_DIMS_MAX];
+    const unsigned n = pd_press_data_shape(d, (pd_data_id)id, shape);
     bool same = n == t->n_dim;
     for (unsigned i = 0; same && i < n; i++) same = shape[i] == t->shape[i];
     if (!same) {

@@ -80,7 +80,10 @@ void pd_press_data_duo(const pd_press_data *d, pd_data_set set, size_t *sink, si
 /* Before the tensors of KVZAP_MLP (which go) and of a DUO set. */
 void pd_press_data_set_hidden(pd_press_data *d, size_t n_hidden);
 void pd_press_data_set_duo(pd_press_data *d, pd_data_set set, size_t sink, size_t recent);
-size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id); /* of the tensor's shape */
+enum { PD_DATA_DIMS_MAX = 4 };
+/* The tensor's shape for this model; returns the number of dimensions. */
+unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id, size_t shape[PD_DATA_DIMS_MAX]);
+size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id); /* their product */
 /* Zeroed memory for the tensor, in place of what was there; NULL = none left.
  * The caller fills it. */
 float *pd_press_data_put(pd_press_data *d, pd_data_id id);

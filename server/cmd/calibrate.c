@@ -83,6 +83,30 @@ static pd_status parse_values(const words *w, options *o, pd_err *err) {
     return PD_OK;
 }
 
+static int print_help(void) {
+    pd_buf out = {0};
+    pd_buf_printf(&out, "usage: pressd calibrate %s\n\n%s", pd_cmd_calibrate.usage,
+        "Reads a text with the model and measures what presses need to know of it. Of an existing DATA\n"
+        "file of the same model the sets that are not measured anew stay.\n"
+        "\n"
+        "  -m, --model MODEL    the GGUF file\n"
+        "      --text FILE      UTF-8 text of the kind the model will read\n"
+        "  -o, --output DATA    the file to make, for pressd serve --press-data\n"
+        "      --only LIST      some of stats, qfilter, duo, kvzap, lukv; all without it\n"
+        "      --tokens N       of the text, at most (default 100000)\n"
+        "      --chunk N        tokens of one prompt (default 1024)\n"
+        "      --repeat-tokens N  at most so many are read twice, for kvzap and lukv (default 32768)\n"
+        "  -t, --threads N      compute threads; 0 = chosen\n"
+        "      --compute TYPE   int8 or f32 (default int8)\n"
+        "\n"
+        "  stats    mean and covariance of queries      press expected_attention_stats\n"
+        "  qfilter  main direction of queries           press qfilter\n"
+        "  duo      how far back heads look             press duo_attention\n"
+        "  kvzap    linear regressors                   press kvzap, model_type linear\n"
+        "  lukv     budget curves of layers and heads   press lukv\n");
+    return pd_cmd_print(&out);
+}
+
 static int parse_words(int argc, char **argv, words *w) {
     const struct {
         const char *name, *brief;
@@ -135,6 +159,7 @@ static int run(int argc, char **argv) {
     options o = {0};
     pd_err err = {0};
     char *text = NULL;
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return print_help();
     const int usage = parse_words(argc, argv, &w);
     if (usage) return usage;
     pd_status rc = parse_values(&w, &o, &err);
@@ -148,8 +173,7 @@ static int run(int argc, char **argv) {
 
 const pd_cmd pd_cmd_calibrate = {
     .name = "calibrate",
-    .usage = "-m MODEL --text FILE -o DATA [--only stats,qfilter,duo,kvzap,lukv] [--tokens 100000] [--chunk 1024]\n"
-             "       [--repeat-tokens 32768] [-t THREADS] [--compute int8|f32]",
+    .usage = "-m MODEL --text FILE -o DATA [--only LIST] [--tokens N] [--chunk N] [--repeat-tokens N] [-t N] [--compute TYPE]",
     .summary = "measure the press data of a model from a text file; serve it with --press-data",
     .run = run,
 };
