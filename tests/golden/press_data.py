@@ -141,7 +141,8 @@ def main():
     path = os.path.join(a.out, "press_data.bin")
     with open(path, "wb") as f:
         for seed, n, d, hq, h in presses_unit.SHAPES:
-            args = presses_unit.inputs(seed, n, d, hq, h)
+            args = list(presses_unit.inputs(seed, n, d, hq, h))
+            args[1] = args[1][..., :hq * d]  # the queries alone: the regressors' input is of the model's width
             args[0].layer_idx = LAYER
             data = Data(seed, d, hq, h)
             for name, make in PRESSES.items():
