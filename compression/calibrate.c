@@ -7,9 +7,13 @@
 
 #include <stdlib.h>
 
-enum { HAS_STATS = 1u << PD_SET_STATS, HAS_QFILTER = 1u << PD_SET_QFILTER,
-       HAS_DUO = 1u << PD_SET_DUO_CALIBRATED, HAS_KVZAP = 1u << PD_SET_KVZAP_LINEAR,
-       HAS_LUKV = 1u << PD_SET_LUKV };
+enum {
+    HAS_STATS = 1u << PD_SET_STATS,
+    HAS_QFILTER = 1u << PD_SET_QFILTER,
+    HAS_DUO = 1u << PD_SET_DUO_CALIBRATED,
+    HAS_KVZAP = 1u << PD_SET_KVZAP_LINEAR,
+    HAS_LUKV = 1u << PD_SET_LUKV
+};
 
 static bool make(void *p, size_t n, size_t size) {
     void *m = calloc(n, size); /* checks the product */
@@ -31,7 +35,8 @@ static bool make_all(pd_calib *c) {
     if (c->sets & HAS_KVZAP)
         ok = ok && make(&c->rows, nl, sizeof *c->rows) && make(&c->xx, nl * d, d * sizeof *c->xx) &&
              make(&c->xy, hk * d, sizeof *c->xy) && make(&c->x_sum, nl * d, sizeof *c->x_sum) &&
-             make(&c->y_sum, hk, sizeof *c->y_sum) && make(&c->x_shift, nl * d, sizeof *c->x_shift) &&
+             make(&c->y_sum, hk, sizeof *c->y_sum) &&
+             make(&c->x_shift, nl * d, sizeof *c->x_shift) &&
              make(&c->y_shift, hk, sizeof *c->y_shift);
     if (c->sets & HAS_LUKV) ok = ok && make(&c->pruned, hk, PD_LUKV_ROWS * sizeof *c->pruned);
     return ok;
@@ -48,13 +53,15 @@ pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned se
         }
     }
     pd_calib_close(c);
-    return pd_fail(err, PD_ENOMEM, NULL, "no memory for calibration; fewer sets (--only) need less");
+    return pd_fail(err, PD_ENOMEM, NULL,
+                   "no memory for calibration; fewer sets (--only) need less");
 }
 
 void pd_calib_close(pd_calib *c) {
     if (!c) return;
-    void *all[] = {c->seen, c->count, c->mean,    c->m2,      c->gram,  c->q_sum, c->duo,   c->rows,
-                   c->xx,   c->xy,    c->x_shift, c->y_shift, c->x_sum, c->y_sum, c->score, c->pruned};
+    void *all[] = {c->seen,  c->count, c->mean,  c->m2,    c->gram,    c->q_sum,
+                   c->duo,   c->rows,  c->xx,    c->xy,    c->x_shift, c->y_shift,
+                   c->x_sum, c->y_sum, c->score, c->pruned};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(c);
 }
@@ -83,8 +90,8 @@ static void repeat_needs(const pd_press_inst *inst, pd_press_needs *n) {
     n->bits |= PD_NEEDS_Q_ALL | PD_NEEDS_X | PD_NEEDS_WO;
 }
 
-static pd_status repeat_plan(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget,
-                             pd_plan *ret, pd_err *err) {
+static pd_status repeat_plan(const pd_press_inst *inst, const pd_view *view,
+                             const pd_budget *budget, pd_plan *ret, pd_err *err) {
     (void)budget;
     pd_calib *c = inst->state;
     c->seen[view->layer] = true;
@@ -94,10 +101,16 @@ static pd_status repeat_plan(const pd_press_inst *inst, const pd_view *view, con
 }
 
 /* Not in the registry: no request can ask for them. */
-static const pd_press text_press = {
-    .name = "calibrate_text", .kind = "planner", .own_budget = true, .needs = text_needs, .plan = text_plan};
-static const pd_press repeat_press = {
-    .name = "calibrate_repeat", .kind = "planner", .own_budget = true, .needs = repeat_needs, .plan = repeat_plan};
+static const pd_press text_press = {.name = "calibrate_text",
+                                    .kind = "planner",
+                                    .own_budget = true,
+                                    .needs = text_needs,
+                                    .plan = text_plan};
+static const pd_press repeat_press = {.name = "calibrate_repeat",
+                                      .kind = "planner",
+                                      .own_budget = true,
+                                      .needs = repeat_needs,
+                                      .plan = repeat_plan};
 
 static pd_press_inst *instance(const pd_press *press, pd_calib *c) {
     pd_press_inst *inst = calloc(1, sizeof *inst);
@@ -118,7 +131,8 @@ pd_press_inst *pd_calib_repeat(pd_calib *c, size_t first, size_t n, size_t again
     c->again = again;
     if (c->sets & HAS_LUKV) {
         free(c->score);
-        if (!make(&c->score, c->model.n_layer * c->model.n_head_kv, n * sizeof *c->score)) return NULL;
+        if (!make(&c->score, c->model.n_layer * c->model.n_head_kv, n * sizeof *c->score))
+            return NULL;
     }
     return instance(&repeat_press, c);
 }

@@ -56,7 +56,8 @@ static void weights(const score_job *j, size_t hq, float *z) {
     for (size_t r0 = j->c->again; r0 < v->n; r0 += ROWS) {
         const size_t rows = pd_min_size(ROWS, v->n - r0), keys = r0 + rows;
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)keys, (int)d,
-                    1.0f / sqrtf((float)d), v->q + r0 * nq + hq * d, (int)nq, k, (int)d, 0.0f, z, (int)keys);
+                    1.0f / sqrtf((float)d), v->q + r0 * nq + hq * d, (int)nq, k, (int)d, 0.0f, z,
+                    (int)keys);
         for (size_t r = 0; r < rows; r++) {
             float *p = z + r * keys;
             const size_t seen = r0 + r + 1;
@@ -136,9 +137,10 @@ static pd_status add_rows(pd_calib *c, const pd_view *view, const float *y, pd_e
             c->y_sum[l * hk + h] += (double)ys[t * hk + h];
         }
     }
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)e, (int)n, 1.0f, xs, (int)e, 0.0f, xx, (int)e);
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)e, (int)hk, (int)n, 1.0f, xs, (int)e, ys,
-                (int)hk, 0.0f, xy, (int)hk);
+    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)e, (int)n, 1.0f, xs, (int)e, 0.0f, xx,
+                (int)e);
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)e, (int)hk, (int)n, 1.0f, xs, (int)e,
+                ys, (int)hk, 0.0f, xy, (int)hk);
     for (size_t i = 0; i < e; i++)
         for (size_t k = i; k < e; k++) c->xx[(l * e + i) * e + k] += (double)xx[i * e + k];
     for (size_t i = 0; i < e * hk; i++) c->xy[l * e * hk + i] += (double)xy[i];
@@ -155,7 +157,8 @@ pd_status pd__calib_repeat_layer(pd_calib *c, const pd_view *view, pd_err *err) 
     j.plus = pd_arena_zalloc(view->tmp, view->n_head * n, sizeof(float));
     j.block = PD_ARENA_NEW(view->tmp, n_thread, float *);
     for (size_t t = 0; j.block && t < n_thread; t++)
-        if (!(j.block[t] = PD_ARENA_NEW(view->tmp, ROWS * pd_max_size(view->n, view->n_embd), float)))
+        if (!(j.block[t] =
+                  PD_ARENA_NEW(view->tmp, ROWS * pd_max_size(view->n, view->n_embd), float)))
             return no_memory(err);
     if (!inv_norm || !j.zip || !j.plus || !j.block) return no_memory(err);
     for (size_t r = 0; r < n_copy; r++) {
@@ -221,15 +224,17 @@ pd_status pd_calib_repeat_end(pd_calib *c, pd_err *err) {
 /* ---- finish ---- */
 
 /* Solve layer l; a: scratch [d][d], b: [d][Hk]. */
-static pd_status solve(const pd_calib *c, size_t l, double *a, double *b, float *weight, float *bias,
-                       pd_err *err) {
+static pd_status solve(const pd_calib *c, size_t l, double *a, double *b, float *weight,
+                       float *bias, pd_err *err) {
     const size_t e = c->model.n_embd, hk = c->model.n_head_kv;
     const double n = (double)c->rows[l];
     const double *xs = c->x_sum + l * e, *ys = c->y_sum + l * hk;
     for (size_t i = 0; i < e; i++) {
         for (size_t k = i; k < e; k++)
-            a[i * e + k] = c->xx[(l * e + i) * e + k] - xs[i] * xs[k] / n + (i == k ? ridge_alpha : 0.0);
-        for (size_t h = 0; h < hk; h++) b[i * hk + h] = c->xy[(l * e + i) * hk + h] - xs[i] * ys[h] / n;
+            a[i * e + k] =
+                c->xx[(l * e + i) * e + k] - xs[i] * xs[k] / n + (i == k ? ridge_alpha : 0.0);
+        for (size_t h = 0; h < hk; h++)
+            b[i * hk + h] = c->xy[(l * e + i) * hk + h] - xs[i] * ys[h] / n;
     }
     if (LAPACKE_dposv(LAPACK_ROW_MAJOR, 'U', (int)e, (int)hk, a, (int)e, b, (int)hk) != 0)
         return pd_fail(err, PD_EINTERNAL, NULL, "the regression of layer %zu has no solution", l);
@@ -246,7 +251,8 @@ static pd_status solve(const pd_calib *c, size_t l, double *a, double *b, float 
 
 static pd_status finish_kvzap(pd_calib *c, pd_press_data *d, pd_err *err) {
     const size_t e = c->model.n_embd, hk = c->model.n_head_kv;
-    float *weight = pd_press_data_put(d, PD_DATA_KVZAP_WEIGHT), *bias = pd_press_data_put(d, PD_DATA_KVZAP_BIAS);
+    float *weight = pd_press_data_put(d, PD_DATA_KVZAP_WEIGHT),
+          *bias = pd_press_data_put(d, PD_DATA_KVZAP_BIAS);
     double *a = calloc(e * e + e * hk, sizeof *a);
     pd_status rc = weight && bias && a ? PD_OK : no_memory(err);
     for (size_t l = 0; l < c->model.n_layer && rc == PD_OK; l++)

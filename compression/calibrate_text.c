@@ -93,7 +93,8 @@ static pd_status add_filter(const pd_calib *c, size_t head, double *a, double *w
     const double *sum = c->q_sum + head * d;
     memcpy(a, c->gram + head * d * d, d * d * sizeof *a);
     if (LAPACKE_dsyev(LAPACK_ROW_MAJOR, 'V', 'U', (int)d, a, (int)d, w) != 0)
-        return pd_fail(err, PD_EINTERNAL, NULL, "the queries of head %zu have no singular vectors", head);
+        return pd_fail(err, PD_EINTERNAL, NULL, "the queries of head %zu have no singular vectors",
+                       head);
     double along = 0.0; /* eigenvalues ascend: the last column */
     for (size_t i = 0; i < d; i++) along += sum[i] * a[i * d + d - 1];
     const double sign = along < 0.0 ? -1.0 : 1.0;
@@ -124,7 +125,8 @@ static void mean_keys(const pd_view *view, double *mean) {
             const float angle = (float)view->pos[0][t] * view->inv_freq[i]; /* as it was rotated */
             const double c = (double)cosf(angle), s = (double)sinf(angle);
             for (size_t h = 0; h < view->n_head_kv; h++) {
-                const double x = (double)view->k[h][t * d + i], y = (double)view->k[h][t * d + i + half];
+                const double x = (double)view->k[h][t * d + i],
+                             y = (double)view->k[h][t * d + i + half];
                 mean[h * d + i] += x * c + y * s;
                 mean[h * d + i + half] += y * c - x * s;
             }
@@ -142,14 +144,16 @@ static double area(const float *q, const double *k, size_t half, const double *c
         double z = 0.0;
         for (size_t i = 0; i < half; i++) {
             const double a = (double)q[i], b = (double)q[i + half];
-            z += (a * k[i] + b * k[i + half]) * at[2 * i] + (a * k[i + half] - b * k[i]) * at[2 * i + 1];
+            z += (a * k[i] + b * k[i + half]) * at[2 * i] +
+                 (a * k[i + half] - b * k[i]) * at[2 * i + 1];
         }
         weight[j] = z / sqrt(2.0 * (double)half);
         max = fmax(max, weight[j]);
     }
     for (size_t j = 0; j < DUO_POSITIONS; j++) sum += weight[j] = exp(weight[j] - max);
     for (size_t j = 0; j < DUO_POSITIONS; j++)
-        result += weight[j] / sum * (double)(DUO_POSITIONS - j); /* it is in so many of the partial sums */
+        result += weight[j] / sum *
+                  (double)(DUO_POSITIONS - j); /* it is in so many of the partial sums */
     return result / DUO_POSITIONS;
 }
 
@@ -184,13 +188,15 @@ pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err) {
 }
 
 static pd_status finish_stats(pd_calib *c, pd_press_data *d, pd_err *err) {
-    float *mean = pd_press_data_put(d, PD_DATA_QUERY_MEAN), *cov = pd_press_data_put(d, PD_DATA_QUERY_COV);
+    float *mean = pd_press_data_put(d, PD_DATA_QUERY_MEAN),
+          *cov = pd_press_data_put(d, PD_DATA_QUERY_COV);
     if (!mean || !cov) return no_memory(err);
     const size_t nq = c->model.n_head * c->model.head_dim, dim = c->model.head_dim;
     for (size_t l = 0; l < c->model.n_layer; l++) {
         if (!c->seen[l]) continue;
         if (c->count[l] < 2)
-            return pd_fail(err, PD_EINVAL, NULL, "the text is too short: %zu tokens count for the statistics",
+            return pd_fail(err, PD_EINVAL, NULL,
+                           "the text is too short: %zu tokens count for the statistics",
                            c->count[l]);
         for (size_t i = l * nq; i < (l + 1) * nq; i++) mean[i] = (float)c->mean[i];
         for (size_t i = l * nq * dim; i < (l + 1) * nq * dim; i++)
@@ -212,7 +218,9 @@ pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err) {
         if (!score) return no_memory(err);
         pd_press_data_set_duo(d, PD_SET_DUO_CALIBRATED, DUO_SINK, DUO_RECENT);
         for (size_t i = 0; i < c->model.n_layer * c->model.n_head_kv; i++)
-            score[i] = c->seen[i / c->model.n_head_kv] ? (float)fmin(c->duo[i] / (double)c->n_text, 1.0) : -1.0f;
+            score[i] = c->seen[i / c->model.n_head_kv]
+                           ? (float)fmin(c->duo[i] / (double)c->n_text, 1.0)
+                           : -1.0f;
     }
     return PD_OK;
 }

@@ -10,10 +10,10 @@
  *
  * DIFFERS: the reference masks what streaming heads lose and keeps its memory;
  * here it is gone.  on_the_fly_scoring false takes the calibrated scores when no
- * trained pattern is there, where the reference fails.  Heads of layers that are never pressed (sliding windows) are not
- * counted when their scores say so (< 0).  Of equal scores the lower (layer,
- * head) streams; the reference leaves that to its sort.
- * Cost: a sort of all heads' scores per layer (a few thousand numbers at most). */
+ * trained pattern is there, where the reference fails.  Heads of layers that are never pressed
+ * (sliding windows) are not counted when their scores say so (< 0).  Of equal scores the lower
+ * (layer, head) streams; the reference leaves that to its sort.
+ * Cost: each head's score held against all heads' (some hundred of them). */
 #include "compression/press_data.h"
 #include "compression/shared.h"
 #include "engine/base/num.h"
@@ -91,12 +91,13 @@ static const pd_param params[] = {
                     .min = 0,
                     .max = 1,
                     .doc = "share of the model's KV heads that keep sinks and recent tokens only"},
-    [ON_THE_FLY] = {.name = "on_the_fly_scoring",
-                    .type = PD_PARAM_BOOL,
-                    .def = 0,
-                    .max = 1,
-                    .doc = "take the scores that pressd calibrate measured, also where a trained pattern "
-                           "was imported"},
+    [ON_THE_FLY] =
+        {.name = "on_the_fly_scoring",
+         .type = PD_PARAM_BOOL,
+         .def = 0,
+         .max = 1,
+         .doc = "take the scores that pressd calibrate measured, also where a trained pattern "
+                "was imported"},
 };
 
 const pd_press pd_press_duo_attention = {

@@ -37,8 +37,9 @@ const pd_press pd_press_expected_attention_stats = {
     .reference_class = "ExpectedAttentionStatsPress",
     .kind = "scorer",
     .source = "arXiv 2510.00636",
-    .doc = "Keeps the pairs that future queries are expected to attend to, from the statistics of a "
-           "calibration text (press data).",
+    .doc =
+        "Keeps the pairs that future queries are expected to attend to, from the statistics of a "
+        "calibration text (press data).",
     .ratio_doc = "its own",
     .params = pd__ea_params,
     .n_params = PD__EA_PARAMS,

@@ -85,14 +85,16 @@ static pd_status read_layers(pd_press_data *d, const pd_safetensors *f, const ch
     return PD_OK;
 }
 
-static pd_status read_kvzap(pd_press_data *d, const pd_safetensors *f, const char *path, pd_err *err) {
+static pd_status read_kvzap(pd_press_data *d, const pd_safetensors *f, const char *path,
+                            pd_err *err) {
     const pd_st_tensor *w1 = pd_safetensors_find(f, "layers.0.0.weight");
     size_t shape[PD_DATA_DIMS_MAX];
     pd_press_data_shape(d, PD_DATA_KVZAP_BIAS, shape);
     const size_t per_layer = w1 ? 4 : 2;
     if (pd_safetensors_count(f) != shape[0] * per_layer)
-        return pd_file_fail(path, err, "has %zu tensors; the %s of %zu layers are %zu", pd_safetensors_count(f),
-                            w1 ? "MLPs" : "linear maps", shape[0], shape[0] * per_layer);
+        return pd_file_fail(path, err, "has %zu tensors; the %s of %zu layers are %zu",
+                            pd_safetensors_count(f), w1 ? "MLPs" : "linear maps", shape[0],
+                            shape[0] * per_layer);
     if (!w1) {
         PD_TRY(read_layers(d, f, path, "weight", PD_DATA_KVZAP_WEIGHT, err));
         return read_layers(d, f, path, "bias", PD_DATA_KVZAP_BIAS, err);
@@ -117,8 +119,8 @@ pd_status pd_import_kvzap(pd_press_data *d, const char *path, pd_err *err) {
 
 /* ---- .tsv ---- */
 
-static pd_status parse_tsv(const char *text, size_t n_row, size_t n_col, float *dst, const char *path,
-                           pd_err *err) {
+static pd_status parse_tsv(const char *text, size_t n_row, size_t n_col, float *dst,
+                           const char *path, pd_err *err) {
     const char *p = text;
     for (size_t r = 0; r < n_row; r++) {
         for (size_t c = 0; c < n_col; c++) {
@@ -127,16 +129,21 @@ static pd_status parse_tsv(const char *text, size_t n_row, size_t n_col, float *
             const char want = c + 1 < n_col ? '\t' : '\n';
             while (*end == ' ' || *end == '\r') end++;
             if (end == p || (*end != want && !(want == '\n' && *end == '\0')))
-                return pd_file_fail(path, err, "line %zu is not %zu numbers with tabs between them", r + 1, n_col);
-            dst[r * n_col + c] = v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v; /* NaN stays and is refused */
+                return pd_file_fail(path, err, "line %zu is not %zu numbers with tabs between them",
+                                    r + 1, n_col);
+            dst[r * n_col + c] = v < 0.0f   ? 0.0f
+                                 : v > 1.0f ? 1.0f
+                                            : v; /* NaN stays and is refused */
             p = end + (*end != '\0');
         }
     }
     while (*p == '\n' || *p == '\r' || *p == ' ') p++;
-    return *p ? pd_file_fail(path, err, "has more than %zu lines, the layers of the model", n_row) : PD_OK;
+    return *p ? pd_file_fail(path, err, "has more than %zu lines, the layers of the model", n_row)
+              : PD_OK;
 }
 
-pd_status pd_import_duo(pd_press_data *d, const char *path, size_t sink, size_t recent, pd_err *err) {
+pd_status pd_import_duo(pd_press_data *d, const char *path, size_t sink, size_t recent,
+                        pd_err *err) {
     char *text;
     size_t n, shape[PD_DATA_DIMS_MAX];
     PD_TRY(pd_file_read(path, TEXT_MAX, &text, &n, err));
@@ -177,8 +184,8 @@ static bool same_shape(const char *p, const size_t *shape, unsigned n) {
     return *p == ')';
 }
 
-static pd_status parse_npy(const char *bytes, size_t n, const size_t *shape, unsigned n_dim, float *dst,
-                           const char *path, pd_err *err) {
+static pd_status parse_npy(const char *bytes, size_t n, const size_t *shape, unsigned n_dim,
+                           float *dst, const char *path, pd_err *err) {
     static const char magic[] = "\x93NUMPY";
     const unsigned char *u = (const unsigned char *)bytes;
     if (n < 12 || memcmp(bytes, magic, 6) != 0 || u[6] < 1 || u[6] > 3)
@@ -188,10 +195,12 @@ static pd_status parse_npy(const char *bytes, size_t n, const size_t *shape, uns
     if (u[6] > 1) len |= (size_t)u[10] << 16 | (size_t)u[11] << 24;
     char head[512];
     if (len >= sizeof head || len > n - begin)
-        return pd_file_fail(path, err, "has a header of %zu bytes; a curve's is shorter than %zu", len, sizeof head);
+        return pd_file_fail(path, err, "has a header of %zu bytes; a curve's is shorter than %zu",
+                            len, sizeof head);
     memcpy(head, bytes + begin, len);
     head[len] = '\0';
-    const char *type = member(head, "descr"), *order = member(head, "fortran_order"), *dims = member(head, "shape");
+    const char *type = member(head, "descr"), *order = member(head, "fortran_order"),
+               *dims = member(head, "shape");
     const size_t width = begins(type, "'<f4'") ? 4 : begins(type, "'<f8'") ? 8 : 0;
     if (!width || !begins(order, "False"))
         return pd_file_fail(path, err, "is not an array of '<f4' or '<f8' in C order");
@@ -202,7 +211,8 @@ static pd_status parse_npy(const char *bytes, size_t n, const size_t *shape, uns
         return pd_file_fail(path, err, "has a shape other than %s, which the model asks for",
                             shape_text(shape, n_dim, want, sizeof want));
     if (n - begin - len != elems * width)
-        return pd_file_fail(path, err, "has %zu bytes of numbers, not %zu", n - begin - len, elems * width);
+        return pd_file_fail(path, err, "has %zu bytes of numbers, not %zu", n - begin - len,
+                            elems * width);
     for (size_t i = 0; i < elems; i++) {
         const char *p = bytes + begin + len + i * width;
         double x;

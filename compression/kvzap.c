@@ -30,9 +30,9 @@ static int data_set(const pd_press_inst *inst, unsigned have) {
 typedef struct {
     const pd_view *view;
     float *const *score;
-    size_t n_hidden;      /* 0 = linear */
-    const float *w1, *b1; /* [n_hidden][d], [n_hidden] */
-    const float *w2, *b2; /* [H][n_in], [H] */
+    size_t n_hidden;       /* 0 = linear */
+    const float *w1, *b1;  /* [n_hidden][d], [n_hidden] */
+    const float *w2, *b2;  /* [H][n_in], [H] */
     float **hidden, **out; /* [thread] -> [PD__TILE][n_hidden], [PD__TILE][H] */
 } job;
 

@@ -159,7 +159,8 @@ const pd_press pd_press_lukv = {
     .reference_class = "LUKVPress",
     .kind = "wrapper",
     .source = "arXiv 2602.08585",
-    .doc = "Shares the budget among all layers and heads by curves measured for the model (press data).",
+    .doc = "Shares the budget among all layers and heads by curves measured for the model (press "
+           "data).",
     .ratio_doc = "its own: it picks the curves' row",
     .params = params,
     .n_params = sizeof params / sizeof *params,

@@ -32,7 +32,8 @@ static uint64_t hash_kv(const pd_gguf_kv *kv) {
     return spread(h);
 }
 
-static pd_status hash_tensor(const pd_gguf *g, const pd_gguf_tensor *t, uint64_t *ret, pd_err *err) {
+static pd_status hash_tensor(const pd_gguf *g, const pd_gguf_tensor *t, uint64_t *ret,
+                             pd_err *err) {
     uint64_t h = fnv_begin;
     add(&h, t->name.data, t->name.len);
     add_u64(&h, t->type->id);

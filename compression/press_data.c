@@ -23,12 +23,15 @@ static const struct {
     pd_data_set set;
     float min, max;
 } tensors[PD_DATA_N] = {
-    [PD_DATA_QUERY_MEAN] = {"expected_attention.query_mean", "lqD", PD_SET_STATS, -INFINITY, INFINITY},
-    [PD_DATA_QUERY_COV] = {"expected_attention.query_cov", "lqDD", PD_SET_STATS, -INFINITY, INFINITY},
+    [PD_DATA_QUERY_MEAN] = {"expected_attention.query_mean", "lqD", PD_SET_STATS, -INFINITY,
+                            INFINITY},
+    [PD_DATA_QUERY_COV] = {"expected_attention.query_cov", "lqDD", PD_SET_STATS, -INFINITY,
+                           INFINITY},
     [PD_DATA_QFILTERS] = {"qfilter.filters", "lkD", PD_SET_QFILTER, -INFINITY, INFINITY},
     [PD_DATA_DUO_PATTERN] = {"duo_attention.pattern", "lk", PD_SET_DUO_PATTERN, 0, 1},
     [PD_DATA_DUO_CALIBRATED] = {"duo_attention.calibrated", "lk", PD_SET_DUO_CALIBRATED, -1, 1},
-    [PD_DATA_KVZAP_WEIGHT] = {"kvzap.linear.weight", "lkd", PD_SET_KVZAP_LINEAR, -INFINITY, INFINITY},
+    [PD_DATA_KVZAP_WEIGHT] = {"kvzap.linear.weight", "lkd", PD_SET_KVZAP_LINEAR, -INFINITY,
+                              INFINITY},
     [PD_DATA_KVZAP_BIAS] = {"kvzap.linear.bias", "lk", PD_SET_KVZAP_LINEAR, -INFINITY, INFINITY},
     [PD_DATA_KVZAP_W1] = {"kvzap.mlp.0.weight", "lhd", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
     [PD_DATA_KVZAP_B1] = {"kvzap.mlp.0.bias", "lh", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
@@ -43,7 +46,8 @@ static const struct {
 } sets[PD_SET_N] = {
     [PD_SET_STATS] = {"query statistics", "calibrate -m MODEL --text FILE --only stats"},
     [PD_SET_QFILTER] = {"filters", "calibrate -m MODEL --text FILE --only qfilter"},
-    [PD_SET_DUO_PATTERN] = {"a trained head pattern", "import-press-data -m MODEL --kind duo FILE..."},
+    [PD_SET_DUO_PATTERN] = {"a trained head pattern",
+                            "import-press-data -m MODEL --kind duo FILE..."},
     [PD_SET_DUO_CALIBRATED] = {"head scores", "calibrate -m MODEL --text FILE --only duo"},
     [PD_SET_KVZAP_LINEAR] = {"linear regressors", "calibrate -m MODEL --text FILE --only kvzap"},
     [PD_SET_KVZAP_MLP] = {"MLP regressors (model_type linear does without)",
@@ -75,7 +79,8 @@ static size_t dim_of(const pd_press_data *d, char c) {
     }
 }
 
-unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id, size_t shape[PD_DATA_DIMS_MAX]) {
+unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id,
+                             size_t shape[PD_DATA_DIMS_MAX]) {
     const unsigned n = (unsigned)strlen(tensors[id].dims);
     for (unsigned i = 0; i < n; i++) shape[i] = dim_of(d, tensors[id].dims[i]);
     return n;
@@ -123,7 +128,8 @@ void pd_press_data_duo(const pd_press_data *d, pd_data_set set, size_t *sink, si
 
 /* ---- make ---- */
 
-pd_status pd_press_data_new(pd_press_data **ret, const pd_press_model *model, uint64_t key, pd_err *err) {
+pd_status pd_press_data_new(pd_press_data **ret, const pd_press_model *model, uint64_t key,
+                            pd_err *err) {
     pd_press_data *d = calloc(1, sizeof *d);
     if (!d) return pd_fail(err, PD_ENOMEM, NULL, "no memory for press data");
     d->model = *model;
@@ -179,17 +185,18 @@ pd_status pd_press_data_check(const pd_press_data *d, pd_err *err) {
     for (int id = 0; id < PD_DATA_N; id++) {
         if (!(have & 1u << tensors[id].set)) continue;
         if (!d->t[id])
-            return pd_fail(err, PD_EINVAL, NULL, "%s is missing: other tensors of its set are there",
-                           tensors[id].name);
+            return pd_fail(err, PD_EINVAL, NULL,
+                           "%s is missing: other tensors of its set are there", tensors[id].name);
         PD_TRY(check_values(d, (pd_data_id)id, err));
     }
     for (int i = 0; i < 2; i++) {
         if (!(have & 1u << (PD_SET_DUO_PATTERN + i))) continue;
         /* without a recent token a streaming head would lose what it just read */
         if (d->duo[i][0] > PD_DUO_SIZE_MAX || d->duo[i][1] < 1 || d->duo[i][1] > PD_DUO_SIZE_MAX)
-            return pd_fail(err, PD_EINVAL, NULL,
-                           "%s has sink_size %zu and recent_size %zu; 0 to %d and 1 to %d are allowed",
-                           duo_names[i], d->duo[i][0], d->duo[i][1], PD_DUO_SIZE_MAX, PD_DUO_SIZE_MAX);
+            return pd_fail(
+                err, PD_EINVAL, NULL,
+                "%s has sink_size %zu and recent_size %zu; 0 to %d and 1 to %d are allowed",
+                duo_names[i], d->duo[i][0], d->duo[i][1], PD_DUO_SIZE_MAX, PD_DUO_SIZE_MAX);
     }
     return PD_OK;
 }
@@ -209,7 +216,8 @@ static pd_status put_file(const pd_press_data *d, const char *path, pd_st_meta *
     return pd_safetensors_write(path, out, n, meta, n_meta, err);
 }
 
-pd_status pd_press_data_save(const pd_press_data *d, const char *path, const char *model_name, pd_err *err) {
+pd_status pd_press_data_save(const pd_press_data *d, const char *path, const char *model_name,
+                             pd_err *err) {
     char key[24], names[4][64], sizes[4][24];
     PD_TRY(pd_press_data_check(d, err));
     snprintf(key, sizeof key, "%016llx", (unsigned long long)d->key);
@@ -217,14 +225,16 @@ pd_status pd_press_data_save(const pd_press_data *d, const char *path, const cha
     size_t n = 3;
     for (int i = 0; i < 4; i++) {
         if (!d->t[PD_DATA_DUO_PATTERN + i / 2]) continue;
-        snprintf(names[i], sizeof names[i], "%s.%s", duo_names[i / 2], i % 2 ? "recent_size" : "sink_size");
+        snprintf(names[i], sizeof names[i], "%s.%s", duo_names[i / 2],
+                 i % 2 ? "recent_size" : "sink_size");
         snprintf(sizes[i], sizeof sizes[i], "%zu", d->duo[i / 2][i % 2]);
         meta[n++] = (pd_st_meta){names[i], sizes[i]};
     }
     return put_file(d, path, meta, n, err);
 }
 
-static pd_status check_model(const pd_press_data *d, const pd_safetensors *f, const char *path, pd_err *err) {
+static pd_status check_model(const pd_press_data *d, const pd_safetensors *f, const char *path,
+                             pd_err *err) {
     const char *is = pd_safetensors_meta(f, "format"), *key = pd_safetensors_meta(f, "model_key");
     if (!is || strcmp(is, format) != 0 || !key)
         return pd_file_fail(path, err,
@@ -234,8 +244,9 @@ static pd_status check_model(const pd_press_data *d, const pd_safetensors *f, co
     snprintf(want, sizeof want, "%016llx", (unsigned long long)d->key);
     if (strcmp(key, want) == 0) return PD_OK;
     const char *name = pd_safetensors_meta(f, "model_name");
-    return pd_file_fail(path, err, "is press data of another model: of '%.80s' (key %.16s), this one's key is %s",
-                        name ? name : "?", key, want);
+    return pd_file_fail(
+        path, err, "is press data of another model: of '%.80s' (key %.16s), this one's key is %s",
+        name ? name : "?", key, want);
 }
 
 static int find_tensor(const char *name) {
@@ -244,9 +255,11 @@ static int find_tensor(const char *name) {
     return -1;
 }
 
-static pd_status load_tensor(pd_press_data *d, const pd_st_tensor *t, const char *path, pd_err *err) {
+static pd_status load_tensor(pd_press_data *d, const pd_st_tensor *t, const char *path,
+                             pd_err *err) {
     const int id = find_tensor(t->name);
-    if (id < 0) return pd_file_fail(path, err, "tensor '%.60s' is not one that a press reads", t->name);
+    if (id < 0)
+        return pd_file_fail(path, err, "tensor '%.60s' is not one that a press reads", t->name);
     size_t shape[PD_DATA_DIMS_MAX];
     const unsigned n = pd_press_data_shape(d, (pd_data_id)id, shape);
     bool same = n == t->n_dim;
@@ -277,8 +290,8 @@ static pd_status load(pd_press_data *d, const pd_safetensors *f, const char *pat
     const pd_st_tensor *w1 = pd_safetensors_find(f, tensors[PD_DATA_KVZAP_W1].name);
     if (w1 && w1->n_dim == 3) {
         if (w1->shape[1] < 1 || w1->shape[1] > PD_KVZAP_HIDDEN_MAX)
-            return pd_file_fail(path, err, "tensor '%s' has %zu hidden units; 1 to %d are allowed", w1->name,
-                                w1->shape[1], PD_KVZAP_HIDDEN_MAX);
+            return pd_file_fail(path, err, "tensor '%s' has %zu hidden units; 1 to %d are allowed",
+                                w1->name, w1->shape[1], PD_KVZAP_HIDDEN_MAX);
         d->n_hidden = w1->shape[1];
     }
     for (size_t i = 0; i < pd_safetensors_count(f); i++)
@@ -292,8 +305,8 @@ static pd_status load(pd_press_data *d, const pd_safetensors *f, const char *pat
     return PD_OK;
 }
 
-pd_status pd_press_data_load(pd_press_data **ret, const char *path, const pd_press_model *model, uint64_t key,
-                             pd_err *err) {
+pd_status pd_press_data_load(pd_press_data **ret, const char *path, const pd_press_model *model,
+                             uint64_t key, pd_err *err) {
     pd_safetensors *f;
     PD_TRY(pd_safetensors_open(&f, path, err));
     pd_press_data *d = NULL;
@@ -317,7 +330,8 @@ pd_status pd_press_check_data(const pd_press_inst *inst, const char *path, pd_er
     const int set = p->data_set(inst, have);
     if (have & 1u << set) return PD_OK;
     return pd_fail(err, PD_EINVAL, path,
-                   "%s%spress '%s' needs %s of this model, which are not loaded: `pressd %s -o DATA` makes them, "
+                   "%s%spress '%s' needs %s of this model, which are not loaded: "
+                   "`pressd %s -o DATA` makes them, "
                    "`pressd serve --press-data DATA` loads them",
                    path ? path : "", path ? ": " : "", p->name, sets[set].what, sets[set].command);
 }

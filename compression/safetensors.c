@@ -96,7 +96,8 @@ static pd_status escape(cursor *c, char *dst, size_t *n) {
         if (low < 0xDC00 || low > 0xDFFF) return unexpected(c, "second half of a surrogate pair");
         cp = 0x10000 + ((cp - 0xD800) << 10 | (low - 0xDC00));
     }
-    if (cp == 0 || (cp >= 0xDC00 && cp < 0xE000)) return unexpected(c, "character that text may hold");
+    if (cp == 0 || (cp >= 0xDC00 && cp < 0xE000))
+        return unexpected(c, "character that text may hold");
     *n = pd_utf8_put(cp, dst);
     return PD_OK;
 }
@@ -229,8 +230,7 @@ static pd_status parse_tensor(cursor *c, const char *name, const uint8_t *data, 
     do PD_TRY(parse_member(c, t, offsets, &seen));
     while (take(c, ','));
     if (!take(c, '}')) return unexpected(c, "end of an object");
-    if (seen != HAS_ALL)
-        return FAIL(c, "tensor '%.60s' lacks dtype, shape or data_offsets", name);
+    if (seen != HAS_ALL) return FAIL(c, "tensor '%.60s' lacks dtype, shape or data_offsets", name);
     return check_extent(c, t, offsets, data, data_len);
 }
 
@@ -304,7 +304,9 @@ static pd_status check_all(const cursor *c, pd_safetensors *f, size_t data_len) 
     if (f->n_tensor) qsort(f->tensor, f->n_tensor, sizeof *f->tensor, by_offset);
     for (size_t i = 0; i < f->n_tensor; at += f->tensor[i++].n_bytes)
         if (f->tensor[i].offset != at)
-            return FAIL(c, "tensor '%.60s' begins at byte %zu of the data, not at %zu where the one before it ends",
+            return FAIL(c,
+                        "tensor '%.60s' begins at byte %zu of the data, not at %zu where the one "
+                        "before it ends",
                         f->tensor[i].name, f->tensor[i].offset, at);
     if (at != data_len) return FAIL(c, "the tensors take %zu of %zu bytes of data", at, data_len);
     if (f->n_tensor) qsort(f->tensor, f->n_tensor, sizeof *f->tensor, by_name);
@@ -325,10 +327,12 @@ static pd_status parse(pd_safetensors *f, const char *bytes, size_t n, const cha
     uint64_t len = 0; /* little-endian */
     for (int i = 7; i >= 0; i--) len = len << 8 | (unsigned char)bytes[i];
     if (len > PD_ST_HEADER_MAX)
-        return FAIL(&c, "is not a safetensors file: its header would have %llu bytes, at most %d are read",
-                    (unsigned long long)len, PD_ST_HEADER_MAX);
+        return FAIL(
+            &c, "is not a safetensors file: its header would have %llu bytes, at most %d are read",
+            (unsigned long long)len, PD_ST_HEADER_MAX);
     if (len > n - 8)
-        return FAIL(&c, "is cut short: its header has %llu bytes, the file %zu", (unsigned long long)len, n);
+        return FAIL(&c, "is cut short: its header has %llu bytes, the file %zu",
+                    (unsigned long long)len, n);
     c.p = c.begin = bytes + 8;
     c.end = c.p + len;
     const uint8_t *data = (const uint8_t *)c.end;
@@ -402,7 +406,8 @@ const pd_st_meta *pd_safetensors_meta_at(const pd_safetensors *f, size_t index) 
 
 const char *pd_safetensors_meta(const pd_safetensors *f, const char *key) {
     const pd_st_meta want = {.key = key};
-    const pd_st_meta *m = f->n_meta ? bsearch(&want, f->meta, f->n_meta, sizeof want, by_key) : NULL;
+    const pd_st_meta *m =
+        f->n_meta ? bsearch(&want, f->meta, f->n_meta, sizeof want, by_key) : NULL;
     return m ? m->value : NULL;
 }
 

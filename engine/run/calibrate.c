@@ -39,7 +39,8 @@ static pd_status wait_for(run *r, pd_job *job, pd_err *err) {
     while (pd_job_get_state(job) != PD_JOB_DONE) pthread_cond_wait(&r->wake, &r->lock);
     pthread_mutex_unlock(&r->lock);
     const pd_job_result *res = pd_job_get_result(job);
-    if (res->finish == PD_FINISH_ERROR) return pd_fail(err, res->err.code, res->err.param, "%s", res->err.msg);
+    if (res->finish == PD_FINISH_ERROR)
+        return pd_fail(err, res->err.code, res->err.param, "%s", res->err.msg);
     return PD_OK;
 }
 
@@ -52,8 +53,15 @@ static pd_status read_prompt(run *r, const pd_ids *ids, pd_press_inst *press, pd
     }
     c->press = press;
     const pd_job_params p = {
-        .tokens = ids->id, .n_tokens = ids->n, .max_tokens = 0, .max_given = true, .n_logprobs = -1,
-        .sampling = {.top_p = 1.0f}, .compression = c, .notify = on_job, .notify_arg = r,
+        .tokens = ids->id,
+        .n_tokens = ids->n,
+        .max_tokens = 0,
+        .max_given = true,
+        .n_logprobs = -1,
+        .sampling = {.top_p = 1.0f},
+        .compression = c,
+        .notify = on_job,
+        .notify_arg = r,
     };
     pd_job *job;
     const pd_status rc = pd_engine_submit(r->e, &p, &job, err);
@@ -92,14 +100,16 @@ static pd_status read_repeat(run *r, size_t chunk, pd_err *err) {
     if (rc == PD_OK) rc = add(&ids, r->middle.id, r->middle.n, err);
     const size_t again = ids.n;
     if (rc == PD_OK) rc = add(&ids, text, r->chunk, err);
-    if (rc == PD_OK) rc = read_prompt(r, &ids, pd_calib_repeat(r->calib, r->begin.n, r->chunk, again), err);
+    if (rc == PD_OK)
+        rc = read_prompt(r, &ids, pd_calib_repeat(r->calib, r->begin.n, r->chunk, again), err);
     if (rc == PD_OK) rc = pd_calib_repeat_end(r->calib, err);
     pd_ids_done(&ids);
     return rc;
 }
 
 /* What the template puts before a user's message and between it and the answer. */
-static pd_status split_template(run *r, const pd_chat *chat, pd_buf *before, pd_buf *after, pd_err *err) {
+static pd_status split_template(run *r, const pd_chat *chat, pd_buf *before, pd_buf *after,
+                                pd_err *err) {
     static const char mark[] = "CONTEXT-STANDS-HERE";
     pd_buf text = {0};
     const pd_chat_msg msg = {"user", mark};
@@ -125,15 +135,18 @@ static pd_status make_frame(run *r, pd_err *err) {
     else
         pd_buf_puts(&after, "\n");
     if (rc == PD_OK)
-        rc = pd_tokenize(t, before.data ? before.data : "", before.len, PD_TOK_SPECIAL | PD_TOK_BOS, &r->begin, err);
+        rc = pd_tokenize(t, before.data ? before.data : "", before.len, PD_TOK_SPECIAL | PD_TOK_BOS,
+                         &r->begin, err);
     if (rc == PD_OK) rc = pd_tokenize(t, ask, sizeof ask - 1, PD_TOK_CONTINUE, &r->middle, err);
     if (rc == PD_OK)
-        rc = pd_tokenize(t, after.data ? after.data : "", after.len, PD_TOK_SPECIAL | PD_TOK_CONTINUE, &r->middle, err);
+        rc = pd_tokenize(t, after.data ? after.data : "", after.len,
+                         PD_TOK_SPECIAL | PD_TOK_CONTINUE, &r->middle, err);
     pd_buf_done(&before);
     pd_buf_done(&after);
     if (rc == PD_OK && r->begin.n > 1 && r->begin.id[0] == r->begin.id[1] &&
         r->begin.id[0] == pd_tokenizer_get_info(t)->bos)
-        memmove(r->begin.id, r->begin.id + 1, --r->begin.n * sizeof *r->begin.id); /* the template's and the model's */
+        memmove(r->begin.id, r->begin.id + 1,
+                --r->begin.n * sizeof *r->begin.id); /* the template's and the model's */
     return rc;
 }
 
@@ -146,18 +159,22 @@ static pd_status cut(run *r, pd_err *err) {
     const size_t n = pd_min_size(r->text.n, o->tokens), ctx = pd_engine_get_info(r->e)->ctx_size;
     r->chunk = pd_min_size(o->chunk, n);
     if (r->chunk < CHUNK_MIN)
-        return pd_fail(err, PD_EINVAL, NULL, "the text has %zu tokens; prompts of at least %d are needed", n, CHUNK_MIN);
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "the text has %zu tokens; prompts of at least %d are needed", n, CHUNK_MIN);
     const bool repeats = o->sets & PD_CALIB_REPEAT;
     const size_t need = repeats ? 2 * r->chunk + r->begin.n + r->middle.n : r->chunk + 1;
     if (need > ctx)
-        return pd_fail(err, PD_EINVAL, NULL, "prompts of %zu tokens do not fit the model's context of %zu: use a smaller chunk",
-                       need, ctx);
+        return pd_fail(
+            err, PD_EINVAL, NULL,
+            "prompts of %zu tokens do not fit the model's context of %zu: use a smaller chunk",
+            need, ctx);
     r->n_chunk = n / r->chunk;
     if (repeats) r->n_repeat = pd_max_size(1, pd_min_size(o->repeat_tokens / r->chunk, r->n_chunk));
     return PD_OK;
 }
 
-static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, size_t, size_t), void *arg, pd_err *err) {
+static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, size_t, size_t),
+                          void *arg, pd_err *err) {
     PD_TRY(cut(r, err));
     PD_TRY(pd_calib_open(&r->calib, &pd_engine_get_info(r->e)->press_model, r->o->sets, err));
     const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, all = n_text + r->n_repeat;
@@ -172,7 +189,8 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
 }
 
 pd_status pd_calibrate(pd_engine *e, const pd_calibrate_opts *o, pd_press_data *d,
-                       void (*progress)(void *arg, size_t done, size_t all), void *arg, pd_err *err) {
+                       void (*progress)(void *arg, size_t done, size_t all), void *arg,
+                       pd_err *err) {
     run r = {.e = e, .o = o};
     pthread_mutex_init(&r.lock, NULL);
     pthread_cond_init(&r.wake, NULL);

@@ -33,14 +33,15 @@ static pd_status read_sizes(const char *path, size_t *sink, size_t *recent, pd_e
     *recent = ok ? (size_t)json_integer_value(r) : 0;
     json_decref(root);
     if (ok) return PD_OK;
-    return pd_file_fail(path, err, "holds no sink_size in 0..%d and recent_size in 1..%d", PD_DUO_SIZE_MAX,
-                        PD_DUO_SIZE_MAX);
+    return pd_file_fail(path, err, "holds no sink_size in 0..%d and recent_size in 1..%d",
+                        PD_DUO_SIZE_MAX, PD_DUO_SIZE_MAX);
 }
 
 static pd_status import_duo(pd_press_data *d, const options *o, pd_err *err) {
     size_t sink, recent;
     if (o->n_file != 2)
-        return pd_fail(err, PD_EINVAL, NULL, "--kind duo takes two files: full_attention_heads.tsv and config.json");
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "--kind duo takes two files: full_attention_heads.tsv and config.json");
     PD_TRY(read_sizes(o->file[1], &sink, &recent, err));
     return pd_import_duo(d, o->file[0], sink, recent, err);
 }
@@ -50,19 +51,25 @@ static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
         const char *kind;
         pd_status (*read)(pd_press_data *d, const char *path, pd_err *err);
     } one[] = {
-        {"stats", pd_import_stats}, {"qfilter", pd_import_qfilter}, {"kvzap", pd_import_kvzap}, {"lukv", pd_import_lukv},
+        {"stats", pd_import_stats},
+        {"qfilter", pd_import_qfilter},
+        {"kvzap", pd_import_kvzap},
+        {"lukv", pd_import_lukv},
     };
     if (strcmp(o->kind, "duo") == 0) return import_duo(d, o, err);
     for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
         if (strcmp(one[i].kind, o->kind) != 0) continue;
-        if (o->n_file != 1) return pd_fail(err, PD_EINVAL, NULL, "--kind %s takes one file", o->kind);
+        if (o->n_file != 1)
+            return pd_fail(err, PD_EINVAL, NULL, "--kind %s takes one file", o->kind);
         return one[i].read(d, o->file[0], err);
     }
     if (strcmp(o->kind, "fastkvzip") == 0)
         return pd_fail(err, PD_EINVAL, "--kind",
-                       "Fast KVzip's gates are published as pickled Python objects, which are not read, and no press "
+                       "Fast KVzip's gates are published as pickled Python objects, which are not "
+                       "read, and no press "
                        "uses them yet; kvzap is the nearest that is served");
-    return pd_fail(err, PD_EINVAL, "--kind", "--kind is '%.40s'; stats, qfilter, kvzap, duo and lukv are known", o->kind);
+    return pd_fail(err, PD_EINVAL, "--kind",
+                   "--kind is '%.40s'; stats, qfilter, kvzap, duo and lukv are known", o->kind);
 }
 
 static pd_status model_of(const char *path, pd_press_model *model, pd_err *err) {
@@ -91,20 +98,22 @@ static int convert(const options *o) {
 static int print_help(void) {
     pd_buf out = {0};
     pd_buf_printf(&out, "usage: pressd import-press-data %s\n\n%s", pd_cmd_import_press_data.usage,
-        "Converts what the authors of a press published for this very model. Of an existing DATA file of\n"
-        "the same model the other sets stay.\n"
-        "\n"
-        "  stats    model.safetensors of kvpress' expected attention statistics\n"
-        "  qfilter  model.safetensors of Q-Filters\n"
-        "  kvzap    model.safetensors of KVzap, linear or MLP\n"
-        "  duo      full_attention_heads.tsv and config.json of DuoAttention\n"
-        "  lukv     budget curves of LU-KV, .npy\n");
+                  "Converts what the authors of a press published for this very model. Of an "
+                  "existing DATA file of\n"
+                  "the same model the other sets stay.\n"
+                  "\n"
+                  "  stats    model.safetensors of kvpress' expected attention statistics\n"
+                  "  qfilter  model.safetensors of Q-Filters\n"
+                  "  kvzap    model.safetensors of KVzap, linear or MLP\n"
+                  "  duo      full_attention_heads.tsv and config.json of DuoAttention\n"
+                  "  lukv     budget curves of LU-KV, .npy\n");
     return pd_cmd_print(&out);
 }
 
 static int run(int argc, char **argv) {
     const pd_cmd *me = &pd_cmd_import_press_data;
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return print_help();
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0))
+        return print_help();
     options o = {0};
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i];
