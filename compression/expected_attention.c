@@ -19,13 +19,13 @@
  *
  * Cost: Hq*L*D^2 multiply-adds (one gemm per KV head and tile), 2 Hq*L*D without
  * covariance; scratch Hq*L floats. */
+#include "compression/expected_attention.h"
+
 #include "compression/shared.h"
 
 #include <cblas.h>
 #include <math.h>
 #include <string.h>
-
-enum { N_FUTURE, N_SINK, USE_COV, USE_VNORM, EPSILON };
 
 typedef struct {
     size_t n_group; /* query heads per KV head */
@@ -120,28 +120,24 @@ static bool job_alloc(const pd_view *view, job *j) {
     return true;
 }
 
-static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
-                       pd_err *err) {
+pd_status pd__ea_score(const pd_press_inst *inst, const pd_view *view, const pd_moments *m,
+                       float *const *score, pd_err *err) {
     const bool step = view->phase == PD_PHASE_STEP;
     job j = {
         .n_group = view->n_head / view->n_head_kv,
-        .n_sink = (int64_t)inst->p[N_SINK],
-        .use_cov = inst->p[USE_COV] != 0.0,
-        .use_vnorm = inst->p[USE_VNORM] != 0.0,
-        .epsilon = (float)inst->p[EPSILON],
+        .n_sink = (int64_t)inst->p[PD__EA_N_SINK],
+        .use_cov = inst->p[PD__EA_USE_COV] != 0.0,
+        .use_vnorm = inst->p[PD__EA_USE_VNORM] != 0.0,
+        .epsilon = (float)inst->p[PD__EA_EPSILON],
         .score = score,
     };
-    const pd_moments *m = pd_view_moments(view, step ? 0 : (size_t)j.n_sink);
-    if (!m || !m->mean || (j.use_cov && !m->cov))
-        return pd_fail(err, PD_EINTERNAL, NULL, "expected_attention: no query moments for layer %d",
-                       view->layer);
     double *c = PD_ARENA_NEW(view->tmp, view->head_dim, double),
            *s = c ? c + view->head_dim / 2 : NULL;
     if (!c || !job_alloc(view, &j))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", view->n);
 
-    pd__mean_rotation(view, (double)(step ? view->n_seen : view->stat_rows), inst->p[N_FUTURE], c,
-                      s);
+    pd__mean_rotation(view, (double)(step ? view->n_seen : view->stat_rows), inst->p[PD__EA_N_FUTURE],
+                      c, s);
     rotate_moments(view, m, &j, c, s);
     pd__for_tiles(view, logits_tile, &j);
     pd_workers_run(view->workers, softmax_head, &(softmax_ctx){view, &j}, view->n_head);
@@ -151,38 +147,49 @@ static pd_status score(const pd_press_inst *inst, const pd_view *view, float *co
     return PD_OK;
 }
 
+static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
+                       pd_err *err) {
+    const bool step = view->phase == PD_PHASE_STEP;
+    const pd_moments *m = pd_view_moments(view, step ? 0 : (size_t)inst->p[PD__EA_N_SINK]);
+    if (!m || !m->mean || (inst->p[PD__EA_USE_COV] != 0.0 && !m->cov))
+        return pd_fail(err, PD_EINTERNAL, NULL, "expected_attention: no query moments for layer %d",
+                       view->layer);
+    return pd__ea_score(inst, view, m, score, err);
+}
+
 static void needs(const pd_press_inst *inst, pd_press_needs *n) {
-    pd__need_moments(n, inst->p[USE_COV] != 0.0 ? PD_NEEDS_Q_COV : 0, (size_t)inst->p[N_SINK]);
+    pd__need_moments(n, inst->p[PD__EA_USE_COV] != 0.0 ? PD_NEEDS_Q_COV : 0,
+                     (size_t)inst->p[PD__EA_N_SINK]);
 }
 
-static size_t min_tokens(const pd_press_inst *inst) {
-    return (size_t)inst->p[N_SINK] + 1;
+size_t pd__ea_min_tokens(const pd_press_inst *inst) {
+    return (size_t)inst->p[PD__EA_N_SINK] + 1;
 }
 
-static const pd_param params[] = {
-    [N_FUTURE] = {.name = "n_future_positions",
+const pd_param pd__ea_params[PD__EA_PARAMS] = {
+    [PD__EA_N_FUTURE] = {.name = "n_future_positions",
                   .type = PD_PARAM_INT,
                   .def = 512,
                   .min = 1,
                   .max = 1 << 20,
                   .doc = "how many future positions the rotation is averaged over"},
-    [N_SINK] = {.name = "n_sink",
+    [PD__EA_N_SINK] = {.name = "n_sink",
                 .type = PD_PARAM_INT,
                 .def = 4,
                 .min = 0,
                 .max = 65536,
                 .doc = "first tokens that stay and are left out of the statistics"},
-    [USE_COV] = {.name = "use_covariance",
+    [PD__EA_USE_COV] = {.name = "use_covariance",
                  .type = PD_PARAM_BOOL,
                  .def = 1,
                  .max = 1,
                  .doc = "use the covariance of the queries, not their mean alone"},
-    [USE_VNORM] = {.name = "use_vnorm",
+    [PD__EA_USE_VNORM] = {.name = "use_vnorm",
                    .type = PD_PARAM_BOOL,
                    .def = 1,
                    .max = 1,
                    .doc = "multiply by the norm of the value"},
-    [EPSILON] = {.name = "epsilon",
+    [PD__EA_EPSILON] = {.name = "epsilon",
                  .type = PD_PARAM_FLOAT,
                  .def = 0,
                  .min = 0,
@@ -200,10 +207,10 @@ const pd_press pd_press_expected_attention = {
     .doc = "Keeps the pairs that future queries are expected to attend to, from the statistics of "
            "past queries.",
     .ratio_doc = "its own",
-    .params = params,
-    .n_params = sizeof params / sizeof *params,
+    .params = pd__ea_params,
+    .n_params = PD__EA_PARAMS,
     .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP,
     .needs = needs,
-    .min_tokens = min_tokens,
+    .min_tokens = pd__ea_min_tokens,
     .score = score,
 };

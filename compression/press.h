@@ -151,6 +151,7 @@ enum { PD_PRESS_PARAMS_MAX = 12, PD_PRESS_CHILDREN_MAX = 8, PD_PRESS_DEPTH_MAX =
  * the press keeps between calls of one request (NULL for most). */
 typedef struct pd_press pd_press;
 typedef struct pd_press_inst pd_press_inst;
+struct pd_press_data; /* press_data.h */
 struct pd_press_inst {
     const pd_press *press;
     double p[PD_PRESS_PARAMS_MAX]; /* in the order of press->params */
@@ -160,6 +161,7 @@ struct pd_press_inst {
     double ratio;
     pd_press_inst *child[PD_PRESS_CHILDREN_MAX];
     size_t n_child;
+    const struct pd_press_data *data; /* the model's trained tensors, or NULL; borrowed */
     void *state;
 };
 
@@ -231,6 +233,11 @@ struct pd_press {
      * model).  `path` names the object of the parameters in errors.  NULL = nothing.
      * Errors: EINVAL. */
     pd_status (*check)(const pd_press_inst *inst, const struct pd_press_model *model, const char *path, pd_err *err);
+
+    /* The set of press data (pd_data_set) the instance works with; `have` = the
+     * sets there are (1 << set), for a press that can do with one or another.  One
+     * that is not there refuses the request.  NULL = needs no data. */
+    int (*data_set)(const pd_press_inst *inst, unsigned have);
 
     /* Add what this press (not its children) needs to *n. */
     void (*needs)(const pd_press_inst *inst, pd_press_needs *n);

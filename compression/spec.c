@@ -4,6 +4,8 @@
  * /v1/presses shows. */
 #include "compression/spec.h"
 
+#include "compression/press_data.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
@@ -284,8 +286,10 @@ static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, 
     pd_press_inst *inst = calloc(1, sizeof *inst);
     if (!inst) return pd_fail(err, PD_ENOMEM, spec->path, "no memory for press '%s'", press->name);
     inst->press = press;
+    inst->data = model->data;
     pd_status rc = resolve_params(spec, model, inst, err);
     if (rc == PD_OK) rc = resolve_children(spec, model, depth, inst, err);
+    if (rc == PD_OK) rc = pd_press_check_data(inst, spec->path, err);
     if (rc == PD_OK && press->check) {
         char buf[96];
         rc = press->check(inst, model, params_path(spec, buf, sizeof buf), err);

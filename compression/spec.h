@@ -15,6 +15,7 @@
 /* What the model offers; a press it cannot serve is refused at resolve. */
 typedef struct pd_press_model {
     size_t n_layer, n_head, n_head_kv, head_dim, n_embd;
+    const struct pd_press_data *data; /* its trained tensors (press_data.h), NULL = none; outlives the instances */
 } pd_press_model;
 
 typedef enum { PD_SPEC_NULL, PD_SPEC_BOOL, PD_SPEC_NUMBER, PD_SPEC_STRING, PD_SPEC_LIST } pd_spec_kind;

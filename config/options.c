@@ -26,6 +26,9 @@ const pd__option pd__options[] = {
      .doc = "Most tokens one request may see, prompt and answer together."},
     {"Model", "chat-template", NULL, "NAME", PD__STRING, FIELD(chat_template),
      .doc = "Chat format to use instead of the one in the model file."},
+    {"Model", "press-data", NULL, "FILE", PD__STRING, FIELD(press_data),
+     .doc = "Trained tensors for the presses that need them, made for this model by pressd calibrate "
+            "or pressd import-press-data."},
 
     {"Compute", "threads", "t", "N", PD__UINT, FIELD(threads), .max = 256,
      .zero = "chosen from the processors we may use",

@@ -87,6 +87,7 @@ static void load(void *arg) {
         .model_path = c->model,
         .chat_template = c->chat_template,
         .compute = c->compute && strcmp(c->compute, "f32") == 0 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8,
+        .press_data = c->press_data,
         .n_threads = (unsigned)c->threads,
         .cpu_mask = s->cpu_mask,
         .ctx_size = (size_t)c->ctx_size,

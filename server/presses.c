@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* GET /v1/presses: the registry as it is (press_json.c), and whether this model
  * can run each press with its default parameters. */
-#include "compression/spec.h"
+#include "compression/press_data.h"
 #include "server/json.h"
 #include "server/press_json.h"
 #include "server/reply.h"
@@ -12,9 +12,10 @@
 
 /* A leaf is checked with its defaults; a wrapper runs when what is put inside does. */
 static pd_status runnable(const pd_press *p, const pd_press_model *model, pd_err *err) {
-    if (!p->check || p->max_child) return PD_OK;
-    pd_press_inst inst = {.press = p};
+    pd_press_inst inst = {.press = p, .data = model->data};
     for (size_t i = 0; i < p->n_params; i++) inst.p[i] = p->params[i].def;
+    PD_TRY(pd_press_check_data(&inst, NULL, err));
+    if (!p->check || p->max_child) return PD_OK;
     return p->check(&inst, model, "params", err);
 }
 

@@ -233,9 +233,21 @@ static void name_file_type(const pd_gguf *g, pd_model *m) {
     snprintf(m->file_type, sizeof m->file_type, "%s", best ? best->name : "?");
 }
 
+pd_status pd_model_hparams(const pd_gguf *g, const pd_arch **arch, pd_hparams *hp, pd_err *err) {
+    pd_str name;
+    PD_TRY(pd_gguf_str(g, "general.architecture", &name, err));
+    for (size_t i = 0; i < N_ARCH; i++) {
+        if (!pd_str_eq(name, archs[i]->name)) continue;
+        if (arch) *arch = archs[i];
+        return archs[i]->read(g, hp, err);
+    }
+    return pd_fail(err, PD_EFILE, NULL, "architecture '%.*s' is not served; served are: %s",
+                   (int)(name.len < 40 ? name.len : 40), name.data, pd_arch_names());
+}
+
 static pd_status load(const loader *ld, void (*progress)(void *, double), void *arg) {
     pd_model *m = ld->m;
-    PD_TRY(m->arch->read(ld->g, &m->hp, ld->err));
+    PD_TRY(pd_model_hparams(ld->g, &m->arch, &m->hp, ld->err));
     pd_hparams *hp = &m->hp;
     const pd_gguf_tensor *embd = pd_gguf_tensor_find(ld->g, "token_embd.weight");
     if (!embd || embd->n_dims != 2 || embd->ne[1] == 0 || embd->ne[1] > 1u << 22)
@@ -258,19 +270,10 @@ static pd_status load(const loader *ld, void (*progress)(void *, double), void *
 
 pd_status pd_model_open(pd_model **ret, const pd_gguf *g, pd_mat_form form, pd_workers *workers,
                         void (*progress)(void *arg, double done), void *arg, pd_err *err) {
-    pd_str name;
-    PD_TRY(pd_gguf_str(g, "general.architecture", &name, err));
     pd_str title = {"", 0};
     if (pd_gguf_find(g, "general.name")) PD_TRY(pd_gguf_str(g, "general.name", &title, err));
-    const pd_arch *arch = NULL;
-    for (size_t i = 0; i < N_ARCH; i++)
-        if (pd_str_eq(name, archs[i]->name)) arch = archs[i];
-    if (!arch)
-        return pd_fail(err, PD_EFILE, NULL, "architecture '%.*s' is not served; served are: %s",
-                       (int)(name.len < 40 ? name.len : 40), name.data, pd_arch_names());
     pd_model *m = calloc(1, sizeof *m);
     if (!m) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the model");
-    m->arch = arch;
     const loader ld = {.g = g, .m = m, .form = form, .workers = workers, .err = err};
     const pd_status rc = load(&ld, progress, arg);
     if (rc != PD_OK) {

@@ -69,6 +69,10 @@ typedef struct pd_model {
     char name[128], file_type[16];
 } pd_model;
 
+/* The hyper-parameters alone (n_vocab is 0); no weight is read.  `arch` may be
+ * NULL.  Errors: EFILE. */
+pd_status pd_model_hparams(const pd_gguf *g, const pd_arch **arch, pd_hparams *hp, pd_err *err);
+
 /* Load everything.  progress as in pd_engine_open.  Errors: EFILE names the key
  * or tensor at fault; ENOMEM. */
 pd_status pd_model_open(pd_model **ret, const pd_gguf *g, pd_mat_form form, pd_workers *workers,

@@ -74,8 +74,17 @@ static void fill_info(pd_engine *e, const pd_engine_opts *o, pd_chat_origin orig
         .page_tokens = PD_PAGE_TOKENS,
         .kv_token_bytes = hp->n_layer * hp->n_head_kv * hp->head_dim * 2 * sizeof(uint16_t),
         .chat_template = e->chat ? pd_chat_name(e->chat) : NULL, .chat_origin = origin,
-        .press_model = {hp->n_layer, hp->n_head, hp->n_head_kv, hp->head_dim, hp->n_embd},
+        .press_model = {hp->n_layer, hp->n_head, hp->n_head_kv, hp->head_dim, hp->n_embd, NULL},
     };
+}
+
+static pd_status open_press_data(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g, pd_err *err) {
+    if (!o->press_data || !*o->press_data) return PD_OK;
+    uint64_t key = 0;
+    PD_TRY(pd_model_key(g, &key, err));
+    PD_TRY(pd_press_data_load(&e->press_data, o->press_data, &e->info.press_model, key, err));
+    e->info.press_model.data = e->press_data;
+    return PD_OK;
 }
 
 static pd_status open_tokenizer(pd_engine *e, const pd_gguf *g, const char *chat, pd_chat_origin *origin, pd_err *err) {
@@ -108,6 +117,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
         return pd_fail(err, PD_EFILE, NULL, "the vocabulary has %u tokens, the embedding matrix %zu rows",
                        pd_tokenizer_get_info(e->tok)->n_vocab, e->model->hp.n_vocab);
     fill_info(e, o, origin);
+    PD_TRY(open_press_data(e, o, g, err));
     if (e->info.ctx_size < 16 || e->info.ctx_size > (1u << 24))
         return pd_fail(err, PD_EINVAL, "ctx-size", "ctx-size %zu is not in 16..%u", e->info.ctx_size, 1u << 24);
     const pd_codec_id codec = o->compute == PD_COMPUTE_F32 ? PD_CODEC_F32 : PD_CODEC_F16;
@@ -163,6 +173,7 @@ void pd_engine_close(pd_engine *e) {
     pd_model_close(e->model);
     pd_tokenizer_close(e->tok);
     pd_workers_close(e->workers);
+    pd_press_data_close(e->press_data);
     free(e);
 }
 

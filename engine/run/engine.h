@@ -30,6 +30,7 @@ typedef enum { PD_COMPUTE_INT8, PD_COMPUTE_F32 } pd_compute;
 typedef struct pd_engine_opts {
     const char *model_path;
     const char *chat_template; /* family, NULL = the file's own */
+    const char *press_data;    /* file of press data (compression/press_data.h), NULL or "" = none */
     pd_compute compute;
     unsigned n_threads;   /* 0 = choose */
     unsigned cpu_mask;    /* AND-ed with what the CPU has; ~0u = all */
@@ -40,7 +41,7 @@ typedef struct pd_engine_opts {
 } pd_engine_opts;
 
 /* Load, pack, start the engine thread.  `progress` (may be NULL) is called from
- * the loading thread with 0..1.  Errors: EFILE (the model), EINVAL (options),
+ * the loading thread with 0..1.  Errors: EFILE (the model, the press data), EINVAL (options),
  * ENOMEM.  Thread: any. */
 pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *opts, void (*progress)(void *arg, double done), void *arg, pd_err *err);
 

@@ -4,6 +4,7 @@
 #ifndef PD_ENGINE_RUN_STATE_H
 #define PD_ENGINE_RUN_STATE_H
 
+#include "compression/press_data.h"
 #include "engine/run/seq.h"
 
 struct pd_engine {
@@ -13,6 +14,7 @@ struct pd_engine {
     pd_model *model;
     pd_kernels kern;
     pd_workers *workers;
+    pd_press_data *press_data; /* NULL = none; info.press_model borrows it */
     char warning[200];
 
     pthread_t thread;

@@ -16,7 +16,7 @@ static void put_overview(pd_buf *out) {
         "\n"
         "Commands:\n");
     for (size_t i = 0; pd_cmd_at(i); i++)
-        pd_buf_printf(out, "  %-10s %s\n", pd_cmd_at(i)->name, pd_cmd_at(i)->summary);
+        pd_buf_printf(out, "  %-18s %s\n", pd_cmd_at(i)->name, pd_cmd_at(i)->summary);
     pd_buf_puts(out, "\npressd help COMMAND shows its usage, pressd help --options the settings of the server.\n");
 }
 

@@ -46,7 +46,7 @@ def has(text, *words):
 
 def commands():
     out = run(BIN, "--help")[1]
-    return re.findall(r"^  (\w+) ", out[out.index("Commands:"):], re.M)
+    return re.findall(r"^  ([\w-]+) ", out[out.index("Commands:"):], re.M)
 
 
 # ---- the binary ----
@@ -111,6 +111,100 @@ def presses_as_table_and_json_agree():
             if q["type"] == "choice":
                 assert q["default"] in q["choices"], (p["name"], q)
             has(table, q["name"])
+
+
+def tiny(folder, name, *args):
+    """A tiny model's file; None in a build without tests."""
+    make = os.path.join(os.path.dirname(os.path.abspath(BIN)), "../tests/unit/make_tiny")
+    path = os.path.join(folder, name)
+    subprocess.run([make, path, *args], check=True)
+    return path
+
+
+@test
+def press_data_belongs_to_one_model():
+    with tempfile.TemporaryDirectory() as tmp:
+        one, other = tiny(tmp, "one.gguf", "llama", "q8_0", "1"), tiny(tmp, "other.gguf", "llama", "q8_0", "2")
+        text, data = os.path.join(tmp, "text"), os.path.join(tmp, "data")
+        with open(text, "w") as f:
+            f.write("the quick brown fox jumps over the lazy dog " * 20)
+        rc, out, err = run(BIN, "calibrate", "-m", one, "--text", text, "-o", data, "--chunk", "64", "--only", "qfilter")
+        eq((rc, out), (0, ""), err)
+        has(err, "qfilter.filters")
+        # a second run adds to the file
+        rc, out, err = run(BIN, "calibrate", "-m", one, "--text", text, "-o", data, "--chunk", "64", "--only", "duo,lukv")
+        eq(rc, 0, err)
+        has(err, "qfilter.filters", "duo_attention.calibrated", "lukv.curves")
+        before = open(data, "rb").read()
+        for argv in (["serve", "--model", other, "--press-data", data, "--port", "0"],
+                     ["calibrate", "-m", other, "--text", text, "-o", data, "--only", "duo"],
+                     ["import-press-data", "-m", other, "--kind", "lukv", text, "-o", data]):
+            rc, out, err = run(BIN, *argv)
+            eq((rc, out), (2, ""), argv)
+            has(err.splitlines()[-1], data, "is press data of another model")
+        rc, out, err = run(BIN, "serve", "--model", one, "--press-data", text, "--port", "0")
+        eq(rc, 2)
+        has(err.splitlines()[-1], text, "safetensors")
+        eq(open(data, "rb").read(), before)
+        eq(sorted(os.listdir(tmp)), ["data", "one.gguf", "other.gguf", "text"])
+
+
+@test
+def published_press_data_is_converted():
+    with tempfile.TemporaryDirectory() as tmp:
+        model, data = tiny(tmp, "m.gguf", "llama", "f32"), os.path.join(tmp, "data")
+        tsv, config = os.path.join(tmp, "full_attention_heads.tsv"), os.path.join(tmp, "config.json")
+        with open(tsv, "w") as f:
+            f.write("0.1\t0.9\n1.2\t0\n0.5\t0.5\n")
+        with open(config, "w") as f:
+            json.dump({"sink_size": 64, "recent_size": 256, "lr": 0.02}, f)
+        rc, out, err = run(BIN, "import-press-data", "-m", model, "--kind", "duo", tsv, config, "-o", data)
+        eq((rc, out), (0, ""), err)
+        raw = open(data, "rb").read()
+        head = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
+        eq(head["duo_attention.pattern"]["shape"], [3, 2])
+        meta = head["__metadata__"]
+        eq((meta["duo_attention.pattern.sink_size"], meta["duo_attention.pattern.recent_size"]), ("64", "256"))
+        for argv, word in [
+            (["--kind", "duo", tsv, "-o", data], "two files"),
+            (["--kind", "duo", tsv, tsv, "-o", data], "holds no sink_size"),
+            (["--kind", "lukv", tsv, "-o", data], "not a .npy file"),
+            (["--kind", "kvzap", tsv, "-o", data], "safetensors"),
+            (["--kind", "fastkvzip", tsv, "-o", data], "pickled"),
+            (["--kind", "x", tsv, "-o", data], "stats, qfilter, kvzap, duo and lukv"),
+            (["--kind", "lukv", "-o", data], "one file"),
+            ([tsv, "-o", data], "no kind given"),
+            (["--kind", "duo", tsv, config], "no output given"),
+        ]:
+            rc, out, err = run(BIN, "import-press-data", "-m", model, *argv)
+            eq((rc, out), (2, ""), argv)
+            has(err, word)
+        eq(open(data, "rb").read(), raw)
+
+
+@test
+def calibration_refuses_what_it_cannot_do():
+    with tempfile.TemporaryDirectory() as tmp:
+        model, text = tiny(tmp, "m.gguf"), os.path.join(tmp, "text")
+        for content, argv, word in [
+            (b"abc " * 100, ["--only", "stats,x"], "'x'"),
+            (b"abc " * 100, ["--tokens", "5"], "--tokens must be a number in 32.."),
+            (b"abc " * 100, ["--compute", "f16"], "int8 or f32"),
+            (b"abc " * 100, ["--frob", "1"], "unknown option '--frob'"),
+            (b"abc " * 100, ["--chunk"], "nothing after '--chunk'"),
+            (b"abc", [], "the text has"),
+            (b"\xff\xfe" * 100, [], "is not UTF-8 text"),
+        ]:
+            with open(text, "wb") as f:
+                f.write(content)
+            rc, out, err = run(BIN, "calibrate", "-m", model, "--text", text, "-o", os.path.join(tmp, "data"), *argv)
+            eq((rc, out), (2, ""), argv)
+            has(err, word)
+            assert not os.path.exists(os.path.join(tmp, "data"))
+    for name in ("calibrate", "import-press-data"):
+        rc, out, err = run(BIN, name, "--help")
+        eq((rc, err), (0, ""))
+        has(out, f"usage: pressd {name}", "qfilter")
 
 
 @test

@@ -51,6 +51,11 @@ suite() { # name model
 
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
+if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
+    out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+fi
 if [ $models = 0 ]; then
     echo "set PRESSD_TEST_MODEL or PRESSD_TEST_MODEL_GEMMA to a GGUF file"
     failed=$((failed + 1))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* compression: every press against kvpress' own scores and kept sets on the same
- * seeded inputs (tests/golden/presses_unit.py describes the file). */
+ * seeded inputs (tests/golden/presses_unit.py and press_data.py describe the files). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 #include "compression/press.h"
 #include "compression/shared.h"
 #include "compression/spec.h"
+#include "tests/unit/press_data_case.h"
 #include "tests/unit/press_view.h"
 
 #include <cblas.h>
@@ -24,6 +25,7 @@ typedef struct {
     double ratio;
     int holds; /* 1 scores, 2 the kept values */
     char press[128];
+    bool with_data;
 } golden_case;
 
 static void must_read(void *p, size_t n, FILE *f) {
@@ -32,7 +34,7 @@ static void must_read(void *p, size_t n, FILE *f) {
 
 static bool crosses_zero(const char *press) {
     static const char *const names[] = {"keydiff", "non_causal_attention", "leverage", "compactor",
-                                        "critical:first_stage_ratio=1(keydiff)"};
+                                        "critical:first_stage_ratio=1(keydiff)", "qfilter", "kvzap"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strncmp(press, names[i], strlen(names[i])) == 0) return true;
     return false;
@@ -99,13 +101,20 @@ static void spell_out(const golden_case *c, test_view *t, pd_plan *plan) {
 }
 
 static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
-    const pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d};
+    pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d, NULL};
+    pd_press_data *data = NULL;
+    if (c->with_data) {
+        model.n_layer = 8;
+        model.data = data = pd_case_data(c->seed, &model);
+    }
     pd_err err = {0};
     pd_spec *spec;
     double ratio;
     pd_press_inst *inst = NULL;
     test_view *t = tv_open(c->seed, c->n, c->hq, c->h, c->d);
     t->view.kern = kern;
+    t->view.x = t->qp; /* the script's projection is the identity */
+    t->view.x_rows = c->n;
     tv_add_wo(t, c->seed);
     if (strstr(c->press, "observed_attention")) tv_add_att_sum(t);
     float **scores = pd_scores_new(&t->view);
@@ -121,40 +130,52 @@ static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
     if (c->holds & 2) compare_values(c, t, &plan, f);
     pd_press_inst_close(inst);
     tv_close(t);
+    pd_press_data_close(data);
 }
 
-static void run_file(const pd_kernels *kern) {
-    FILE *f = fopen(PD_SOURCE_DIR "/tests/golden/data/presses_unit.bin", "rb");
+static void run_file(const pd_kernels *kern, const char *path, bool with_data, size_t least) {
+    FILE *f = fopen(path, "rb");
     assert_non_null(f);
     char line[256];
     size_t n = 0;
     for (; fgets(line, sizeof line, f); n++) {
-        golden_case c;
+        golden_case c = {.with_data = with_data};
         if (sscanf(line, "case %llu %zu %zu %zu %zu %lf %d %127s", &c.seed, &c.n, &c.d, &c.hq, &c.h,
                    &c.ratio, &c.holds, c.press) != 8)
             fail_msg("not a case: %s", line);
         run_case(&c, kern, f);
     }
     fclose(f);
-    assert_true(n >= 337); /* all of them were there */
+    assert_true(n >= least); /* all of them were there */
 }
+
+static const char unit_file[] = PD_SOURCE_DIR "/tests/golden/data/presses_unit.bin";
+static const char data_file[] = PD_SOURCE_DIR "/tests/golden/data/press_data.bin";
 
 static void as_kvpress(void **state) {
     (void)state;
-    run_file(&tv_kernels);
+    run_file(&tv_kernels, unit_file, false, 337);
+}
+
+/* Presses that read press data: the same random tensors on both sides. */
+static void with_data_as_kvpress(void **state) {
+    (void)state;
+    run_file(&tv_kernels, data_file, true, 150);
 }
 
 static void as_kvpress_with_this_cpu(void **state) {
     (void)state;
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
-    run_file(&kern);
+    run_file(&kern, unit_file, false, 337);
+    run_file(&kern, data_file, true, 150);
 }
 
 int main(void) {
     openblas_set_num_threads(1); /* as the engine does */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_kvpress),
+        cmocka_unit_test(with_data_as_kvpress),
         cmocka_unit_test(as_kvpress_with_this_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

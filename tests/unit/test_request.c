@@ -6,6 +6,7 @@
 #include "server/compression_json.h"
 #include "server/prom.h"
 #include "server/request.h"
+#include "tests/unit/press_data_case.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -593,6 +594,39 @@ static void test_compression_refused(void **state) {
     }
 }
 
+/* A press that says by its own parameters what stays takes neither ratio nor budget. */
+static void test_own_budget(void **state) {
+    static const char *const good[] = {
+        "{\"press\":\"duo_attention\",\"params\":{\"head_compression_ratio\":0.5}}",
+        "{\"press\":\"duo_attention:head_compression_ratio=0.5\"}",
+        "\"duo_attention:head_compression_ratio=0.5\"",
+    };
+    static const char *const bad[] = {
+        "{\"press\":\"duo_attention\",\"ratio\":0.5}",
+        "{\"press\":\"duo_attention\",\"budget_tokens\":5}",
+        "\"duo_attention@0.5\"",
+    };
+    pd_press_model with = model;
+    pd_press_data *data = pd_case_data(1, &model);
+    with.data = data;
+    for (size_t i = 0; i < 6; i++) {
+        pd_err err = {0};
+        json_t *v = json_loads(i < 3 ? good[i] : bad[i - 3], JSON_DECODE_ANY, NULL);
+        pd_compression *c = NULL;
+        const pd_status rc = pd_compression_decode(v, "compression", &with, false, &c, NULL, &err);
+        json_decref(v);
+        if (i >= 3) {
+            assert_int_equal(rc, PD_EINVAL);
+            assert_non_null(strstr(err.msg, "'duo_attention' takes neither ratio nor budget"));
+            continue;
+        }
+        if (rc != PD_OK) fail_msg("%s: %s", good[i], err.msg);
+        assert_press(c, "duo_attention:head_compression_ratio=0.5");
+        pd_compression_close(c);
+    }
+    pd_press_data_close(data);
+}
+
 static void test_model_suffix(void **state) {
     pd_request r;
     static const struct { const char *model, *press; double ratio; } t[] = {
@@ -788,6 +822,7 @@ int main(void) {
         cmocka_unit_test(test_compression_without_ratio),
         cmocka_unit_test(test_decode_presses),
         cmocka_unit_test(test_compression_refused),
+        cmocka_unit_test(test_own_budget),
         cmocka_unit_test(test_model_suffix),
         cmocka_unit_test(test_server_default),
         cmocka_unit_test(test_json_bounds),

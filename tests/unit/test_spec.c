@@ -9,13 +9,14 @@
 #include "compression/compress.h"
 #include "compression/spec.h"
 #include "engine/base/rng.h"
+#include "tests/unit/press_data_case.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const pd_press_model model = {30, 9, 3, 64, 576};
+static pd_press_model model = {30, 9, 3, 64, 576, NULL}; /* data of every kind: main */
 
 /* Parse and resolve; the message on failure is in *err. */
 static pd_status read_text(const char *text, pd_press_inst **inst, double *ratio, pd_err *err) {
@@ -133,7 +134,7 @@ static void lists_have_one_number_per_layer(void **state) {
         assert_canonical(t[i][0], t[i][1]);
         assert_canonical(t[i][1], t[i][1]);
     }
-    static const pd_press_model one = {1, 9, 3, 64, 576};
+    static const pd_press_model one = {1, 9, 3, 64, 576, NULL};
     pd_spec_param number = {.name = "compression_ratios", .kind = PD_SPEC_NUMBER, .number = 0.25};
     pd_spec child = {.name = "knorm", .path = "p.press"}, *children[] = {&child},
             s = {.name = "per_layer", .path = "p", .param = &number, .n_param = 1, .child = children, .n_child = 1};
@@ -454,5 +455,9 @@ int main(void) {
         cmocka_unit_test(deep_trees_are_refused),
         cmocka_unit_test(close_takes_null),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    pd_press_data *data = pd_case_data(1, &model);
+    model.data = data;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    pd_press_data_close(data);
+    return failed;
 }

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Measuring press data from a text, by looking at prompts as they are read.
+ *
+ * The caller lets an engine read prompts, one at a time, each "pressed" by an
+ * instance from here: a press that keeps everything and adds what its view shows
+ * to sums.  So calibration needs no forward pass of its own, and sees exactly what
+ * presses see.  Layers with a sliding window are never shown; their tensors are
+ * neutral (zeros, scores below 0, uniform curves).
+ *
+ *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores
+ *   repeat prompts    (a text, then the same text again) KVzap regressors, LU-KV curves
+ *
+ * Memory, in doubles: stats and filters NL*Hq*D^2 each, kvzap NL*d^2.
+ * Thread: the hooks run in the engine's thread while a job runs, all else in the
+ * caller's while none does. */
+#ifndef PD_COMPRESSION_CALIBRATE_H
+#define PD_COMPRESSION_CALIBRATE_H
+
+#include "compression/press_data.h"
+
+typedef struct pd_calib pd_calib;
+
+enum { PD_CALIB_SINK = 4 }; /* first tokens of a text that count for nothing, as in all recipes */
+
+/* The sets that can be measured. */
+enum {
+    PD_CALIB_TEXT = 1u << PD_SET_STATS | 1u << PD_SET_QFILTER | 1u << PD_SET_DUO_CALIBRATED,
+    PD_CALIB_REPEAT = 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_LUKV,
+};
+
+/* For the sets in `sets` (1 << set).  Errors: ENOMEM. */
+pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned sets, pd_err *err);
+void pd_calib_close(pd_calib *c); /* NULL is fine */
+
+/* The press for the next prompt; the caller's (pd_press_inst_close, or the job's).
+ * NULL = no memory. */
+pd_press_inst *pd_calib_text(pd_calib *c);
+/* Of a prompt in which n tokens from `first` on come again from `again` on, to its end. */
+pd_press_inst *pd_calib_repeat(pd_calib *c, size_t first, size_t n, size_t again);
+/* After the prompt of pd_calib_repeat was read.  Errors: ENOMEM. */
+pd_status pd_calib_repeat_end(pd_calib *c, pd_err *err);
+
+/* What was measured, into d.  Errors: EINVAL (nothing was read, too little text), ENOMEM,
+ * EINTERNAL (a decomposition failed). */
+pd_status pd_calib_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+#endif

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside calibration: what its files share.
+ *
+ *   calibrate.c          open, close, the two presses
+ *   calibrate_text.c     moments, Gram matrices of queries, DuoAttention's scores
+ *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
+#ifndef PD_COMPRESSION_CALIBRATE_INT_H
+#define PD_COMPRESSION_CALIBRATE_INT_H
+
+#include "compression/calibrate.h"
+
+struct pd_calib {
+    pd_press_model model;
+    unsigned sets;
+    bool *seen;     /* [NL] layers that were shown */
+    size_t n_text, n_repeat; /* prompts read */
+
+    /* STATS: pooled over all tokens */
+    size_t *count;  /* [NL] */
+    double *mean;   /* [NL][Hq][D] */
+    double *m2;     /* [NL][Hq][D][D] sum of squares about the mean */
+
+    /* QFILTER, of rotated queries */
+    double *gram;   /* [NL][Hq][D][D] Q^T Q, upper triangle */
+    double *q_sum;  /* [NL][Hq][D] */
+
+    /* DUO */
+    double *duo;    /* [NL][Hk] sum over texts */
+
+    /* KVZAP_LINEAR, about the first text's means */
+    size_t *rows;   /* [NL] */
+    float *x_shift, *y_shift; /* [NL][d], [NL][Hk] */
+    double *xx;     /* [NL][d][d] upper triangle */
+    double *xy;     /* [NL][d][Hk] */
+    double *x_sum, *y_sum; /* [NL][d], [NL][Hk] */
+
+    /* LUKV */
+    float *score;   /* [NL][Hk][n] of the prompt at work */
+    double *pruned; /* [99][NL][Hk] sum over prompts */
+
+    size_t first, n, again; /* of the repeat prompt */
+};
+
+/* One layer of a text prompt. */
+pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err);
+pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+/* One layer of a repeat prompt. */
+pd_status pd__calib_repeat_layer(pd_calib *c, const pd_view *view, pd_err *err);
+pd_status pd__calib_repeat_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+#endif

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Press data in memory and in its file (see press_data.h).  One table says what
+ * each tensor is called, which set it belongs to and what shape it has; load,
+ * save and all checks go by it. */
+#include "compression/press_data.h"
+
+#include "compression/safetensors.h"
+#include "engine/base/buf.h"
+#include "engine/base/file.h"
+#include "engine/base/num.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char format[] = "pressd press data 1";
+
+/* dims: l layers, q query heads, k KV heads, D head size, d model width,
+ * h hidden units, r rows of a curve. */
+static const struct {
+    const char *name, *dims;
+    pd_data_set set;
+    float min, max;
+} tensors[PD_DATA_N] = {
+    [PD_DATA_QUERY_MEAN] = {"expected_attention.query_mean", "lqD", PD_SET_STATS, -INFINITY,
+                            INFINITY},
+    [PD_DATA_QUERY_COV] = {"expected_attention.query_cov", "lqDD", PD_SET_STATS, -INFINITY,
+                           INFINITY},
+    [PD_DATA_QFILTERS] = {"qfilter.filters", "lkD", PD_SET_QFILTER, -INFINITY, INFINITY},
+    [PD_DATA_DUO_PATTERN] = {"duo_attention.pattern", "lk", PD_SET_DUO_PATTERN, 0, 1},
+    [PD_DATA_DUO_CALIBRATED] = {"duo_attention.calibrated", "lk", PD_SET_DUO_CALIBRATED, -1, 1},
+    [PD_DATA_KVZAP_WEIGHT] = {"kvzap.linear.weight", "lkd", PD_SET_KVZAP_LINEAR, -INFINITY,
+                              INFINITY},
+    [PD_DATA_KVZAP_BIAS] = {"kvzap.linear.bias", "lk", PD_SET_KVZAP_LINEAR, -INFINITY, INFINITY},
+    [PD_DATA_KVZAP_W1] = {"kvzap.mlp.0.weight", "lhd", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
+    [PD_DATA_KVZAP_B1] = {"kvzap.mlp.0.bias", "lh", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
+    [PD_DATA_KVZAP_W2] = {"kvzap.mlp.2.weight", "lkh", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
+    [PD_DATA_KVZAP_B2] = {"kvzap.mlp.2.bias", "lk", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
+    [PD_DATA_LUKV_CURVES] = {"lukv.curves", "rlk", PD_SET_LUKV, 0, 1},
+};
+
+/* How to get a set: the command that makes it. */
+static const struct {
+    const char *what, *command;
+} sets[PD_SET_N] = {
+    [PD_SET_STATS] = {"query statistics", "calibrate -m MODEL --text FILE --only stats"},
+    [PD_SET_QFILTER] = {"filters", "calibrate -m MODEL --text FILE --only qfilter"},
+    [PD_SET_DUO_PATTERN] = {"a trained head pattern",
+                            "import-press-data -m MODEL --kind duo FILE..."},
+    [PD_SET_DUO_CALIBRATED] = {"head scores", "calibrate -m MODEL --text FILE --only duo"},
+    [PD_SET_KVZAP_LINEAR] = {"linear regressors", "calibrate -m MODEL --text FILE --only kvzap"},
+    [PD_SET_KVZAP_MLP] = {"MLP regressors (model_type linear does without)",
+                          "import-press-data -m MODEL --kind kvzap FILE"},
+    [PD_SET_LUKV] = {"budget curves", "calibrate -m MODEL --text FILE --only lukv"},
+};
+
+static const char *const duo_names[2] = {"duo_attention.pattern", "duo_attention.calibrated"};
+
+struct pd_press_data {
+    pd_press_model model; /* its own `data` is not used */
+    uint64_t key;
+    size_t n_hidden;
+    size_t duo[2][2]; /* PATTERN, CALIBRATED: sink, recent */
+    float *t[PD_DATA_N];
+};
+
+/* ---- shapes ---- */
+
+static size_t dim_of(const pd_press_data *d, char c) {
+    switch (c) {
+    case 'l': return d->model.n_layer;
+    case 'q': return d->model.n_head;
+    case 'k': return d->model.n_head_kv;
+    case 'D': return d->model.head_dim;
+    case 'd': return d->model.n_embd;
+    case 'h': return d->n_hidden;
+    default: return PD_LUKV_ROWS;
+    }
+}
+
+unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id,
+                             size_t shape[PD_DATA_DIMS_MAX]) {
+    const unsigned n = (unsigned)strlen(tensors[id].dims);
+    for (unsigned i = 0; i < n; i++) shape[i] = dim_of(d, tensors[id].dims[i]);
+    return n;
+}
+
+size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id) {
+    size_t shape[PD_DATA_DIMS_MAX], n = 1;
+    const unsigned n_dim = pd_press_data_shape(d, id, shape);
+    for (unsigned i = 0; i < n_dim; i++)
+        if (!pd_mul_size(n, shape[i], &n)) return SIZE_MAX;
+    return n;
+}
+
+/* ---- look ---- */
+
+const char *pd_data_name(pd_data_id id) {
+    return tensors[id].name;
+}
+
+const float *pd_press_data_get(const pd_press_data *d, pd_data_id id) {
+    return d ? d->t[id] : NULL;
+}
+
+unsigned pd_press_data_have(const pd_press_data *d) {
+    unsigned have = 0;
+    for (int id = 0; d && id < PD_DATA_N; id++)
+        if (d->t[id]) have |= 1u << tensors[id].set;
+    return have;
+}
+
+void pd_press_data_heads(const pd_press_data *d, size_t *per_layer, size_t *all) {
+    *per_layer = d->model.n_head_kv;
+    *all = d->model.n_layer * d->model.n_head_kv;
+}
+
+size_t pd_press_data_hidden(const pd_press_data *d) {
+    return d->n_hidden;
+}
+
+void pd_press_data_duo(const pd_press_data *d, pd_data_set set, size_t *sink, size_t *recent) {
+    const size_t *v = d->duo[set == PD_SET_DUO_CALIBRATED];
+    *sink = v[0];
+    *recent = v[1];
+}
+
+/* ---- make ---- */
+
+pd_status pd_press_data_new(pd_press_data **ret, const pd_press_model *model, uint64_t key,
+                            pd_err *err) {
+    pd_press_data *d = calloc(1, sizeof *d);
+    if (!d) return pd_fail(err, PD_ENOMEM, NULL, "no memory for press data");
+    d->model = *model;
+    d->model.data = NULL;
+    d->key = key;
+    *ret = d;
+    return PD_OK;
+}
+
+void pd_press_data_close(pd_press_data *d) {
+    for (int id = 0; d && id < PD_DATA_N; id++) free(d->t[id]);
+    free(d);
+}
+
+void pd_press_data_set_hidden(pd_press_data *d, size_t n_hidden) {
+    for (int id = PD_DATA_KVZAP_W1; id <= PD_DATA_KVZAP_B2; id++) {
+        free(d->t[id]);
+        d->t[id] = NULL;
+    }
+    d->n_hidden = n_hidden;
+}
+
+void pd_press_data_set_duo(pd_press_data *d, pd_data_set set, size_t sink, size_t recent) {
+    size_t *v = d->duo[set == PD_SET_DUO_CALIBRATED];
+    v[0] = sink;
+    v[1] = recent;
+}
+
+float *pd_press_data_put(pd_press_data *d, pd_data_id id) {
+    const size_t n = pd_press_data_elems(d, id);
+    float *t = calloc(n ? n : 1, sizeof *t); /* calloc checks the product */
+    if (!t) return NULL;
+    free(d->t[id]);
+    return d->t[id] = t;
+}
+
+static pd_status check_values(const pd_press_data *d, pd_data_id id, pd_err *err) {
+    const size_t n = pd_press_data_elems(d, id);
+    for (size_t i = 0; i < n; i++) {
+        const float x = d->t[id][i];
+        if (!isfinite(x))
+            return pd_fail(err, PD_EINVAL, NULL, "%s[%zu] is no number", tensors[id].name, i);
+        if (x < tensors[id].min || x > tensors[id].max)
+            return pd_fail(err, PD_EINVAL, NULL, "%s[%zu] is %.9g; it must be in [%.9g, %.9g]",
+                           tensors[id].name, i, (double)x, (double)tensors[id].min,
+                           (double)tensors[id].max);
+    }
+    return PD_OK;
+}
+
+pd_status pd_press_data_check(const pd_press_data *d, pd_err *err) {
+    const unsigned have = pd_press_data_have(d);
+    for (int id = 0; id < PD_DATA_N; id++) {
+        if (!(have & 1u << tensors[id].set)) continue;
+        if (!d->t[id])
+            return pd_fail(err, PD_EINVAL, NULL,
+                           "%s is missing: other tensors of its set are there", tensors[id].name);
+        PD_TRY(check_values(d, (pd_data_id)id, err));
+    }
+    for (int i = 0; i < 2; i++) {
+        if (!(have & 1u << (PD_SET_DUO_PATTERN + i))) continue;
+        /* without a recent token a streaming head would lose what it just read */
+        if (d->duo[i][0] > PD_DUO_SIZE_MAX || d->duo[i][1] < 1 || d->duo[i][1] > PD_DUO_SIZE_MAX)
+            return pd_fail(
+                err, PD_EINVAL, NULL,
+                "%s has sink_size %zu and recent_size %zu; 0 to %d and 1 to %d are allowed",
+                duo_names[i], d->duo[i][0], d->duo[i][1], PD_DUO_SIZE_MAX, PD_DUO_SIZE_MAX);
+    }
+    return PD_OK;
+}
+
+/* ---- the file ---- */
+
+static pd_status put_file(const pd_press_data *d, const char *path, pd_st_meta *meta, size_t n_meta,
+                          pd_err *err) {
+    pd_st_out out[PD_DATA_N];
+    size_t n = 0;
+    for (int id = 0; id < PD_DATA_N; id++) {
+        if (!d->t[id]) continue;
+        out[n] = (pd_st_out){.name = tensors[id].name, .values = d->t[id]};
+        out[n].n_dim = pd_press_data_shape(d, (pd_data_id)id, out[n].shape);
+        n++;
+    }
+    return pd_safetensors_write(path, out, n, meta, n_meta, err);
+}
+
+pd_status pd_press_data_save(const pd_press_data *d, const char *path, const char *model_name,
+                             pd_err *err) {
+    char key[24], names[4][64], sizes[4][24];
+    PD_TRY(pd_press_data_check(d, err));
+    snprintf(key, sizeof key, "%016llx", (unsigned long long)d->key);
+    pd_st_meta meta[7] = {{"format", format}, {"model_key", key}, {"model_name", model_name}};
+    size_t n = 3;
+    for (int i = 0; i < 4; i++) {
+        if (!d->t[PD_DATA_DUO_PATTERN + i / 2]) continue;
+        snprintf(names[i], sizeof names[i], "%s.%s", duo_names[i / 2],
+                 i % 2 ? "recent_size" : "sink_size");
+        snprintf(sizes[i], sizeof sizes[i], "%zu", d->duo[i / 2][i % 2]);
+        meta[n++] = (pd_st_meta){names[i], sizes[i]};
+    }
+    return put_file(d, path, meta, n, err);
+}
+
+static pd_status check_model(const pd_press_data *d, const pd_safetensors *f, const char *path,
+                             pd_err *err) {
+    const char *is = pd_safetensors_meta(f, "format"), *key = pd_safetensors_meta(f, "model_key");
+    if (!is || strcmp(is, format) != 0 || !key)
+        return pd_file_fail(path, err,
+                            "is not a file of press data; `pressd calibrate` makes one, "
+                            "`pressd import-press-data` converts published ones");
+    char want[24];
+    snprintf(want, sizeof want, "%016llx", (unsigned long long)d->key);
+    if (strcmp(key, want) == 0) return PD_OK;
+    const char *name = pd_safetensors_meta(f, "model_name");
+    return pd_file_fail(
+        path, err, "is press data of another model: of '%.80s' (key %.16s), this one's key is %s",
+        name ? name : "?", key, want);
+}
+
+static int find_tensor(const char *name) {
+    for (int id = 0; id < PD_DATA_N; id++)
+        if (strcmp(tensors[id].name, name) == 0) return id;
+    return -1;
+}
+
+static pd_status load_tensor(pd_press_data *d, const pd_st_tensor *t, const char *path,
+                             pd_err *err) {
+    const int id = find_tensor(t->name);
+    if (id < 0)
+        return pd_file_fail(path, err, "tensor '%.60s' is not one that a press reads", t->name);
+    size_t shape[PD_DATA_DIMS_MAX];
+    const unsigned n = pd_press_data_shape(d, (pd_data_id)id, shape);
+    bool same = n == t->n_dim;
+    for (unsigned i = 0; same && i < n; i++) same = shape[i] == t->shape[i];
+    if (!same) {
+        char text[96] = "";
+        for (unsigned i = 0, at = 0; i < n && at < sizeof text; i++)
+            at += (unsigned)snprintf(text + at, sizeof text - at, "%s%zu", i ? ", " : "", shape[i]);
+        return pd_file_fail(path, err, "tensor '%.60s' has a shape other than [%s]", t->name, text);
+    }
+    float *dst = pd_press_data_put(d, (pd_data_id)id);
+    if (!dst) return pd_fail(err, PD_ENOMEM, NULL, "no memory for press data");
+    pd_st_read(t, dst);
+    return PD_OK;
+}
+
+static size_t meta_size(const pd_safetensors *f, const char *name, const char *what) {
+    char key[64], *end;
+    snprintf(key, sizeof key, "%s.%s", name, what);
+    const char *s = pd_safetensors_meta(f, key);
+    if (!s || s[0] < '0' || s[0] > '9') return SIZE_MAX;
+    const unsigned long long v = strtoull(s, &end, 10);
+    return *end == '\0' && v <= PD_DUO_SIZE_MAX ? (size_t)v : SIZE_MAX; /* refused by the check */
+}
+
+static pd_status load(pd_press_data *d, const pd_safetensors *f, const char *path, pd_err *err) {
+    PD_TRY(check_model(d, f, path, err));
+    const pd_st_tensor *w1 = pd_safetensors_find(f, tensors[PD_DATA_KVZAP_W1].name);
+    if (w1 && w1->n_dim == 3) {
+        if (w1->shape[1] < 1 || w1->shape[1] > PD_KVZAP_HIDDEN_MAX)
+            return pd_file_fail(path, err, "tensor '%s' has %zu hidden units; 1 to %d are allowed",
+                                w1->name, w1->shape[1], PD_KVZAP_HIDDEN_MAX);
+        d->n_hidden = w1->shape[1];
+    }
+    for (size_t i = 0; i < pd_safetensors_count(f); i++)
+        PD_TRY(load_tensor(d, pd_safetensors_at(f, i), path, err));
+    for (int i = 0; i < 2; i++) {
+        d->duo[i][0] = meta_size(f, duo_names[i], "sink_size");
+        d->duo[i][1] = meta_size(f, duo_names[i], "recent_size");
+    }
+    pd_err why = {0};
+    if (pd_press_data_check(d, &why) != PD_OK) return pd_file_fail(path, err, "%s", why.msg);
+    return PD_OK;
+}
+
+pd_status pd_press_data_load(pd_press_data **ret, const char *path, const pd_press_model *model,
+                             uint64_t key, pd_err *err) {
+    pd_safetensors *f;
+    PD_TRY(pd_safetensors_open(&f, path, err));
+    pd_press_data *d = NULL;
+    pd_status rc = pd_press_data_new(&d, model, key, err);
+    if (rc == PD_OK) rc = load(d, f, path, err);
+    pd_safetensors_close(f);
+    if (rc != PD_OK) {
+        pd_press_data_close(d);
+        return rc;
+    }
+    *ret = d;
+    return PD_OK;
+}
+
+/* ---- for presses ---- */
+
+pd_status pd_press_check_data(const pd_press_inst *inst, const char *path, pd_err *err) {
+    const pd_press *p = inst->press;
+    if (!p->data_set) return PD_OK;
+    const unsigned have = pd_press_data_have(inst->data);
+    const int set = p->data_set(inst, have);
+    if (have & 1u << set) return PD_OK;
+    return pd_fail(err, PD_EINVAL, path,
+                   "%s%spress '%s' needs %s of this model, which are not loaded: "
+                   "`pressd %s -o DATA` makes them, "
+                   "`pressd serve --press-data DATA` loads them",
+                   path ? path : "", path ? ": " : "", p->name, sets[set].what, sets[set].command);
+}

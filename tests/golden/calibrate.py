@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Write data/calibrate_smollm2.json.gz: what `pressd calibrate` should measure, computed with torch.
+
+    calibrate.py MODEL [--out DIR] [--against DATA]
+
+The text is LICENSE, cut as the arguments in CUT say.  Everything is computed straight from its definition: the
+model runs in f32 with materialised attention, sums are numpy's in f64, singular vectors come from the queries
+themselves and the ridge from scikit-learn's formula on all rows at once.  Of large tensors every STRIDE-th number
+is kept.  --against compares a file of press data number by number instead of writing.
+check_calibrate.py does that without torch.  Needs torch, transformers, gguf, safetensors, and pressd for the ids
+($PRESSD_BIN; the tokenizer has goldens of its own); a minute.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+
+import numpy as np
+import torch
+
+import ref_model
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+PRESSD = os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build/server/pressd")
+CUT = {"--tokens": 1024, "--chunk": 256, "--repeat-tokens": 512}
+SINK, ALPHA, DUO_POSITIONS = 4, 1.0, 500
+MOST = 4000  # numbers kept of one tensor
+
+# SmolLM2's template, written out: this must not come from the code under test.
+BEFORE = ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+          "<|im_start|>user\n")
+ASK = "\n\nRepeat the previous context exactly."
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def encode(model, text):
+    out = subprocess.run([PRESSD, "tokenize", "-m", model, "--special", "--json", "-"], input=text, text=True,
+                         capture_output=True, check=True).stdout
+    return json.loads(out)["tokens"]
+
+
+class Pass:
+    """One prompt through the model: per layer the attention input, q and k before and after RoPE, v, weights."""
+
+    @torch.inference_mode()
+    def __init__(self, model, ids):
+        cfg, layers = model.config, model.model.layers
+        self.x, self.weights = [None] * len(layers), None
+        hooks = [layer.self_attn.register_forward_hook(
+            lambda m, args, kw, out, i=i: self.x.__setitem__(i, kw["hidden_states"][0]), with_kwargs=True)
+            for i, layer in enumerate(layers)]
+        out = model(torch.tensor([ids]), output_attentions=True, use_cache=False, logits_to_keep=1)
+        for h in hooks:
+            h.remove()
+        self.weights = [w[0] for w in out.attentions]
+        cos, sin = model.model.rotary_emb(self.x[0][None], torch.arange(len(ids))[None])
+        rotate = lambda t: t * cos[0] + torch.cat((-t[..., t.shape[-1] // 2:], t[..., :t.shape[-1] // 2]), -1) * sin[0]
+        split = lambda t, heads: t.view(len(ids), heads, cfg.head_dim).transpose(0, 1)
+        self.q0, self.k0, self.v = [], [], []
+        for x, layer in zip(self.x, layers):
+            self.q0.append(split(layer.self_attn.q_proj(x), cfg.num_attention_heads))
+            self.k0.append(split(layer.self_attn.k_proj(x), cfg.num_key_value_heads))
+            self.v.append(split(layer.self_attn.v_proj(x), cfg.num_key_value_heads))
+        self.q = [rotate(q) for q in self.q0]
+
+
+def stats_and_filters(passes, cfg):
+    group, heads = cfg.num_attention_heads // cfg.num_key_value_heads, cfg.num_attention_heads
+    mean, cov, filters = [], [], []
+    for layer in range(cfg.num_hidden_layers):
+        raw = torch.cat([p.q0[layer][:, SINK:] for p in passes], 1).double().numpy()
+        mean.append(raw.mean(1))
+        cov.append(np.stack([np.cov(raw[h], rowvar=False) for h in range(heads)]))
+        rotated = torch.cat([p.q[layer][:, SINK:] for p in passes], 1).double().numpy()
+        u = np.stack([np.linalg.svd(rotated[h], full_matrices=False)[2][0] for h in range(heads)])
+        u *= np.sign((rotated @ u[:, :, None]).mean((1, 2)))[:, None]
+        filters.append(-u.reshape(-1, group, u.shape[1]).mean(1))
+    return np.stack(mean), np.stack(cov), np.stack(filters)
+
+
+def duo(model, passes):
+    cfg = model.config
+    group = cfg.num_attention_heads // cfg.num_key_value_heads
+    cos, sin = (t[0].double() for t in model.model.rotary_emb(passes[0].x[0][None], torch.arange(DUO_POSITIONS)[None]))
+    half = cfg.head_dim // 2
+    rotate = lambda t: t * cos + torch.cat((-t[..., half:], t[..., :half]), -1) * sin
+    out = np.zeros((cfg.num_hidden_layers, cfg.num_key_value_heads))
+    for p in passes:
+        for layer in range(cfg.num_hidden_layers):
+            q = rotate(p.q0[layer].double().mean(1, keepdim=True).repeat(1, DUO_POSITIONS, 1))[:, -1:]
+            k = rotate(p.k0[layer].double().mean(1, keepdim=True).repeat(1, DUO_POSITIONS, 1))
+            w = (q @ k.repeat_interleave(group, 0).transpose(1, 2) / cfg.head_dim**0.5).softmax(-1)[:, 0]
+            out[layer] += w.cumsum(1).mean(1).view(-1, group).mean(1).numpy() / len(passes)
+    return out
+
+
+def repeats(model, prompts):
+    """KVzip scores [prompt][layer][head][n], and inputs and targets of the regressors per layer."""
+    cfg = model.config
+    group = cfg.num_attention_heads // cfg.num_key_value_heads
+    scores, xs, ys = [], [[] for _ in model.model.layers], [[] for _ in model.model.layers]
+    for ids, first, n, again in prompts:
+        p = Pass(model, ids)
+        scores.append([])
+        for i, layer in enumerate(model.model.layers):
+            w = p.weights[i][:, again:, first:first + n].double()
+            scores[-1].append(w.amax(1).view(-1, group, n).amax(1).numpy())
+            wo = layer.self_attn.o_proj.weight.view(cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim).double()
+            effect = torch.einsum("dhi,hti->htd", wo, p.v[i][:, first:first + n].double().repeat_interleave(group, 0))
+            plus = w / p.x[i][again:].double().norm(dim=-1)[None, :, None] * effect.norm(dim=-1)[:, None]
+            ys[i].append(plus.amax(1).view(-1, group, n).amax(1).log().numpy().T)
+            xs[i].append(p.x[i][first:first + n].double().numpy())
+    return scores, [np.concatenate(x) for x in xs], [np.concatenate(y) for y in ys]
+
+
+def ridge(x, y):
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    w = np.linalg.solve(xc.T @ xc + ALPHA * np.eye(x.shape[1]), xc.T @ yc).T
+    return w, y.mean(0) - w @ x.mean(0)
+
+
+def curves(scores):
+    out = 0
+    for s in scores:
+        s = np.array(s)  # [layer][head][n]
+        order = np.argsort(s, axis=None, kind="stable")
+        rows = []
+        for i in range(99):
+            gone = np.zeros(s.size)
+            gone[order[:int(s.size * (i + 1) / 100)]] = 1
+            rows.append(gone.reshape(s.shape).mean(-1))
+        out = out + np.stack(rows) / len(scores)
+    return out
+
+
+def measure(path):
+    model = ref_model.load_model(path, attn="eager")
+    ids = encode(path, open(os.path.join(ROOT, "LICENSE"), encoding="utf-8").read())[:CUT["--tokens"]]
+    chunk = CUT["--chunk"]
+    chunks = [ids[i:i + chunk] for i in range(0, len(ids) - chunk + 1, chunk)]
+    n_repeat = min(CUT["--repeat-tokens"] // chunk, len(chunks))
+    before, middle = encode(path, BEFORE), encode(path, ASK) + encode(path, AFTER)
+    prompts = []
+    for i in range(n_repeat):
+        c = chunks[i * len(chunks) // n_repeat]
+        prompts.append((before + c + middle + c, len(before), chunk, len(before) + chunk + len(middle)))
+    passes = [Pass(model, c) for c in chunks]
+    mean, cov, filters = stats_and_filters(passes, model.config)
+    scores, xs, ys = repeats(model, prompts)
+    fits = [ridge(x, y) for x, y in zip(xs, ys)]
+    return {
+        "expected_attention.query_mean": mean,
+        "expected_attention.query_cov": cov,
+        "qfilter.filters": filters,
+        "duo_attention.calibrated": duo(model, passes),
+        "kvzap.linear.weight": np.stack([w for w, _ in fits]),
+        "kvzap.linear.bias": np.stack([b for _, b in fits]),
+        "lukv.curves": curves(scores),
+    }
+
+
+def against(path, want):
+    from safetensors.numpy import load_file
+
+    got = load_file(path)
+    for name, w in want.items():
+        g = got[name].astype(float)
+        assert g.shape == w.shape, (name, g.shape, w.shape)
+        print(f"{name:32} {str(w.shape):20} largest difference {abs(g - w).max():.3g}, largest number {abs(w).max():.3g}")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model")
+    p.add_argument("--out", default=os.path.join(HERE, "data"))
+    p.add_argument("--against")
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    tensors = measure(a.model)
+    if a.against:
+        against(a.against, tensors)
+        return
+    doc = {"format": 1, "model": os.path.basename(a.model), "text": "LICENSE", "cut": CUT, "tensors": {}}
+    for name, t in tensors.items():
+        stride = max(1, t.size // MOST) | 1  # odd: no power-of-two axis is met in one place only
+        doc["tensors"][name] = {"shape": t.shape, "stride": stride, "scale": float(f"{abs(t).max():.6g}"),
+                                "values": [float(f"{x:.8g}") for x in t.reshape(-1)[::stride]]}
+    path = os.path.join(a.out, "calibrate_smollm2.json.gz")
+    with open(path, "wb") as f:  # no name, no time: the same bytes every time
+        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
+            z.write(json.dumps(doc, separators=(",", ":")).encode())
+    print(f"{path}: {os.path.getsize(path)} bytes")
+
+
+if __name__ == "__main__":
+    main()

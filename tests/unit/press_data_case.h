@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Random press data of every set, drawn as tests/golden/press_data.py draws it. */
+#ifndef PD_TESTS_PRESS_DATA_CASE_H
+#define PD_TESTS_PRESS_DATA_CASE_H
+
+#include "compression/press_data.h"
+#include "engine/base/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum { PD_CASE_HIDDEN = 24, PD_CASE_SINK = 5, PD_CASE_RECENT = 20 };
+
+static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *model) {
+    static const float scale[PD_DATA_N] = {
+        [PD_DATA_QUERY_MEAN] = 1.0f, [PD_DATA_QUERY_COV] = 0.05f, [PD_DATA_QFILTERS] = 1.0f,
+        [PD_DATA_DUO_PATTERN] = 0.5f, [PD_DATA_DUO_CALIBRATED] = 0.5f,
+        [PD_DATA_KVZAP_WEIGHT] = 0.1f, [PD_DATA_KVZAP_BIAS] = 1.0f, [PD_DATA_KVZAP_W1] = 0.2f,
+        [PD_DATA_KVZAP_B1] = 1.0f, [PD_DATA_KVZAP_W2] = 0.3f, [PD_DATA_KVZAP_B2] = 1.0f,
+        [PD_DATA_LUKV_CURVES] = 0.3f,
+    };
+    pd_press_data *d = NULL;
+    if (pd_press_data_new(&d, model, 0x0123456789abcdefu, NULL) != PD_OK) abort();
+    pd_press_data_set_hidden(d, PD_CASE_HIDDEN);
+    pd_press_data_set_duo(d, PD_SET_DUO_PATTERN, PD_CASE_SINK, PD_CASE_RECENT);
+    pd_press_data_set_duo(d, PD_SET_DUO_CALIBRATED, 1, 7);
+    const size_t heads = model->n_layer * model->n_head_kv;
+    for (int id = 0; id < PD_DATA_N; id++) {
+        pd_rng rng = {seed + 600000 + 1000 * (uint64_t)id};
+        const size_t n = pd_press_data_elems(d, (pd_data_id)id);
+        float *t = pd_press_data_put(d, (pd_data_id)id);
+        if (!t) abort();
+        for (size_t i = 0; i < n; i++) {
+            t[i] = scale[id] * pd_rng_f32(&rng);
+            if (id == PD_DATA_DUO_PATTERN || id == PD_DATA_DUO_CALIBRATED) t[i] += 0.5f;
+            if (id == PD_DATA_LUKV_CURVES)
+                t[i] = fminf(fmaxf((float)(i / heads + 1) / 100.0f + t[i], 0.0f), 1.0f);
+        }
+    }
+    return d;
+}
+
+#endif

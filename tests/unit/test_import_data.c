@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* compression/import_data: published files of every kind, and ones of another
+ * shape, cut short or lying. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "compression/import_data.h"
+#include "compression/safetensors.h"
+#include "engine/base/file.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { NL = 3, HQ = 4, HK = 2, D = 8, E = 16, HIDDEN = 5, MOST = 99 * NL * HK };
+static const pd_press_model model = {NL, HQ, HK, D, E, NULL};
+static char dir[] = "/tmp/pressd-import-XXXXXX", file[64];
+static float numbers[NL * HQ * D * D];
+
+static int make_dir(void **state) {
+    (void)state;
+    if (!mkdtemp(dir)) return -1;
+    snprintf(file, sizeof file, "%s/f", dir);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) numbers[i] = (float)(i % 101) / 100.0f;
+    return 0;
+}
+
+static int drop_dir(void **state) {
+    (void)state;
+    unlink(file);
+    return rmdir(dir);
+}
+
+static pd_press_data *fresh(void) {
+    pd_press_data *d = NULL;
+    assert_int_equal(pd_press_data_new(&d, &model, 1, NULL), PD_OK);
+    return d;
+}
+
+static void write_bytes(const void *data, size_t n) {
+    const pd_file_part part = {data, n};
+    assert_int_equal(pd_file_write(file, &part, 1, NULL), PD_OK);
+}
+
+static void expect_file_error(pd_status rc, const pd_err *err, const char *says) {
+    if (rc != PD_EFILE || !strstr(err->msg, says) || strncmp(err->msg, dir, strlen(dir)) != 0)
+        fail_msg("%d '%s' should say '%s'", (int)rc, err->msg, says);
+}
+
+static void statistics_and_filters(void **state) {
+    (void)state;
+    const pd_st_out good[] = {{"query_mean", 3, {NL, HQ, D}, numbers}, {"query_cov", 4, {NL, HQ, D, D}, numbers},
+                              {"q_filters", 3, {NL, HK, D}, numbers}};
+    assert_int_equal(pd_safetensors_write(file, good, 3, NULL, 0, NULL), PD_OK);
+    pd_press_data *d = fresh();
+    pd_err err = {0};
+    assert_int_equal(pd_import_stats(d, file, &err), PD_OK);
+    assert_int_equal(pd_import_qfilter(d, file, &err), PD_OK);
+    assert_int_equal(pd_press_data_have(d), 1u << PD_SET_STATS | 1u << PD_SET_QFILTER);
+    assert_memory_equal(pd_press_data_get(d, PD_DATA_QUERY_COV), numbers, sizeof numbers);
+    assert_int_equal(pd_press_data_check(d, &err), PD_OK);
+    pd_press_data_close(d);
+
+    const pd_st_out wrong[] = {{"query_mean", 3, {NL, HK, D}, numbers}, {"q_filters", 2, {NL * HK, D}, numbers}};
+    assert_int_equal(pd_safetensors_write(file, wrong, 2, NULL, 0, NULL), PD_OK);
+    d = fresh();
+    expect_file_error(pd_import_stats(d, file, &err), &err,
+                      "'query_mean' has the shape [3, 2, 8]; the model asks for [3, 4, 8]");
+    err = (pd_err){0};
+    expect_file_error(pd_import_qfilter(d, file, &err), &err, "has the shape [6, 8]");
+    pd_press_data_close(d);
+
+    assert_int_equal(pd_safetensors_write(file, good, 1, NULL, 0, NULL), PD_OK);
+    d = fresh();
+    err = (pd_err){0};
+    expect_file_error(pd_import_stats(d, file, &err), &err, "has no tensor 'query_cov'");
+    pd_press_data_close(d);
+}
+
+/* The tensors of `n_layer` layers; `parts` per layer. */
+static void write_kvzap(const pd_st_out *part, size_t parts, size_t n_layer) {
+    pd_st_out out[32];
+    char name[32][32];
+    for (size_t i = 0; i < n_layer * parts; i++) {
+        out[i] = part[i % parts];
+        snprintf(name[i], sizeof name[i], "layers.%zu.%s", i / parts, part[i % parts].name);
+        out[i].name = name[i];
+        out[i].values = numbers + i; /* every layer's own */
+    }
+    assert_int_equal(pd_safetensors_write(file, out, n_layer * parts, NULL, 0, NULL), PD_OK);
+}
+
+static void kvzap_of_both_kinds(void **state) {
+    (void)state;
+    static const pd_st_out linear[] = {{.name = "weight", .n_dim = 2, .shape = {HK, E}},
+                                       {.name = "bias", .n_dim = 1, .shape = {HK}}};
+    static const pd_st_out mlp[] = {{.name = "0.weight", .n_dim = 2, .shape = {HIDDEN, E}},
+                                    {.name = "0.bias", .n_dim = 1, .shape = {HIDDEN}},
+                                    {.name = "2.weight", .n_dim = 2, .shape = {HK, HIDDEN}},
+                                    {.name = "2.bias", .n_dim = 1, .shape = {HK}}};
+    pd_press_data *d = fresh();
+    pd_err err = {0};
+    write_kvzap(linear, 2, NL);
+    assert_int_equal(pd_import_kvzap(d, file, &err), PD_OK);
+    write_kvzap(mlp, 4, NL);
+    assert_int_equal(pd_import_kvzap(d, file, &err), PD_OK);
+    assert_int_equal(pd_press_data_have(d), 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_KVZAP_MLP);
+    assert_int_equal(pd_press_data_hidden(d), HIDDEN);
+    assert_int_equal(pd_press_data_check(d, &err), PD_OK);
+    for (size_t l = 0; l < NL; l++) {
+        assert_memory_equal(pd_press_data_get(d, PD_DATA_KVZAP_WEIGHT) + l * HK * E, numbers + 2 * l, HK * E * 4);
+        assert_memory_equal(pd_press_data_get(d, PD_DATA_KVZAP_W2) + l * HK * HIDDEN, numbers + 4 * l + 2,
+                            HK * HIDDEN * 4);
+    }
+    write_kvzap(linear, 2, NL + 1);
+    expect_file_error(pd_import_kvzap(d, file, &err), &err, "has 8 tensors; the linear maps of 3 layers are 6");
+    pd_press_data_close(d);
+}
+
+static void duo_patterns(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says; /* NULL = good */
+    } t[] = {
+        {"0.5\t1.5\n-1\t0.25\n1e-3\t1\n", NULL},
+        {"0.5\t1.5\r\n-1\t0.25\r\n1e-3\t1", NULL},
+        {"0.5\t1.5\n-1\n1e-3\t1\n", "line 2 is not 2 numbers"},
+        {"0.5\t1.5\t1\n-1\t2\n1e-3\t1\n", "line 1 is not 2 numbers"},
+        {"0.5\t1.5\n-1\tx\n1e-3\t1\n", "line 2"},
+        {"0.5\t1.5\n-1\t0.25\n", "line 3"},
+        {"0.5\t1.5\n-1\t0.25\n1e-3\t1\n0\t0\n", "more than 3 lines"},
+        {"", "line 1"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        write_bytes(t[i].text, strlen(t[i].text));
+        pd_press_data *d = fresh();
+        pd_err err = {0};
+        const pd_status rc = pd_import_duo(d, file, 64, 256, &err);
+        if (t[i].says) {
+            expect_file_error(rc, &err, t[i].says);
+        } else {
+            static const float want[] = {0.5f, 1, 0, 0.25f, 1e-3f, 1}; /* clipped */
+            size_t sink, recent;
+            assert_int_equal(rc, PD_OK);
+            assert_memory_equal(pd_press_data_get(d, PD_DATA_DUO_PATTERN), want, sizeof want);
+            pd_press_data_duo(d, PD_SET_DUO_PATTERN, &sink, &recent);
+            assert_true(sink == 64 && recent == 256);
+        }
+        pd_press_data_close(d);
+    }
+}
+
+#define HEAD(type, order, shape) "{'descr': '" type "', 'fortran_order': " order ", 'shape': " shape ", }      \n"
+
+/* n bytes of numbers behind a header of that text. */
+static pd_status import_npy(unsigned version, const char *head, size_t width, size_t n, pd_press_data *d, pd_err *err) {
+    static unsigned char bytes[32 + 512 + 8 * MOST + 8];
+    const size_t len = strlen(head), begin = version == 1 ? 10 : 12;
+    memcpy(bytes, "\x93NUMPY", 6);
+    bytes[6] = (unsigned char)version;
+    bytes[7] = 0;
+    for (size_t i = 8; i < begin; i++) bytes[i] = (unsigned char)(len >> 8 * (i - 8));
+    memcpy(bytes + begin, head, len);
+    for (size_t i = 0; i < MOST; i++) {
+        const double x = (double)numbers[i];
+        memcpy(bytes + begin + len + i * width, width == 4 ? (const void *)&numbers[i] : (const void *)&x, width);
+    }
+    write_bytes(bytes, begin + len + n);
+    return pd_import_lukv(d, file, err);
+}
+
+static void lukv_curves(void **state) {
+    (void)state;
+    static const struct {
+        const char *head;
+        unsigned version;
+        size_t width, n;
+        const char *says;
+    } t[] = {
+        {HEAD("<f4", "False", "(99, 3, 2)"), 1, 4, 4 * MOST, NULL},
+        {HEAD("<f8", "False", "(99, 3, 2)"), 2, 8, 8 * MOST, NULL},
+        {HEAD("<f4", "False", "(99, 2, 3)"), 1, 4, 4 * MOST, "shape other than [99, 3, 2]"},
+        {HEAD("<f4", "False", "(99, 3, 2, 1)"), 1, 4, 4 * MOST, "shape other than"},
+        {HEAD("<f4", "False", "(99, 3)"), 1, 4, 4 * MOST, "shape other than"},
+        {HEAD("<f4", "True", "(99, 3, 2)"), 1, 4, 4 * MOST, "C order"},
+        {HEAD("<i4", "False", "(99, 3, 2)"), 1, 4, 4 * MOST, "'<f4' or '<f8'"},
+        {HEAD(">f4", "False", "(99, 3, 2)"), 1, 4, 4 * MOST, "'<f4' or '<f8'"},
+        {HEAD("<f4", "False", "(99, 3, 2)"), 1, 4, 4 * MOST - 1, "has 2375 bytes of numbers, not 2376"},
+        {HEAD("<f4", "False", "(99, 3, 2)"), 1, 4, 4 * MOST + 1, "2377 bytes"},
+        {"{}", 1, 4, 4 * MOST, "'<f4' or '<f8'"},
+        {HEAD("<f4", "False", "(99, 3, 2)"), 4, 4, 4 * MOST, "version 1, 2 or 3"},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        pd_press_data *d = fresh();
+        pd_err err = {0};
+        const pd_status rc = import_npy(t[i].version, t[i].head, t[i].width, t[i].n, d, &err);
+        if (t[i].says)
+            expect_file_error(rc, &err, t[i].says);
+        else
+            assert_memory_equal(pd_press_data_get(d, PD_DATA_LUKV_CURVES), numbers, 4 * MOST);
+        pd_press_data_close(d);
+    }
+    /* a header that claims to be longer than the file, and files too short for one */
+    static const unsigned char lie[] = {0x93, 'N', 'U', 'M', 'P', 'Y', 2, 0, 0xff, 0xff, 0xff, 0xff, '{'};
+    for (size_t n = 0; n <= sizeof lie; n++) {
+        write_bytes(lie, n);
+        pd_press_data *d = fresh();
+        pd_err err = {0};
+        expect_file_error(pd_import_lukv(d, file, &err), &err, n < 12 ? "not a .npy" : "header of 4294967295");
+        pd_press_data_close(d);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(statistics_and_filters), cmocka_unit_test(kvzap_of_both_kinds),
+        cmocka_unit_test(duo_patterns),           cmocka_unit_test(lukv_curves),
+    };
+    return cmocka_run_group_tests(tests, make_dir, drop_dir);
+}
