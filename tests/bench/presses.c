@@ -67,7 +67,7 @@ static pd_view as_asked(const pd_view *full, const pd_press_inst *inst) {
 }
 
 static int measure(const layer *l, const char *text, test_view *t) {
-    const pd_press_model model = {30, l->hq, l->h, l->d, l->width};
+    const pd_press_model model = {30, l->hq, l->h, l->d, l->width, NULL};
     const pd_budget half = {.ratio = 0.5};
     pd_arena a = {0};
     pd_spec *spec;

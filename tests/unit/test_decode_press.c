@@ -20,7 +20,7 @@
 #include <stdio.h>
 
 static pd_press_inst *inst_of(const char *text) {
-    static const pd_press_model model = {30, 6, 2, 16, 96};
+    static const pd_press_model model = {30, 6, 2, 16, 96, NULL};
     pd_arena a = {0};
     pd_spec *spec;
     double ratio;

