@@ -15,6 +15,19 @@ enum { TOKENS_MAX = INT32_MAX };
 
 /* ---- the prompt ---- */
 
+static pd_status decode_id(const json_t *v, const char *at, const pd_request_env *env, int32_t *ret,
+                           pd_err *err) {
+    int64_t id;
+    if (!pd_json_integral(v, &id))
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at,
+                       pd_json_type_name(v));
+    if (id < 0 || (uint64_t)id >= env->n_vocab)
+        return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at, (long long)id,
+                       env->n_vocab - 1);
+    *ret = (int32_t)id;
+    return PD_OK;
+}
+
 static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_request *r,
                             pd_err *err) {
     const size_t n = json_array_size(array);
@@ -22,17 +35,9 @@ static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_r
     if (!r->prompt.id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token ids", n);
     r->prompt.cap = n ? n : 1;
     for (size_t i = 0; i < n; i++) {
-        const json_t *v = json_array_get(array, i);
-        int64_t id;
         char at[48];
         snprintf(at, sizeof at, "prompt[%zu]", i);
-        if (!pd_json_integral(v, &id))
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at,
-                           pd_json_type_name(v));
-        if (id < 0 || (uint64_t)id >= env->n_vocab)
-            return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at,
-                           (long long)id, env->n_vocab - 1);
-        r->prompt.id[r->prompt.n++] = (int32_t)id;
+        PD_TRY(decode_id(json_array_get(array, i), at, env, &r->prompt.id[r->prompt.n++], err));
     }
     return PD_OK;
 }
@@ -206,6 +211,98 @@ static pd_status decode_stop(const json_t *body, pd_request *r, pd_err *err) {
     return PD_OK;
 }
 
+/* Token ids that end the answer. */
+static pd_status decode_stop_ids(const json_t *body, const pd_request_env *env, pd_request *r,
+                                 pd_err *err) {
+    const json_t *v = pd_json_get(body, "stop_token_ids");
+    if (!v) return PD_OK;
+    const size_t n = json_array_size(v);
+    if (!json_is_array(v))
+        return pd_fail(err, PD_EINVAL, "stop_token_ids",
+                       "stop_token_ids is %s; an array of token ids is expected",
+                       pd_json_type_name(v));
+    if (n > PD_STOP_IDS_MAX)
+        return pd_fail(err, PD_EINVAL, "stop_token_ids",
+                       "stop_token_ids has %zu entries; at most %d are allowed", n,
+                       PD_STOP_IDS_MAX);
+    r->stop_id = PD_ARENA_NEW(&r->arena, n ? n : 1, int32_t);
+    if (!r->stop_id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu stop tokens", n);
+    for (size_t i = 0; i < n; i++) {
+        char at[48];
+        snprintf(at, sizeof at, "stop_token_ids[%zu]", i);
+        PD_TRY(decode_id(json_array_get(v, i), at, env, &r->stop_id[r->n_stop_id++], err));
+    }
+    return PD_OK;
+}
+
+/* A key of logit_bias: the decimal digits of a token id. */
+static pd_status decode_bias_key(const char *key, const pd_request_env *env, int32_t *ret,
+                                 pd_err *err) {
+    int64_t id = 0;
+    size_t n = 0;
+    for (; key[n] >= '0' && key[n] <= '9' && n < 10; n++) id = id * 10 + (key[n] - '0');
+    if (n == 0 || key[n])
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias has the key \"%.40s\"; keys are token ids as text", key);
+    if ((uint64_t)id >= env->n_vocab)
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias names token %lld; token ids are 0 to %zu", (long long)id,
+                       env->n_vocab - 1);
+    *ret = (int32_t)id;
+    return PD_OK;
+}
+
+static pd_status decode_bias(const json_t *body, const pd_request_env *env, pd_request *r,
+                             pd_err *err) {
+    json_t *v = pd_json_get(body, "logit_bias");
+    if (!v) return PD_OK;
+    const size_t n = json_object_size(v);
+    if (!json_is_object(v))
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias is %s; an object of token ids and numbers is expected",
+                       pd_json_type_name(v));
+    if (n > PD_BIAS_MAX)
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias has %zu entries; at most %d are allowed", n, PD_BIAS_MAX);
+    pd_token_bias *bias = PD_ARENA_NEW(&r->arena, n ? n : 1, pd_token_bias);
+    if (!bias) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token biases", n);
+    const char *key;
+    json_t *one;
+    json_object_foreach(v, key, one) {
+        double b = 0.0;
+        bool given = false;
+        pd_token_bias *to = &bias[r->adjust.n_bias++];
+        PD_TRY(decode_bias_key(key, env, &to->id, err));
+        PD_TRY(pd_json_real(v, "logit_bias.", key, -100.0, 100.0, &b, &given, err));
+        to->bias = (float)b; /* null: 0 */
+    }
+    r->adjust.bias = bias;
+    return PD_OK;
+}
+
+/* What changes the logits before a token is drawn. */
+static pd_status decode_adjust(const json_t *body, const pd_request_env *env, pd_request *r,
+                               pd_err *err) {
+    double repetition = 1.0, frequency = 0.0, presence = 0.0;
+    int64_t min_tokens = 0;
+    PD_TRY(pd_json_real(body, "", "repetition_penalty", 0.0, 2.0, &repetition, NULL, err));
+    if (repetition <= 0.0)
+        return pd_fail(err, PD_EINVAL, "repetition_penalty",
+                       "repetition_penalty is 0; allowed are values in (0, 2]");
+    PD_TRY(pd_json_real(body, "", "frequency_penalty", -2.0, 2.0, &frequency, NULL, err));
+    PD_TRY(pd_json_real(body, "", "presence_penalty", -2.0, 2.0, &presence, NULL, err));
+    PD_TRY(pd_json_int(body, "", "min_tokens", 0, TOKENS_MAX, &min_tokens, NULL, err));
+    if (r->max_given && (size_t)min_tokens > r->max_tokens)
+        return pd_fail(err, PD_EINVAL, "min_tokens",
+                       "min_tokens is %lld; at most max_tokens, %zu here, are allowed",
+                       (long long)min_tokens, r->max_tokens);
+    r->adjust.repetition = (float)repetition;
+    r->adjust.frequency = (float)frequency;
+    r->adjust.presence = (float)presence;
+    r->adjust.min_tokens = (size_t)min_tokens;
+    return decode_bias(body, env, r, err);
+}
+
 static pd_status decode_logprobs(const json_t *body, pd_request *r, pd_err *err) {
     int64_t n = -1;
     bool given = false;
@@ -338,6 +435,8 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_length(body, r, err));
     PD_TRY(decode_sampling(body, r, err));
     PD_TRY(decode_stop(body, r, err));
+    PD_TRY(decode_stop_ids(body, env, r, err));
+    PD_TRY(decode_adjust(body, env, r, err));
     PD_TRY(decode_logprobs(body, r, err));
     PD_TRY(decode_stream(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
@@ -384,6 +483,9 @@ void pd_request_params(const pd_request *r, pd_job_params *ret) {
         .max_given = r->max_given,
         .sampling = r->sampling,
         .n_stop = r->n_stop,
+        .stop_id = r->stop_id,
+        .n_stop_id = r->n_stop_id,
+        .adjust = r->adjust,
         .n_logprobs = r->n_logprobs,
         .ignore_eos = r->ignore_eos,
         .verbose = r->verbose,
@@ -409,7 +511,9 @@ void pd_request_trim(pd_request *r) {
     pd_ids_done(&r->prompt);
     r->text = NULL;
     r->msg = NULL;
-    r->n_msg = r->n_stop = 0;
+    r->stop_id = NULL;
+    r->adjust.bias = NULL;
+    r->n_msg = r->n_stop = r->n_stop_id = r->adjust.n_bias = 0;
 }
 
 void pd_request_done(pd_request *r) {

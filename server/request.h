@@ -52,6 +52,9 @@ typedef struct pd_request {
     bool seed_given;
     struct { const char *text; size_t len; } stop[PD_STOP_MAX];
     size_t n_stop;
+    int32_t *stop_id; /* arena, as adjust.bias */
+    size_t n_stop_id;
+    pd_adjust adjust;
     int n_logprobs;
     bool ignore_eos, verbose;
     pd_compression *compression; /* NULL = dense */

@@ -203,15 +203,24 @@ void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
 
 /* ---- submit ---- */
 
+static pd_status check_id(const pd_engine *e, const char *field, size_t i, int32_t id, pd_err *err) {
+    if (id >= 0 && (size_t)id < e->info.n_vocab) return PD_OK;
+    return pd_fail(err, PD_EINVAL, field, "%s[%zu] is token %d; the vocabulary has 0..%zu", field, i, id, e->info.n_vocab - 1);
+}
+
 static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err *err) {
     if (p->n_tokens == 0) return pd_fail(err, PD_EINVAL, "prompt", "the prompt is empty: at least one token is needed");
-    for (size_t i = 0; i < p->n_tokens && p->n_tokens <= e->info.ctx_size; i++)
-        if (p->tokens[i] < 0 || (size_t)p->tokens[i] >= e->info.n_vocab)
-            return pd_fail(err, PD_EINVAL, "prompt", "prompt[%zu] is token %d; the vocabulary has 0..%zu", i, p->tokens[i], e->info.n_vocab - 1);
+    for (size_t i = 0; i < p->n_tokens && p->n_tokens <= e->info.ctx_size; i++) PD_TRY(check_id(e, "prompt", i, p->tokens[i], err));
     if (p->n_stop > PD_STOP_MAX) return pd_fail(err, PD_EINVAL, "stop", "stop has %zu entries; at most %d are allowed", p->n_stop, PD_STOP_MAX);
     for (size_t i = 0; i < p->n_stop; i++)
         if (p->stop[i].len == 0 || p->stop[i].len > PD_STOP_BYTES_MAX)
             return pd_fail(err, PD_EINVAL, "stop", "stop[%zu] has %zu bytes; 1 to %d are allowed", i, p->stop[i].len, PD_STOP_BYTES_MAX);
+    if (p->n_stop_id > PD_STOP_IDS_MAX)
+        return pd_fail(err, PD_EINVAL, "stop_token_ids", "stop_token_ids has %zu entries; at most %d are allowed", p->n_stop_id, PD_STOP_IDS_MAX);
+    for (size_t i = 0; i < p->n_stop_id; i++) PD_TRY(check_id(e, "stop_token_ids", i, p->stop_id[i], err));
+    if (p->adjust.n_bias > PD_BIAS_MAX)
+        return pd_fail(err, PD_EINVAL, "logit_bias", "logit_bias has %zu entries; at most %d are allowed", p->adjust.n_bias, PD_BIAS_MAX);
+    for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
     return PD_OK;

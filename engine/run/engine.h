@@ -73,7 +73,10 @@ const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the mo
 
 /* ---- jobs ---- */
 
-enum { PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64 };
+enum {
+    PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_STOP_IDS_MAX = 128, PD_BIAS_MAX = 1024,
+    PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64,
+};
 
 typedef struct pd_sampling {
     float temperature; /* 0 = greedy */
@@ -81,6 +84,23 @@ typedef struct pd_sampling {
     int32_t top_k;     /* 0 = off */
     uint64_t seed;     /* always set; the caller draws one when the client gave none */
 } pd_sampling;
+
+/* Added to a token's logit. */
+typedef struct pd_token_bias {
+    int32_t id;
+    float bias;
+} pd_token_bias;
+
+/* How the logits are changed before a token is sampled, in this order (vLLM's).
+ * Log probabilities are those of the unchanged logits.  All-zero changes nothing. */
+typedef struct pd_adjust {
+    size_t min_tokens;         /* before so many, no token that ends the answer; no stop string ends it either */
+    const pd_token_bias *bias; /* [n_bias] */
+    size_t n_bias;             /* <= PD_BIAS_MAX */
+    float repetition;          /* logits of tokens in prompt or answer: / it if > 0, else * it; 0 and 1 = off */
+    float frequency;           /* subtracted per occurrence in the answer */
+    float presence;            /* subtracted once if in the answer */
+} pd_adjust;
 
 typedef struct pd_job_params {
     const int32_t *tokens; /* the prompt, copied; n_tokens >= 1 */
@@ -92,6 +112,9 @@ typedef struct pd_job_params {
     pd_sampling sampling;
     struct { const char *text; size_t len; } stop[PD_STOP_MAX]; /* copied */
     size_t n_stop;
+    const int32_t *stop_id; /* tokens that end the answer as an EOS does, ignore_eos or not; copied */
+    size_t n_stop_id;       /* <= PD_STOP_IDS_MAX */
+    pd_adjust adjust;       /* copied */
     int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */

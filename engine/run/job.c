@@ -15,6 +15,8 @@ static void job_free(pd_job *job) {
     pd_arena_done(&job->keep);
     pd_buf_done(&job->text);
     pthread_mutex_destroy(&job->lock);
+    free((void *)job->adjust.bias);
+    free(job->stop_id);
     free(job->piece);
     free(job->ev);
     free(job->tokens);
@@ -39,6 +41,27 @@ void pd__job_set_state(pd_job *job, pd_job_state state) {
 
 const pd_job_result *pd_job_get_result(const pd_job *job) {
     return pd_job_get_state(job) == PD_JOB_DONE ? &job->result : NULL;
+}
+
+/* What sampling looks at beside the numbers. */
+static pd_status copy_adjust(pd_job *job, const pd_job_params *p, pd_err *err) {
+    job->adjust = p->adjust;
+    job->adjust.bias = NULL;
+    if (p->adjust.n_bias) {
+        const size_t bytes = p->adjust.n_bias * sizeof *p->adjust.bias;
+        pd_token_bias *bias = malloc(bytes);
+        if (!bias) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token biases", p->adjust.n_bias);
+        memcpy(bias, p->adjust.bias, bytes);
+        job->adjust.bias = bias;
+    }
+    if (p->n_stop_id) {
+        const size_t bytes = p->n_stop_id * sizeof *job->stop_id;
+        job->stop_id = malloc(bytes);
+        if (!job->stop_id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu stop tokens", p->n_stop_id);
+        memcpy(job->stop_id, p->stop_id, bytes);
+        job->n_stop_id = p->n_stop_id;
+    }
+    return PD_OK;
 }
 
 pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
@@ -72,14 +95,21 @@ pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job of %zu + %zu tokens", p->n_tokens, max_tokens);
     }
     memcpy(job->tokens, p->tokens, p->n_tokens * sizeof *job->tokens);
+    const pd_status rc = copy_adjust(job, p, err);
+    if (rc != PD_OK) {
+        job_free(job);
+        return rc;
+    }
     *ret = job;
     return PD_OK;
 }
 
-/* Where the first stop string begins in text[from..len), or len. */
-static size_t find_stop(const pd_job *job, size_t from) {
+/* Where the first stop string begins that ends behind `before` and was not let
+ * go, or the text's length. */
+static size_t find_stop(const pd_job *job, size_t before) {
     size_t best = job->text.len;
     for (size_t i = 0; i < job->n_stop; i++) {
+        const size_t from = pd_max_size(before + 1 > job->stop_len[i] ? before + 1 - job->stop_len[i] : 0, job->text_released);
         const char *hit = job->text.len > from
             ? memmem(job->text.data + from, job->text.len - from, job->stop[i], job->stop_len[i]) : NULL;
         if (hit) best = pd_min_size(best, (size_t)(hit - job->text.data));
@@ -106,11 +136,8 @@ pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_pr
     const size_t before = job->text.len;
     pd_buf_add(&job->text, job->piece, n);
     bool ok = !job->text.failed;
-    size_t longest = 0;
-    for (size_t i = 0; i < job->n_stop; i++) longest = pd_max_size(longest, job->stop_len[i]);
-    /* A match must end in the new bytes. */
-    const size_t from = before + 1 > longest ? before + 1 - longest : 0;
-    const size_t hit = ok && job->n_stop ? find_stop(job, pd_max_size(from, job->text_released)) : job->text.len;
+    const bool may_stop = job->n_stop && job->n_sampled > job->adjust.min_tokens;
+    const size_t hit = ok && may_stop ? find_stop(job, before) : job->text.len;
     if (ok && hit < job->text.len) {
         job->text.len = hit;
         job->text_released = hit;

@@ -43,6 +43,9 @@ struct pd_job {
     pd_sampling sampling;
     char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
     size_t stop_len[PD_STOP_MAX], n_stop;
+    pd_adjust adjust;            /* bias: own copy */
+    int32_t *stop_id;            /* own copy */
+    size_t n_stop_id;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     pd_compression *comp;        /* NULL = dense */

@@ -17,7 +17,8 @@ pd_status pd_sampler_init(pd_sampler *s, size_t n_vocab, pd_err *err) {
     *s = (pd_sampler){.n_vocab = n_vocab};
     s->p = malloc(n_vocab * sizeof *s->p);
     s->cand = malloc(n_vocab * sizeof *s->cand);
-    if (s->p && s->cand) return PD_OK;
+    s->adjusted = malloc(n_vocab * sizeof *s->adjusted);
+    if (s->p && s->cand && s->adjusted) return PD_OK;
     pd_sampler_done(s);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for sampling");
 }
@@ -25,6 +26,7 @@ pd_status pd_sampler_init(pd_sampler *s, size_t n_vocab, pd_err *err) {
 void pd_sampler_done(pd_sampler *s) {
     free(s->p);
     free(s->cand);
+    free(s->adjusted);
     *s = (pd_sampler){0};
 }
 

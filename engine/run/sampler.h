@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From logits to a token.
+/* From logits to a token (adjust.h may have changed them).
  *
  * temperature 0: the largest logit, lower id first.  Otherwise, as vLLM orders
  * them: logits / temperature, softmax, the top_k largest, of those the smallest
@@ -15,6 +15,7 @@
 typedef struct pd_sampler {
     float *p;          /* [n_vocab] scratch */
     pd_token_prob *cand; /* [n_vocab] scratch */
+    float *adjusted;   /* [n_vocab] scratch of adjust.h; untouched, it costs no memory */
     size_t n_vocab;
 } pd_sampler;
 

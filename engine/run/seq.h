@@ -4,6 +4,7 @@
 #define PD_ENGINE_RUN_SEQ_H
 
 #include "engine/cache/kv.h"
+#include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
 #include "engine/run/forward.h"
@@ -45,6 +46,7 @@ typedef struct pd_seq {
     int32_t (*guard)[2]; /* [n_layer] stored positions [begin, end) that no press may drop */
     int32_t next;     /* the token to feed */
     pd_rng rng;
+    pd_adjuster adjuster; /* all-zero = logits are taken as they are */
     pd_qring ring;    /* rows 0 = none */
     size_t since_press; /* decode steps since the last pruning */
 

@@ -45,6 +45,41 @@ class Client(unittest.TestCase):
         whole = self.c.chat.completions.create(**body).choices[0].message.content
         self.assertEqual("".join(x.choices[0].delta.content or "" for x in self.c.chat.completions.create(**body, stream=True)), whole)
 
+    def test_logit_bias_and_stop_tokens(self):
+        word = self.s.ask("/tokenize", {"prompt": " sea"})["tokens"]
+        self.assertEqual(len(word), 1)
+        r = self.c.completions.create(model="any", prompt="One two", max_tokens=6, temperature=0, logit_bias={str(word[0]): 100})
+        self.assertEqual(r.choices[0].text, " sea" * 6)
+        r = self.complete("One two", 6, logit_bias={str(word[0]): 100}, stop_token_ids=word)
+        self.assertEqual((r.choices[0].text, r.choices[0].finish_reason, r.usage.completion_tokens), ("", "stop", 0))
+        r = self.complete("One two", 6, logit_bias={str(word[0]): 100}, stop_token_ids=word, min_tokens=3)
+        self.assertEqual((r.choices[0].finish_reason, r.usage.completion_tokens), ("stop", 3))
+        self.assertNotIn(" sea", r.choices[0].text)
+
+    def test_penalties(self):
+        """A text that repeats itself stops doing so; log probabilities stay the model's own."""
+        prompt = "red, red, red, red, red, red, red, red,"
+        plain = self.complete(prompt, 16, logprobs=1)
+        self.assertEqual(set(plain.choices[0].text.split()), {"red,"})
+        for field, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 2)):
+            body = {field: value} if field == "repetition_penalty" else {}
+            r = self.c.completions.create(model="any", prompt=prompt, max_tokens=16, temperature=0, logprobs=1,
+                                          extra_body={"ignore_eos": True, **body}, **({} if body else {field: value}))
+            self.assertLess(r.choices[0].text.count("red"), 8, field)
+            if field == "repetition_penalty":  # the first choice already differs: "red" is in the prompt
+                self.assertNotEqual(r.choices[0].logprobs.tokens[0], plain.choices[0].logprobs.tokens[0])
+            best = r.choices[0].logprobs.top_logprobs[0]
+            self.assertEqual(max(best.values()), plain.choices[0].logprobs.token_logprobs[0], field)
+
+    def test_min_tokens(self):
+        ask = dict(model="any", messages=[{"role": "user", "content": "Say hi."}], temperature=0, max_tokens=64)
+        short = self.c.chat.completions.create(**ask)
+        self.assertEqual(short.choices[0].finish_reason, "stop")
+        n = short.usage.completion_tokens
+        longer = self.c.chat.completions.create(**ask, extra_body={"min_tokens": n + 5})
+        self.assertGreaterEqual(longer.usage.completion_tokens, n + 5)
+        self.assertTrue(longer.choices[0].message.content.startswith(short.choices[0].message.content))
+
     def test_explain(self):
         r = self.c.post("/compression/explain", cast_to=object,
                         body={"prompt": text.prose(20), "compression": {"press": "keydiff", "ratio": 0.5}, "ratios": [0.9]})

@@ -5,7 +5,8 @@
  *
  * Tokens are bytes (0..255) plus bos 256, eos 257, <|im_start|> 258, <|im_end|>
  * 259.  An answer echoes the prompt's bytes, round and round, one token a step.
- * Words in the prompt change that:
+ * Stop tokens and
+ * min_tokens work, other adjustments of logits do nothing.  Words in the prompt change that:
  *
  *   @@prefill=MS   stay in prefill so long       @@step=MS    per generated token
  *   @@eos=N        end of text after N tokens    @@error=N    fail after N tokens
@@ -45,6 +46,8 @@ struct pd_job {
     size_t n_prompt, max_tokens;
     char *stop[PD_STOP_MAX];
     size_t n_stop;
+    int32_t stop_id[PD_STOP_IDS_MAX];
+    size_t n_stop_id, min_tokens;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     pd_compression *compression;
@@ -307,6 +310,11 @@ static void emit(pd_job *j) {
         if (id < 256) break;
     }
     if (id >= 256) id = '.';
+    for (size_t i = 0; i < j->n_stop_id && j->n_out >= j->min_tokens; i++)
+        if (j->stop_id[i] == id) {
+            finish(j, PD_FINISH_STOP);
+            return;
+        }
     const char byte = byte_text[id];
     pd_buf_add(&j->held, &byte, 1);
     const size_t before = j->text.len;
@@ -367,7 +375,7 @@ static bool step(pd_job *j, uint64_t now) {
         pd_fail(&j->result.err, PD_EINTERNAL, NULL,
                 "the fake engine fails after %ld tokens as told", j->error_after);
         finish(j, PD_FINISH_ERROR);
-    } else if (j->eos_after >= 0 && (long)j->n_out >= j->eos_after && !j->ignore_eos) {
+    } else if (j->eos_after >= 0 && (long)j->n_out >= j->eos_after && j->n_out >= j->min_tokens && !j->ignore_eos) {
         finish(j, PD_FINISH_STOP);
     } else {
         emit(j);
@@ -581,6 +589,9 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     j->max_tokens = p->max_given ? p->max_tokens : ctx - p->n_tokens;
     j->n_stop = p->n_stop;
     for (size_t i = 0; i < p->n_stop; i++) j->stop[i] = strndup(p->stop[i].text, p->stop[i].len);
+    j->n_stop_id = p->n_stop_id;
+    if (p->n_stop_id) memcpy(j->stop_id, p->stop_id, p->n_stop_id * sizeof *p->stop_id);
+    j->min_tokens = p->adjust.min_tokens;
     j->n_logprobs = p->n_logprobs;
     j->ignore_eos = p->ignore_eos;
     j->explain = p->explain;

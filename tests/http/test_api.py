@@ -62,6 +62,26 @@ class Replies(ServerTest):
         j = self.s.complete("@@say=6162634445", max_tokens=20, stop=["zz", "cD"]).json
         self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
 
+    def test_stop_tokens_and_min_tokens(self):
+        j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63]).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
+        j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63], min_tokens=4).json
+        self.assertEqual(j["choices"][0]["text"], "abcDEab")
+        j = self.s.complete("@@say=61 @@eos=2", max_tokens=20, min_tokens=7).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("aaaaaaa", "stop"))
+
+    def test_sampling_fields_are_judged(self):
+        good = {"logit_bias": {"7": -100}, "presence_penalty": 2, "frequency_penalty": -2, "repetition_penalty": 1.1,
+                "min_tokens": 1, "stop_token_ids": []}
+        self.assertEqual(self.s.complete(**good).status, 200)
+        self.assertEqual(self.s.chat(**good).status, 200)
+        for field, value, word in (("logit_bias", {"1000": 1}, "1000"), ("presence_penalty", 3, "-2 to 2"),
+                                   ("frequency_penalty", "a", "a number"), ("repetition_penalty", 0, "(0, 2]"),
+                                   ("min_tokens", 5, "max_tokens"), ("stop_token_ids", "x", "a string")):
+            for r in (self.s.complete(**{field: value}), self.s.chat(max_tokens=4, **{field: value})):
+                self.check_error(r, 400, "invalid_request_error", field, word)
+        self.check_error(self.s.complete(logit_bias={"7": 101}), 400, param="logit_bias.7", word="-100 to 100")
+
     def test_nulls_are_absent(self):
         fields = ("stop seed logit_bias logprobs suffix user n response_format tools temperature top_p stream "
                   "stream_options max_completion_tokens compression echo best_of presence_penalty").split()
@@ -280,8 +300,8 @@ class Errors(ServerTest):
             ({"stop": 3}, "stop"), ({"logprobs": 101}, "logprobs"), ({"logprobs": True}, "logprobs"),
             ({"stream": 1}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
             ({"n": 2}, "n"), ({"best_of": 2}, "best_of"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"),
-            ({"logit_bias": {"5": 1}}, "logit_bias"), ({"presence_penalty": 0.5}, "presence_penalty"),
-            ({"frequency_penalty": -1}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
+            ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
+            ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
             ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),
             ({"model": "x@nope:0.5"}, "model"), ({"model": "x@knorm"}, "model"), ({"model": "x@knorm:1"}, "model"),
             ({"compression": 5}, "compression"), ({"compression": {}}, "compression.press"),

@@ -97,6 +97,7 @@ pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err) {
     pd_job_params p = {
         .tokens = a->tokens, .n_tokens = a->n, .max_tokens = a->max_tokens, .max_given = true,
         .sampling = {.temperature = a->temperature, .top_p = 1.0f, .seed = a->seed},
+        .stop_id = a->stop_id, .n_stop_id = a->n_stop_id, .adjust = a->adjust,
         .n_logprobs = a->logprobs ? a->logprobs : -1, .ignore_eos = !a->keep_eos,
         .explain = a->explain, .explain_scores = a->scores, .verbose = true,
         .has_marks = a->protect, .marks = {.system_begin = a->system_begin, .system_end = a->system_end},

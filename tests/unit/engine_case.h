@@ -43,6 +43,9 @@ typedef struct {
     bool explain, scores, keep_eos;
     const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
+    const int32_t *stop_id;
+    size_t n_stop_id;
+    pd_adjust adjust;
     float temperature;
     uint64_t seed;
 } ask;

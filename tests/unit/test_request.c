@@ -96,6 +96,40 @@ static void test_fields(void **state) {
     pd_request_done(&r);
 }
 
+static void test_adjust(void **state) {
+    pd_request r;
+    completion("{\"prompt\":\"x\",\"logit_bias\":{\"7\":-100,\"259\":0.5,\"3\":null},\"presence_penalty\":-2,"
+               "\"frequency_penalty\":0.25,\"repetition_penalty\":2,\"min_tokens\":16,\"stop_token_ids\":[0,259.0]}",
+               &r);
+    pd_job_params p;
+    pd_request_params(&r, &p);
+    assert_int_equal(p.adjust.n_bias, 3);
+    float sum = 0;
+    for (size_t i = 0; i < 3; i++) {
+        const pd_token_bias *b = &p.adjust.bias[i];
+        assert_true(b->bias == (b->id == 7 ? -100.0f : b->id == 259 ? 0.5f : 0.0f));
+        sum += b->bias;
+    }
+    assert_true(sum == -99.5f);
+    assert_true(p.adjust.presence == -2.0f && p.adjust.frequency == 0.25f && p.adjust.repetition == 2.0f);
+    assert_int_equal(p.adjust.min_tokens, 16);
+    assert_int_equal(p.n_stop_id, 2);
+    assert_int_equal(p.stop_id[1], 259);
+    pd_request_done(&r);
+
+    pd_buf many = {0}; /* one over the bound */
+    pd_buf_puts(&many, "{\"prompt\":\"x\",\"stop_token_ids\":[0");
+    for (int i = 0; i < PD_STOP_IDS_MAX; i++) pd_buf_puts(&many, ",0");
+    pd_buf_puts(&many, "]}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "stop_token_ids");
+    pd_buf_clear(&many);
+    pd_buf_puts(&many, "{\"prompt\":\"x\",\"logit_bias\":{\"0\":0");
+    for (int i = 0; i < PD_BIAS_MAX; i++) pd_buf_printf(&many, ",\"%d\":0", i + 1);
+    pd_buf_puts(&many, "}}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "logit_bias");
+    pd_buf_done(&many);
+}
+
 static void test_nulls(void **state) {
     pd_request r;
     completion("{\"prompt\":\"x\",\"stop\":null,\"seed\":null,\"n\":null,\"stream_options\":null,"
@@ -139,10 +173,25 @@ static void test_refused(void **state) {
         {"{\"prompt\":\"x\",\"best_of\":3}", "best_of"},
         {"{\"prompt\":\"x\",\"echo\":true}", "echo"},
         {"{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix"},
-        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":2}}", "logit_bias"},
-        {"{\"prompt\":\"x\",\"presence_penalty\":0.1}", "presence_penalty"},
-        {"{\"prompt\":\"x\",\"repetition_penalty\":1.1}", "repetition_penalty"},
-        {"{\"prompt\":\"x\",\"min_tokens\":3}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"logit_bias\":[1,2]}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"260\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"-1\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1 \":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"18446744073709551617\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":100.5}}", "logit_bias.1"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":\"2\"}}", "logit_bias.1"},
+        {"{\"prompt\":\"x\",\"presence_penalty\":2.1}", "presence_penalty"},
+        {"{\"prompt\":\"x\",\"frequency_penalty\":-2.1}", "frequency_penalty"},
+        {"{\"prompt\":\"x\",\"frequency_penalty\":\"1\"}", "frequency_penalty"},
+        {"{\"prompt\":\"x\",\"repetition_penalty\":0}", "repetition_penalty"},
+        {"{\"prompt\":\"x\",\"repetition_penalty\":2.5}", "repetition_penalty"},
+        {"{\"prompt\":\"x\",\"repeat_penalty\":1.5}", "repeat_penalty"},
+        {"{\"prompt\":\"x\",\"min_tokens\":17}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"min_tokens\":-1}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":5}", "stop_token_ids"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":[1,260]}", "stop_token_ids[1]"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":[\"1\"]}", "stop_token_ids[0]"},
         {"{\"prompt\":\"x\",\"tool_choice\":\"required\"}", "tool_choice"},
         {"{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\"}}", "response_format"},
         {"{\"prompt\":\"x\",\"model\":[]}", "model"},
@@ -575,6 +624,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_adjust),
         cmocka_unit_test(test_nulls),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_neutral_values),
