@@ -4,34 +4,34 @@
 #include "server/router.h"
 #include "server/server.h"
 
-static void collect(pd_gen *g, const pd_token_event *ev) {
-    pd_logprob_lists_add(&g->lists, g->srv->tok, ev, g->n_chars);
+static void collect(pd_answer *a, const pd_token_event *ev) {
+    pd_logprob_lists_add(&a->lists, a->gen->srv->tok, ev, a->n_chars);
 }
 
-static void choice(const pd_gen *g, pd_buf *out, const char *text, size_t len, bool logprobs,
+static void choice(const pd_answer *a, pd_buf *out, const char *text, size_t len, bool logprobs,
                    const char *finish) {
-    pd_buf_puts(out, "{\"index\":0,\"text\":");
+    pd_buf_printf(out, "{\"index\":%zu,\"text\":", a->index);
     pd_json_str(out, text, len);
     pd_buf_puts(out, ",\"logprobs\":");
-    if (logprobs) pd_logprob_lists_write(&g->lists, out);
+    if (logprobs) pd_logprob_lists_write(&a->lists, out);
     else pd_buf_puts(out, "null");
     pd_buf_puts(out, ",\"finish_reason\":");
     pd_json_cstr(out, finish);
     pd_buf_putc(out, '}');
 }
 
-static void whole(pd_gen *g, pd_buf *out, const char *finish) {
-    choice(g, out, g->text.data, g->text.len, g->rq.n_logprobs >= 0, finish);
+static void whole(pd_answer *a, pd_buf *out, const char *finish) {
+    choice(a, out, a->text.data, a->text.len, a->gen->rq.n_logprobs >= 0, finish);
 }
 
-static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+static void chunk(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
                   const char *finish) {
-    const bool logprobs = ev && g->rq.n_logprobs >= 0;
+    const bool logprobs = ev && a->gen->rq.n_logprobs >= 0;
     if (logprobs) {
-        pd_logprob_lists_clear(&g->lists);
-        collect(g, ev);
+        pd_logprob_lists_clear(&a->lists);
+        collect(a, ev);
     }
-    choice(g, out, text, len, logprobs, finish);
+    choice(a, out, text, len, logprobs, finish);
 }
 
 static const pd_shape shape = {

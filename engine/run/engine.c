@@ -121,6 +121,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     pthread_cond_init(&e->wake, NULL);
     e->sync_ready = true;
     e->inbox_end = &e->inbox;
+    e->ready_end = &e->ready;
     if (pthread_create(&e->thread, NULL, pd__engine_main, e) != 0)
         return pd_fail(err, PD_ENOMEM, NULL, "cannot start the engine thread");
     e->thread_started = true;
@@ -227,7 +228,7 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
 }
 
 static uint64_t need_bytes(const pd_engine *e, const pd_job *job) {
-    return job->pages_reserved * e->info.page_bytes + job->staging_bytes;
+    return job->n_choice * job->pages_reserved * e->info.page_bytes + job->staging_bytes;
 }
 
 /* Most tokens to generate when the client left it open: the context's rest, or
@@ -251,6 +252,12 @@ static pd_status open_ended(pd_engine *e, pd_job *job, const pd_job_params *p, p
 static pd_status plan(pd_engine *e, pd_job *job, const pd_job_params *p, pd_err *err) {
     PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
     if (!p->max_given && !p->explain && need_bytes(e, job) > e->info.kv_pool_bytes) PD_TRY(open_ended(e, job, p, err));
+    if (need_bytes(e, job) > e->info.kv_pool_bytes && job->n_choice > 1)
+        return pd_fail(err, PD_EBUDGET, "n",
+                       "%zu answers need up to %llu bytes of KV cache (%zu prompt + %zu new tokens each, one dense layer of %llu bytes included); the pool has %llu: "
+                       "ask for fewer or shorter ones, or for more compression",
+                       job->n_choice, (unsigned long long)need_bytes(e, job), job->n_tokens, job->max_tokens,
+                       (unsigned long long)job->staging_bytes, (unsigned long long)e->info.kv_pool_bytes);
     if (need_bytes(e, job) > e->info.kv_pool_bytes)
         return pd_fail(err, PD_EBUDGET, p->max_given ? "max_tokens" : "prompt",
                        "the request needs up to %llu bytes of KV cache (%zu prompt + %zu new tokens, one dense layer of %llu bytes included); the pool has %llu: "
@@ -277,7 +284,13 @@ static void name_press(pd_job *job) {
 }
 
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
+    return pd_engine_submit_n(e, p, 1, &(pd_choice){p->sampling.seed, p->notify_arg}, ret, err);
+}
+
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     PD_TRY(check_params(e, p, err));
+    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && p->explain))
+        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
@@ -286,27 +299,34 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
+    job->n_choice = n;
+    job->sampling.seed = choice[0].seed;
+    job->notify_arg = choice[0].notify_arg;
+    job->engine = e;
     pd_status rc = plan(e, job, p, err);
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);
+        rc = pd__job_fork(job, p, n, choice, ret, err);
+    }
+    if (rc == PD_OK) {
         pthread_mutex_lock(&e->lock);
         if (e->stop)
             rc = pd_fail(err, PD_EUNAVAIL, NULL, "the server is shutting down");
-        else if (atomic_load(&e->n_waiting) >= e->info.queue_max)
+        else if (!p->follows && atomic_load(&e->n_waiting) >= e->info.queue_max)
             rc = pd_fail(err, PD_EBUSY, NULL, "%u requests are waiting already; try again later", e->info.queue_max);
         if (rc == PD_OK) {
             pd_job_ref(job); /* the engine's */
-            job->engine = e;
             *e->inbox_end = job;
             e->inbox_end = &job->next;
             atomic_fetch_add(&e->n_waiting, 1);
-            *ret = job;
+            ret[0] = job;
             pthread_cond_signal(&e->wake);
         }
         pthread_mutex_unlock(&e->lock);
     }
     if (rc != PD_OK) {
+        pd__job_unfork(job);
         job->comp = NULL; /* still the caller's */
         pd_compare_disown(job);
         pd_job_unref(job);

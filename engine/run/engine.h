@@ -75,7 +75,7 @@ const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the mo
 
 enum {
     PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_STOP_IDS_MAX = 128, PD_BIAS_MAX = 1024,
-    PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64,
+    PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64, PD_CHOICES_MAX = 128,
 };
 
 typedef struct pd_sampling {
@@ -126,6 +126,7 @@ typedef struct pd_job_params {
      * or tokens.  The members are taken on success only, the array is copied. */
     pd_compression *const *compare;
     size_t n_compare;      /* <= PD_COMPARE_MAX */
+    bool follows;          /* part of a request whose first prompt was taken: the queue's bound does not hold it up */
     void (*notify)(void *arg, pd_job *job); /* something to take, or the state changed; engine thread; must not block */
     void *notify_arg;
 } pd_job_params;
@@ -135,6 +136,22 @@ typedef struct pd_job_params {
  * (could never fit the pool, with the numbers), EBUSY (queue full), EUNAVAIL
  * (closing), EINVAL, ENOMEM.  Thread: any. */
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err);
+
+/* One of several answers to a prompt. */
+typedef struct pd_choice {
+    uint64_t seed;
+    void *notify_arg;
+} pd_choice;
+
+/* n answers (1 to PD_CHOICES_MAX) to one prompt, a job each: the prompt is read
+ * and pressed once, then its cache is copied, and each goes on with its own
+ * choice[i] in place of p's seed and notify_arg.  They wait together until the
+ * pool has room for all.  All are taken or none.  Only job 0's result has the
+ * prompt's cost (timing.prompt_n and prompt_ms, kv.press_ms, the staging layer in
+ * kv.bytes_peak); the caches' bytes are each job's own.  A prompt that not all
+ * its jobs gave up is read to its end.  Explanations have one answer.
+ * Errors: as pd_engine_submit, the numbers for all of them. */
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err);
 
 /* Stop as soon as possible (one decode step or one prefill unit); pages go back
  * at once.  Idempotent.  Thread: any. */

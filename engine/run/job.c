@@ -8,7 +8,11 @@
 #include <string.h>
 
 static void job_free(pd_job *job) {
-    pd_compression_close(job->comp);
+    if (!job->leader) {
+        pd_compression_close(job->comp);
+        free(job->tokens);
+    }
+    free(job->fork);
     for (size_t i = 0; i < job->n_compare; i++) pd_compression_close(job->compare[i].comp);
     free(job->compare);
     pd_arena_done(&job->tops);
@@ -19,7 +23,7 @@ static void job_free(pd_job *job) {
     free(job->stop_id);
     free(job->piece);
     free(job->ev);
-    free(job->tokens);
+    pd_job_unref(job->leader);
     free(job);
 }
 
@@ -64,12 +68,14 @@ static pd_status copy_adjust(pd_job *job, const pd_job_params *p, pd_err *err) {
     return PD_OK;
 }
 
-pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
+/* All but the prompt. */
+static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
     pd_job *job = calloc(1, sizeof *job);
     if (!job) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job");
     atomic_store(&job->refs, 1);
     pthread_mutex_init(&job->lock, NULL);
     job->n_tokens = p->n_tokens;
+    job->n_choice = 1;
     job->max_tokens = max_tokens;
     job->sampling = p->sampling;
     job->n_stop = p->n_stop;
@@ -87,21 +93,73 @@ pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *
     job->tok = tok;
     job->t_submit = pd_now_ns();
     pd_buf_init(&job->text, (size_t)64 << 20);
-    job->tokens = malloc(p->n_tokens * sizeof *job->tokens);
     job->ev = malloc((max_tokens + 1) * sizeof *job->ev);
     job->piece = malloc(pd_detok_max(tok));
-    if (!job->tokens || !job->ev || !job->piece) {
+    pd_status rc = PD_OK;
+    if (!job->ev || !job->piece) rc = pd_fail(err, PD_ENOMEM, NULL, "no memory for an answer of %zu tokens", max_tokens);
+    if (rc == PD_OK) rc = copy_adjust(job, p, err);
+    if (rc == PD_OK) *ret = job;
+    else job_free(job);
+    return rc;
+}
+
+pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
+    pd_job *job;
+    PD_TRY(job_make(&job, p, tok, max_tokens, err));
+    job->tokens = malloc(p->n_tokens * sizeof *job->tokens);
+    if (!job->tokens) {
         job_free(job);
-        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job of %zu + %zu tokens", p->n_tokens, max_tokens);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a prompt of %zu tokens", p->n_tokens);
     }
     memcpy(job->tokens, p->tokens, p->n_tokens * sizeof *job->tokens);
-    const pd_status rc = copy_adjust(job, p, err);
-    if (rc != PD_OK) {
-        job_free(job);
-        return rc;
-    }
     *ret = job;
     return PD_OK;
+}
+
+static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    pd_job *job;
+    PD_TRY(job_make(&job, p, leader->tok, leader->max_tokens, err));
+    pd_job_ref(leader);
+    job->leader = leader;
+    job->tokens = leader->tokens;
+    job->comp = leader->comp;
+    job->scope = leader->scope;
+    job->protect_begin = leader->protect_begin;
+    job->protect_end = leader->protect_end;
+    job->budget = leader->budget;
+    job->skipped = leader->skipped;
+    job->pages_reserved = leader->pages_reserved;
+    job->sampling.seed = choice->seed;
+    job->notify_arg = choice->notify_arg;
+    memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);
+    job->result.kv.name = leader->result.kv.name;
+    job->result.kv.ratio_requested = leader->result.kv.ratio_requested;
+    job->engine = leader->engine;
+    *ret = job;
+    return PD_OK;
+}
+
+pd_status pd__job_fork(pd_job *job, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    job->fork = n > 1 ? calloc(n - 1, sizeof(pd_job *)) : NULL;
+    if (n > 1 && !job->fork) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu answers", n);
+    for (size_t i = 1; i < n; i++) {
+        const pd_status rc = make_fork(job, p, &choice[i], &ret[i], err);
+        if (rc != PD_OK) {
+            pd__job_unfork(job);
+            return rc;
+        }
+        job->fork[job->n_fork++] = ret[i];
+        pd_job_ref(ret[i]);
+    }
+    return PD_OK;
+}
+
+void pd__job_unfork(pd_job *job) {
+    while (job->n_fork) {
+        pd_job *fork = job->fork[--job->n_fork];
+        pd_job_unref(fork); /* the caller's */
+        pd_job_unref(fork);
+    }
 }
 
 /* Where the first stop string begins that ends behind `before` and was not let
@@ -172,11 +230,11 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err) {
     r->scope_tokens = job->scope;
     const uint64_t now = pd_now_ns();
     pd_job_timing *t = &r->timing;
-    t->prompt_n = job->n_tokens;
+    t->prompt_n = job->leader ? 0 : job->n_tokens;
     t->predicted_n = job->n_sampled;
     t->queue_ms = 1e-6 * (double)((job->t_start ? job->t_start : now) - job->t_submit);
     if (job->t_first) {
-        t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);
+        if (!job->leader) t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);
         t->ttft_ms = 1e-6 * (double)(job->t_first - job->t_submit);
         if (job->t_last > job->t_first) t->predicted_ms = 1e-6 * (double)(job->t_last - job->t_first);
     }

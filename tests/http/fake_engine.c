@@ -10,6 +10,7 @@
  *
  *   @@prefill=MS   stay in prefill so long       @@step=MS    per generated token
  *   @@eos=N        end of text after N tokens    @@error=N    fail after N tokens
+ *   @@longer=N     answer i of several is i*N tokens longer; answer i begins at byte i of what it says
  *   @@say=HEX      answer these bytes instead    @@busy       submit says EBUSY
  *
  * FAKE_ENGINE_LOAD_MS delays opening; a model path with "missing" in it fails. */
@@ -56,6 +57,8 @@ struct pd_job {
     /* script */
     double prefill_ms, step_ms;
     long eos_after, error_after;
+    size_t longer;
+    size_t shift; /* which of several answers this is */
     unsigned char *say;
     size_t n_say;
     /* progress */
@@ -270,7 +273,7 @@ static void finish(pd_job *j, pd_finish f) {
     }
     j->result.finish = f;
     j->result.scope_tokens = j->n_prompt;
-    t->prompt_n = j->n_prompt;
+    t->prompt_n = j->shift ? 0 : j->n_prompt;
     t->predicted_n = j->n_out;
     t->queue_ms = j->start_ns ? (double)(j->start_ns - j->submit_ns) * 1e-6 : 0;
     t->prompt_ms = j->first_ns ? (double)(j->first_ns - j->start_ns) * 1e-6 : 0;
@@ -305,7 +308,7 @@ static void emit(pd_job *j) {
     const size_t source = j->n_say ? j->n_say : j->n_prompt;
     int32_t id = '.';
     for (size_t i = 0; i < source; i++) { /* the next plain byte */
-        const size_t k = (j->n_out + i) % source;
+        const size_t k = (j->n_out + j->shift + i) % source;
         id = j->n_say ? j->say[k] : j->prompt[k];
         if (id < 256) break;
     }
@@ -328,10 +331,10 @@ static void emit(pd_job *j) {
     if (j->n_logprobs > 0) {
         top = PD_ARENA_NEW(&j->arena, (size_t)j->n_logprobs, pd_token_prob);
         for (int i = 0; i < j->n_logprobs; i++)
-            top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1)};
+            top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1) / (float)(1 + j->shift)};
     }
     j->ev[j->n_ev++] = (pd_token_event){id,
-                                        -0.25f,
+                                        -0.25f / (float)(1 + j->shift), /* a later answer is a better one */
                                         (uint32_t)before,
                                         (uint32_t)(j->text.len - before),
                                         top,
@@ -552,11 +555,34 @@ static void read_script(pd_job *j) {
             say += 2;
         }
     }
+    j->longer = (size_t)word(text, "longer", 0);
     j->busy_step = strstr(text, "@@busy") != NULL;
     free(text);
 }
 
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
+    return pd_engine_submit_n(e, p, 1, &(pd_choice){p->sampling.seed, p->notify_arg}, ret, err);
+}
+
+static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err);
+
+/* Each answer is a job of its own; only the first has the compression. */
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    const uint64_t bytes = (uint64_t)pages_of(p->n_tokens) * PAGE_BYTES * n;
+    if (n > 1 && bytes > e->info.kv_pool_bytes)
+        return pd_fail(err, PD_EBUDGET, "n", "%zu answers need %llu bytes of KV cache; the pool has %llu", n,
+                       (unsigned long long)bytes, (unsigned long long)e->info.kv_pool_bytes);
+    for (size_t i = 0; i < n; i++) {
+        pd_job_params one = *p;
+        one.notify_arg = choice[i].notify_arg;
+        one.follows = p->follows || i > 0;
+        if (i) one.compression = NULL;
+        PD_TRY(submit_one(e, &one, i, &ret[i], err)); /* only the first can be refused */
+    }
+    return PD_OK;
+}
+
+static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err) {
     const size_t ctx = e->info.ctx_size;
     const size_t want = p->max_given ? p->max_tokens : 1;
     if (p->n_tokens > ctx || want > ctx - p->n_tokens)
@@ -574,7 +600,7 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     j->n_prompt = p->n_tokens;
     read_script(j);
     pthread_mutex_lock(&e->lock);
-    if (e->closing || j->busy_step || e->stats.waiting >= e->queue_max) {
+    if (e->closing || (j->busy_step && shift == 0) || (!p->follows && e->stats.waiting >= e->queue_max)) {
         const bool closing = e->closing;
         pthread_mutex_unlock(&e->lock);
         free(j->prompt);
@@ -587,6 +613,8 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     j->e = e;
     j->refs = 2;
     j->max_tokens = p->max_given ? p->max_tokens : ctx - p->n_tokens;
+    j->max_tokens += shift * j->longer;
+    j->shift = shift;
     j->n_stop = p->n_stop;
     for (size_t i = 0; i < p->n_stop; i++) j->stop[i] = strndup(p->stop[i].text, p->stop[i].len);
     j->n_stop_id = p->n_stop_id;

@@ -62,6 +62,91 @@ class Replies(ServerTest):
         j = self.s.complete("@@say=6162634445", max_tokens=20, stop=["zz", "cD"]).json
         self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
 
+    def test_several_prompts(self):
+        j = self.s.complete(["abc", [104, 105], "z"], max_tokens=3).json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "aab"), (1, "hih"), (2, "zzz")])
+        self.assertEqual((j["usage"]["prompt_tokens"], j["usage"]["completion_tokens"]), (4 + 2 + 2, 9))
+        self.assertEqual(j["timings"]["prompt_n"], 8)
+        alone = [self.s.complete(p, max_tokens=3).json for p in ("abc", [104, 105], "z")]
+        for field in ("bytes", "bytes_dense", "bytes_peak", "pages", "tokens_seen"):
+            self.assertEqual([x[field] for x in j["kv_cache"]["sequences"]], [x["kv_cache"][field] for x in alone], field)
+            self.assertEqual(j["kv_cache"][field], sum(x["kv_cache"][field] for x in alone), field)
+        self.assertNotIn("sequences", alone[0]["kv_cache"])
+
+    def test_prompts_are_pressed_each(self):
+        j = self.s.complete(["a" * 100, "b" * 200], compression="knorm@0.5", verbose=True).json
+        self.assertEqual([x["press"] for x in j["kv_cache"]["sequences"]], ["knorm"] * 2)
+        self.assertEqual([len(x["layers"]) for x in j["kv_cache"]["sequences"]], [2, 2])
+        self.assertNotIn("layers", j["kv_cache"])
+        self.assertAlmostEqual(j["kv_cache"]["ratio"], 0.5, 1)
+
+    def test_choices(self):
+        r = self.s.complete("abcd", max_tokens=3, n=3, logprobs=1)
+        j = r.json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "aab"), (1, "abc"), (2, "bcd")])
+        for i, c in enumerate(j["choices"]):
+            self.assertAlmostEqual(c["logprobs"]["token_logprobs"][0], -0.25 / (1 + i), 6)
+        self.assertEqual((j["usage"]["prompt_tokens"], j["usage"]["completion_tokens"]), (5, 9))
+        self.assertEqual(int(r.headers["X-KV-Cache-Bytes"]), j["usage"]["kv_cache_bytes"])
+        j = self.s.complete(["ab", "cd"], max_tokens=1, n=2).json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "a"), (1, "a"), (2, "c"), (3, "c")])
+        j = self.s.chat("@@say=6162 @@eos=2 @@longer=0", n=2).json
+        self.assertEqual([(c["index"], c["message"]["content"], c["finish_reason"]) for c in j["choices"]],
+                         [(0, "ab", "stop"), (1, "ba", "stop")])
+
+    def test_most_choices(self):
+        j = self.s.complete("abc", max_tokens=2, n=128).json
+        self.assertEqual([c["index"] for c in j["choices"]], list(range(128)))
+        self.assertEqual(j["usage"]["completion_tokens"], 256)
+
+    def test_best_of(self):
+        """The fake engine's later answers are the likelier ones; the sums count all that was made."""
+        j = self.s.complete("abcd", max_tokens=2, n=2, best_of=4).json
+        self.assertEqual([(c["index"], c["text"], c["logprobs"]) for c in j["choices"]], [(0, "cd", None), (1, "bc", None)])
+        self.assertEqual(j["usage"]["completion_tokens"], 8)
+        self.assertEqual(len(j["kv_cache"]["sequences"]), 4)
+
+    def test_streamed_choices(self):
+        """Chunks of all answers come mixed; each answer is whole, in order, with one end; one usage at the last."""
+        r = self.s.post("/v1/completions", {"prompt": ["abcd@@step=2@@longer=3", "xy@@step=2"], "n": 2, "max_tokens": 6,
+                                            "stream": True, "stream_options": {"include_usage": True}})
+        got = events(r.body)
+        self.assertEqual(got.pop(), "[DONE]")
+        chunks = [json.loads(x) for x in got]
+        usage = chunks.pop()
+        self.assertEqual(usage["choices"], [])
+        self.assertEqual(usage["usage"]["completion_tokens"], 6 + 9 + 6 + 6)
+        self.assertEqual(len(usage["kv_cache"]["sequences"]), 4)
+        self.assertEqual([("kv_cache" in c) for c in chunks], [False] * (len(chunks) - 1) + [True])
+        order = [c["choices"][0]["index"] for c in chunks]
+        self.assertEqual(set(order), {0, 1, 2, 3})
+        self.assertNotEqual(order, sorted(order))
+        whole = self.s.complete(["abcd@@step=2@@longer=3", "xy@@step=2"], n=2, max_tokens=6).json
+        for c in whole["choices"]:
+            mine = [x["choices"][0] for x in chunks if x["choices"][0]["index"] == c["index"]]
+            self.assertEqual("".join(x["text"] for x in mine), c["text"])
+            self.assertEqual([x["finish_reason"] for x in mine], [None] * (len(mine) - 1) + ["length"])
+
+    def test_streamed_chat_choices(self):
+        r = self.s.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "@@say=6162"}], "n": 2,
+                                                 "max_tokens": 3, "stream": True})
+        chunks = [json.loads(x) for x in events(r.body)[:-1]]
+        for i, text in ((0, "aba"), (1, "bab")):
+            mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == i]
+            self.assertEqual(mine[0]["delta"], {"role": "assistant", "content": ""})
+            self.assertEqual("".join(c["delta"].get("content", "") for c in mine), text)
+            self.assertEqual(mine[-1]["delta"], {})
+
+    def test_one_of_several_fails(self):
+        r = self.s.complete(["abc", "x@@error=2"], max_tokens=5)
+        self.check_error(r, 500, "server_error")
+        r = self.s.post("/v1/completions", {"prompt": ["abc@@step=300", "x@@error=2@@step=1"], "max_tokens": 5, "stream": True})
+        got = events(r.body)
+        self.assertEqual(got[-1], "[DONE]")
+        self.assertEqual(json.loads(got[-2])["error"]["type"], "server_error")
+        self.check_error(self.s.complete(["abc", "y@@busy"]), 429, "rate_limit_error")
+        until(lambda: self.s.metric("pressd_requests_running") == 0, 5, "all jobs of a failed request are gone")
+
     def test_stop_tokens_and_min_tokens(self):
         j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63]).json
         self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
@@ -184,7 +269,7 @@ class Replies(ServerTest):
         for n in (70000, 200000):
             j = self.s.post("/tokenize", {"prompt": "z" * n}).json
             self.assertEqual(j["count"], n + 1)
-        self.check_error(self.s.post("/v1/completions", '{"prompt": "%s", "n": 2}' % ("z" * 70000),
+        self.check_error(self.s.post("/v1/completions", '{"prompt": "%s", "n": 0}' % ("z" * 70000),
                                      headers={"Content-Type": "application/json"}), 400, param="n")
 
     def test_request_id(self):
@@ -290,8 +375,8 @@ class Errors(ServerTest):
         nan = float("nan")
         table = [
             ({"prompt": None}, "prompt"), ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"),
-            ({"prompt": ["a", "b"]}, "prompt"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
-            ({"prompt": [260]}, "prompt[0]"), ({"prompt": [1.5]}, "prompt[0]"), ({"prompt": [[1], [2]]}, "prompt"),
+            ({"prompt": ["a", 5]}, "prompt[1]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
+            ({"prompt": [260]}, "prompt[0]"), ({"prompt": [1.5]}, "prompt[0]"), ({"prompt": [[1], []]}, "prompt[1]"),
             ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": "4"}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
             ({"max_tokens": 2**31}, "max_tokens"), ({"temperature": 2.1}, "temperature"),
             ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"),
@@ -299,7 +384,8 @@ class Errors(ServerTest):
             ({"stop": [""]}, "stop[0]"), ({"stop": ["a"] * 5}, "stop"), ({"stop": "a" * 257}, "stop"),
             ({"stop": 3}, "stop"), ({"logprobs": 101}, "logprobs"), ({"logprobs": True}, "logprobs"),
             ({"stream": 1}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
-            ({"n": 2}, "n"), ({"best_of": 2}, "best_of"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"),
+            ({"n": 129}, "n"), ({"best_of": 21}, "best_of"), ({"n": 3, "best_of": 2}, "best_of"),
+            ({"best_of": 2, "stream": True}, "best_of"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"),
             ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
             ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
             ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),
@@ -430,7 +516,7 @@ class Metrics(ServerTest):
     def test_counts(self):
         for _ in range(3):
             self.s.complete("abc", max_tokens=5, compression="knorm@0.25")
-        self.s.complete(n=2)
+        self.s.complete(n=0)
         self.assertEqual(self.s.metric("pressd_generated_tokens_total"), 15)
         self.assertEqual(self.s.metric("pressd_press_requests_total", '{press="knorm"}'), 3)
         self.assertEqual(self.s.metric("pressd_time_to_first_token_seconds_count"), 3)

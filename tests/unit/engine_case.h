@@ -52,6 +52,8 @@ typedef struct {
 
 /* What pd_engine_submit says; on PD_OK *job is the caller's. */
 pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err);
+/* n answers, choice i with seed a->seed + i; the same in job[n]. */
+pd_status case_submit_n(pd_engine *e, const ask *a, size_t n, pd_job **job, pd_err *err);
 extern void (*case_before_submit)(void); /* called when all is ready to submit; NULL = nothing */
 
 typedef struct {

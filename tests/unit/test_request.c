@@ -56,7 +56,7 @@ static void test_defaults(void **state) {
     assert_true(r.sampling.temperature == 1.0f && r.sampling.top_p == 1.0f &&
                 r.sampling.top_k == 0);
     assert_false(r.seed_given);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     const uint64_t seed = r.sampling.seed;
     pd_request_done(&r);
     completion("{\"prompt\":\"hi\"}", &r);
@@ -80,8 +80,8 @@ static void test_fields(void **state) {
                "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_"
                "stats\":true},\"verbose\":true}",
                &r);
-    assert_int_equal(r.prompt.n, 3);
-    assert_int_equal(r.prompt.id[1], 2);
+    assert_int_equal(r.prompt->ids.n, 3);
+    assert_int_equal(r.prompt->ids.id[1], 2);
     assert_int_equal(r.max_tokens, 7); /* the newer name wins */
     assert_true(r.sampling.temperature == 0.0f && r.sampling.min_p == 0.1f);
     assert_true(r.sampling.seed == (uint64_t)-3 && r.seed_given);
@@ -90,10 +90,56 @@ static void test_fields(void **state) {
     assert_int_equal(r.n_logprobs, 100);
     assert_true(r.stream && r.include_usage && r.continuous_usage && r.ignore_eos && r.verbose);
     pd_job_params p;
-    pd_request_params(&r, &p);
+    pd_request_params(&r, 0, &p);
     assert_int_equal(p.n_tokens, 3);
     assert_string_equal(p.stop[1].text, "bb");
     pd_request_done(&r);
+}
+
+static void test_choices(void **state) {
+    pd_request r;
+    completion("{\"prompt\":[\"a\",[1,2],\"\"],\"n\":3,\"seed\":5,\"compression\":\"knorm@0.5\"}", &r);
+    assert_int_equal(r.n_prompt, 3);
+    assert_int_equal(r.n, 3);
+    assert_int_equal(r.best_of, 3);
+    assert_string_equal(r.prompt[0].text, "a");
+    assert_null(r.prompt[1].text);
+    assert_int_equal(r.prompt[1].ids.n, 2);
+    assert_int_equal(r.prompt[2].text_len, 0);
+    for (size_t i = 0; i < 3; i++) {
+        pd_job_params p;
+        pd_request_params(&r, i, &p);
+        assert_ptr_equal(p.compression, r.prompt[i].compression);
+        assert_non_null(p.compression);
+        if (i) assert_ptr_not_equal(p.compression, r.prompt[0].compression); /* each job owns its own */
+        assert_int_equal(p.follows, i > 0);
+        assert_int_equal(p.n_logprobs, -1);
+    }
+    pd_request_done(&r);
+
+    completion("{\"prompt\":[[7]],\"n\":2,\"best_of\":20}", &r);
+    pd_job_params p;
+    pd_request_params(&r, 0, &p);
+    assert_int_equal(p.n_logprobs, 0); /* what the best are told by */
+    assert_int_equal(r.n_logprobs, -1);
+    pd_request_done(&r);
+
+    pd_err err = {0};
+    assert_int_equal(decode("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"n\":128}", PD_REQUEST_CHAT, &r, &err), PD_OK);
+    assert_int_equal(r.best_of, 128);
+    pd_request_done(&r);
+    refuse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"best_of\":2}", PD_REQUEST_CHAT, "best_of");
+
+    pd_buf many = {0};
+    pd_buf_puts(&many, "{\"prompt\":[\"a\"");
+    for (int i = 1; i < PD_REQUEST_PROMPTS_MAX; i++) pd_buf_puts(&many, ",\"a\"");
+    pd_buf_puts(&many, "]}");
+    completion(many.data, &r); /* exactly the bound */
+    pd_request_done(&r);
+    many.len -= 2;
+    pd_buf_puts(&many, ",[5]]}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "prompt");
+    pd_buf_done(&many);
 }
 
 static void test_adjust(void **state) {
@@ -102,7 +148,7 @@ static void test_adjust(void **state) {
                "\"frequency_penalty\":0.25,\"repetition_penalty\":2,\"min_tokens\":16,\"stop_token_ids\":[0,259.0]}",
                &r);
     pd_job_params p;
-    pd_request_params(&r, &p);
+    pd_request_params(&r, 0, &p);
     assert_int_equal(p.adjust.n_bias, 3);
     float sum = 0;
     for (size_t i = 0; i < 3; i++) {
@@ -146,8 +192,11 @@ static void test_refused(void **state) {
         {"{\"prompt\":[260]}", "prompt[0]"},
         {"{\"prompt\":[0,-1]}", "prompt[1]"},
         {"{\"prompt\":[0,1e30]}", "prompt[1]"},
-        {"{\"prompt\":[\"a\",\"b\"]}", "prompt"},
-        {"{\"prompt\":[[]]}", "prompt"},
+        {"{\"prompt\":[]}", "prompt"},
+        {"{\"prompt\":[[]]}", "prompt[0]"},
+        {"{\"prompt\":[\"a\",5]}", "prompt[1]"},
+        {"{\"prompt\":[[1],[2,260]]}", "prompt[1][1]"},
+        {"{\"prompt\":[[[1]]]}", "prompt[0][0]"},
         {"{\"prompt\":{}}", "prompt"},
         {"{\"prompt\":\"x\",\"max_tokens\":2147483648}", "max_tokens"},
         {"{\"prompt\":\"x\",\"max_tokens\":-1}", "max_tokens"},
@@ -168,9 +217,14 @@ static void test_refused(void **state) {
          "stream_options.include_usage"},
         {"{\"prompt\":\"x\",\"stream_options\":{}}", "stream_options"},
         {"{\"prompt\":\"x\",\"ignore_eos\":0}", "ignore_eos"},
-        {"{\"prompt\":\"x\",\"n\":2}", "n"},
+        {"{\"prompt\":\"x\",\"n\":129}", "n"},
+        {"{\"prompt\":\"x\",\"n\":0}", "n"},
         {"{\"prompt\":\"x\",\"n\":\"1\"}", "n"},
-        {"{\"prompt\":\"x\",\"best_of\":3}", "best_of"},
+        {"{\"prompt\":[\"x\",\"y\"],\"n\":65}", "n"},
+        {"{\"prompt\":\"x\",\"best_of\":21}", "best_of"},
+        {"{\"prompt\":\"x\",\"best_of\":2,\"n\":3}", "best_of"},
+        {"{\"prompt\":\"x\",\"best_of\":2,\"stream\":true}", "best_of"},
+        {"{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\"],\"best_of\":20}", "best_of"},
         {"{\"prompt\":\"x\",\"echo\":true}", "echo"},
         {"{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix"},
         {"{\"prompt\":\"x\",\"logit_bias\":[1,2]}", "logit_bias"},
@@ -450,12 +504,12 @@ static void test_model_suffix(void **state) {
         char body[200];
         snprintf(body, sizeof body, "{\"prompt\":\"x\",\"model\":\"%s\"}", t[i].model);
         completion(body, &r);
-        assert_press(r.compression, t[i].press);
-        assert_true(r.compression->ratio == t[i].ratio);
+        assert_press(r.prompt->compression, t[i].press);
+        assert_true(r.prompt->compression->ratio == t[i].ratio);
         pd_request_done(&r);
     }
     completion("{\"prompt\":\"x\",\"model\":\"m@x\"}", &r);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     pd_request_done(&r);
     refuse("{\"prompt\":\"x\",\"model\":\"m@x@nope:0.5\"}", PD_REQUEST_COMPLETION, "model");
     refuse("{\"prompt\":\"x\",\"model\":\"m@x@knorm:1.5\"}", PD_REQUEST_COMPLETION, "model");
@@ -470,17 +524,17 @@ static void test_server_default(void **state) {
     pd_err err = {0};
     assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_press(r.compression, "knorm");
+    assert_press(r.prompt->compression, "knorm");
     pd_request_done(&r);
     assert_int_equal(decode_env("{\"prompt\":\"x\",\"compression\":\"none\"}",
                                 PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     pd_request_done(&r);
     env.compression = " {\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}";
     assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_int_equal(r.compression->scope,
+    assert_int_equal(r.prompt->compression->scope,
                      PD_SCOPE_PROMPT); /* a completion has no context of its own */
     pd_request_done(&r);
     static const char *const bad[] = {"nope@0.5", "knorm", "{\"press\":\"knorm\"}", "{",
@@ -624,6 +678,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_choices),
         cmocka_unit_test(test_adjust),
         cmocka_unit_test(test_nulls),
         cmocka_unit_test(test_refused),
