@@ -224,6 +224,9 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
     for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
+    if (p->score && (p->score_top > PD_LOGPROBS_MAX || p->n_tokens > PD_SCORED_MAX / (1 + p->score_top)))
+        return pd_fail(err, PD_EINVAL, "logprobs", "%zu prompt tokens with %zu alternatives each; at most %d alternatives and %d log probabilities are given",
+                       p->n_tokens, p->score_top, PD_LOGPROBS_MAX, PD_SCORED_MAX);
     return PD_OK;
 }
 

@@ -76,6 +76,7 @@ const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the mo
 enum {
     PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_STOP_IDS_MAX = 128, PD_BIAS_MAX = 1024,
     PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64, PD_CHOICES_MAX = 128,
+    PD_SCORED_MAX = 1 << 19, /* log probabilities of prompt tokens, alternatives counted */
 };
 
 typedef struct pd_sampling {
@@ -116,6 +117,8 @@ typedef struct pd_job_params {
     size_t n_stop_id;       /* <= PD_STOP_IDS_MAX */
     pd_adjust adjust;       /* copied */
     int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
+    bool score;            /* log probabilities of the prompt's tokens: pd_job_scored */
+    size_t score_top;      /* alternatives of each, <= PD_LOGPROBS_MAX; tokens * (1 + this) <= PD_SCORED_MAX */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */
     bool explain_scores;
@@ -186,6 +189,22 @@ typedef struct pd_token_event {
  * there is none left, as *text without event (tail_len).  Thread: any, one
  * taker. */
 size_t pd_job_take(pd_job *job, pd_token_event *ev, size_t cap, pd_buf *text, size_t *tail_len);
+
+/* A token of the prompt as the model expected it.  The context that a press is
+ * given is read whole, so its own tokens and the first one behind it are scored
+ * against all of it; every later token against what the press left. */
+typedef struct pd_scored {
+    int32_t id;
+    float logprob;
+    uint32_t rank;               /* 1 = the likeliest; equals count */
+    uint32_t n_top;
+    const pd_token_prob *top;    /* descending */
+} pd_scored;
+
+/* [n_tokens] of the job's prompt; the first was expected by nothing and has no
+ * numbers.  NULL unless asked for, and before the job is in DECODE or DONE.  Lives
+ * as long as the job.  Thread: any. */
+const pd_scored *pd_job_scored(const pd_job *job);
 
 /* ---- results: valid once DONE, borrowed from the job ---- */
 

@@ -35,6 +35,11 @@ void pd_job_unref(pd_job *job) {
     if (job && atomic_fetch_sub_explicit(&job->refs, 1, memory_order_acq_rel) == 1) job_free(job);
 }
 
+const pd_scored *pd_job_scored(const pd_job *job) {
+    const bool there = pd_job_get_state(job) >= PD_JOB_DECODE;
+    return !there ? NULL : job->leader ? job->leader->scored : job->scored;
+}
+
 pd_job_state pd_job_get_state(const pd_job *job) {
     return (pd_job_state)atomic_load_explicit(&job->state, memory_order_acquire);
 }
@@ -84,6 +89,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
         memcpy(job->stop[i], p->stop[i].text, p->stop[i].len);
     }
     job->n_logprobs = p->n_logprobs;
+    job->score_top = p->score_top;
     job->ignore_eos = p->ignore_eos;
     job->explain = p->explain;
     job->explain_scores = p->explain_scores;
@@ -112,6 +118,7 @@ pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for a prompt of %zu tokens", p->n_tokens);
     }
     memcpy(job->tokens, p->tokens, p->n_tokens * sizeof *job->tokens);
+    job->score = p->score;
     *ret = job;
     return PD_OK;
 }

@@ -53,6 +53,9 @@ struct pd_job {
     size_t n_stop_id;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
+    bool score;                  /* the leader's forks have none of their own */
+    size_t score_top;
+    pd_scored *scored;           /* [n_tokens] in keep */
     pd_compression *comp;        /* NULL = dense */
     pd_job_compare *compare;     /* [n_compare] */
     pd_compared *compared;       /* [n_compare] in job->keep, for the result */

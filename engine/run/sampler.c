@@ -112,17 +112,18 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
     return s->cand[end - 1].id;
 }
 
+float pd_logprobs_row(const pd_kernels *kern, float *logits, size_t n, int32_t id, pd_token_prob *top, size_t n_top) {
+    const float floor_lp = -9999.0f; /* JSON has no infinity */
+    const float x = logits[id], max = kern->max_f32(logits, n);
+    n_top = pd_min_size(n_top, n);
+    if (n_top) top_k(logits, n, n_top, top);
+    const float lse = max + logf(kern->exp_sum_f32(logits, n, max));
+    for (size_t i = 0; i < n_top; i++) top[i].logprob = fmaxf(top[i].logprob - lse, floor_lp);
+    return fmaxf(x - lse, floor_lp);
+}
+
 float pd_logprobs(pd_sampler *s, const pd_kernels *kern, const float *logits, int32_t id,
                   pd_token_prob *top, size_t n_top) {
-    const size_t n = s->n_vocab;
-    memcpy(s->p, logits, n * sizeof *s->p);
-    const float max = kern->max_f32(s->p, n);
-    const float lse = max + logf(kern->exp_sum_f32(s->p, n, max));
-    const float floor_lp = -9999.0f; /* JSON has no infinity */
-    if (n_top) {
-        n_top = pd_min_size(n_top, n);
-        top_k(logits, n, n_top, top);
-        for (size_t i = 0; i < n_top; i++) top[i].logprob = fmaxf(top[i].logprob - lse, floor_lp);
-    }
-    return fmaxf(logits[id] - lse, floor_lp);
+    memcpy(s->p, logits, s->n_vocab * sizeof *s->p);
+    return pd_logprobs_row(kern, s->p, s->n_vocab, id, top, n_top);
 }

@@ -29,4 +29,7 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
 float pd_logprobs(pd_sampler *s, const pd_kernels *kern, const float *logits, int32_t id,
                   pd_token_prob *top, size_t n_top);
 
+/* The same from a row that is lost by it; no scratch.  Thread: any. */
+float pd_logprobs_row(const pd_kernels *kern, float *logits, size_t n, int32_t id, pd_token_prob *top, size_t n_top);
+
 #endif

@@ -77,6 +77,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
         s->explain = pd_arena_zalloc(&job->keep, hp->n_layer * hp->n_head_kv, sizeof *s->explain);
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
     }
+    if (job->score) PD_TRY(pd_score_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     if (job->comp && job->comp->decode) {
         pd_press_needs needs;

@@ -92,6 +92,7 @@ typedef struct pd_prefill {
     int32_t *pos;              /* [seg tokens] */
     pd_stage stage;
     pd_collect collect;
+    float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
 } pd_prefill;
 
@@ -100,6 +101,13 @@ void pd_prefill_close(pd_prefill *p);
 /* Run one unit.  *done when the prompt is in the cache; then the last token's
  * logits are in run->logits (unless the job wants no token). */
 pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err);
+
+/* ---- score.c: the prompt's own log probabilities ---- */
+
+pd_status pd_score_open(pd_seq *s, pd_err *err); /* room for the job's scores; ENOMEM */
+/* Once the segment went through every layer: score what its next rows expect.
+ * *more while rows are left; p->row counts them.  Errors: ENOMEM, EINTERNAL. */
+pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 
 /* ---- presser.c: plans applied ---- */
 

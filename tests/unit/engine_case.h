@@ -41,6 +41,8 @@ typedef struct {
     size_t interval, target;
     int logprobs;            /* 0 = none asked for */
     bool explain, scores, keep_eos;
+    bool score;              /* the prompt, with score_top alternatives */
+    size_t score_top;
     const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
     const int32_t *stop_id;

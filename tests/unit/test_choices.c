@@ -196,7 +196,8 @@ static void arm(void) {
 static void any_allocation_may_fail(void **state) {
     (void)state;
     pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
-    const ask q = {.tokens = prompt, .n = 40, .max_tokens = 4, .press = "knorm@0.5", .adjust = {.presence = 1.0f}};
+    const ask q = {.tokens = prompt, .n = 40, .max_tokens = 4, .press = "knorm@0.5", .adjust = {.presence = 1.0f},
+                   .score = true, .score_top = 2};
     size_t refused = 0, partly = 0;
     long n = 0;
     case_before_submit = arm;
