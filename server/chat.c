@@ -30,6 +30,15 @@ static void whole(pd_answer *a, pd_buf *out, const char *finish) {
     finish_member(out, finish);
 }
 
+/* vLLM puts the prompt's log probabilities beside the choices of a chat. */
+static void members(pd_gen *g, pd_buf *out) {
+    if (g->rq.n_prompt_logprobs < 0) return;
+    const pd_job *job = g->answer->call->job;
+    pd_buf_puts(out, ",\"prompt_logprobs\":");
+    pd_logprob_prompt(out, g->srv->tok, pd_job_scored(job), pd_job_prompt_tokens(job),
+                      (size_t)g->rq.n_prompt_logprobs);
+}
+
 static void opening(pd_answer *a, pd_buf *out) {
     pd_buf_printf(out,
                   "{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
@@ -62,6 +71,7 @@ static const pd_shape shape = {
     .object = "chat.completion",
     .chunk_object = "chat.completion.chunk",
     .whole = whole,
+    .members = members,
     .opening = opening,
     .chunk = chunk,
     .collect = collect,

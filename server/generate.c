@@ -9,6 +9,7 @@
 #include "server/generate.h"
 
 #include "engine/base/clock.h"
+#include "engine/base/num.h"
 #include "engine/base/utf8.h"
 #include "server/meta.h"
 #include "server/reply.h"
@@ -24,6 +25,8 @@ enum {
     EVENTS_PER_TAKE = 64,
     FILL_BYTES = 16384, /* a fill stops beyond this; with one more take it stays under 64 KiB */
     EVENTS_PER_FILL_TAKE = 4,      /* 100 logprobs a token are about 10 KiB */
+    ECHO_PER_CHUNK = 64,           /* prompt tokens; as above with their logprobs */
+    OFFLOAD_SCORES = 4096,         /* prompt tokens with log probabilities: more are written off the loop */
     STREAM_BUFFER_LIMIT = 1 << 20, /* never reached; a bound all the same */
 };
 
@@ -189,7 +192,9 @@ static void rank(const pd_answer *a, size_t m, size_t *order) {
     }
 }
 
-static void whole_reply(pd_req *q, pd_gen *g) {
+/* Thread: loop or pool. */
+static void write_whole(pd_req *q) {
+    pd_gen *g = q->state;
     pd_buf *out = &q->out;
     const size_t n = g->rq.n, m = g->rq.best_of;
     frame_begin(g, out, g->shape->object);
@@ -205,13 +210,35 @@ static void whole_reply(pd_req *q, pd_gen *g) {
             if (a->text.failed || a->chat_logprobs.failed) out->failed = true;
         }
     }
-    pd_buf_puts(out, "],");
+    pd_buf_putc(out, ']');
+    if (g->shape->members) g->shape->members(g, out);
+    pd_buf_putc(out, ',');
     write_meta(g, out, true);
     pd_buf_putc(out, '}');
+}
+
+static void whole_reply(pd_req *q) {
+    pd_gen *g = q->state;
     const pd_job_result *r[PD_CHOICES_MAX];
     for (size_t i = 0; i < g->n_answer; i++) r[i] = pd_job_get_result(g->answer[i].call->job);
     pd_meta_headers(q, r, g->n_answer);
+    pd_gen_end(g);
     pd_reply_json(q);
+}
+
+/* All answers are there. */
+static void finish_whole(pd_req *q) {
+    pd_gen *g = q->state;
+    const bool scored = g->rq.n_prompt_logprobs >= 0 || (g->rq.echo && g->rq.n_logprobs >= 0);
+    pd_err err = {0};
+    if (scored && g->n_prompt * g->rq.n > OFFLOAD_SCORES) {
+        if (pd_req_offload(q, write_whole, whole_reply, &err) == PD_OK) return;
+        pd_gen_end(g);
+        pd_reply_error(q, &err);
+        return;
+    }
+    write_whole(q);
+    whole_reply(q);
 }
 
 /* ---- a stream ---- */
@@ -273,6 +300,17 @@ static void open_answer(pd_answer *a, pd_buf *out) {
     a->opened = true;
 }
 
+/* The next piece of the prompt. */
+static bool stream_echo(pd_answer *a, pd_buf *out) {
+    pd_gen *g = a->gen;
+    const size_t to = pd_min_size(a->echo->n, a->n_echoed + ECHO_PER_CHUNK);
+    chunk_begin(g, out);
+    g->shape->echo(a, out, a->n_echoed, to);
+    chunk_end(g, out);
+    a->n_echoed = to;
+    return true;
+}
+
 /* What one answer has to say now; false when nothing.  A failure ends the stream. */
 static bool stream_answer(pd_req *q, pd_answer *a) {
     pd_buf *out = &q->out;
@@ -280,11 +318,14 @@ static bool stream_answer(pd_req *q, pd_answer *a) {
     open_answer(a, out);
     /* The state is read first: what came before DONE is then surely taken. */
     const pd_job_state state = pd_job_get_state(a->call->job);
-    if (stream_take(a, out)) return true;
-    if (state != PD_JOB_DONE) return false;
-    const pd_job_result *r = pd_job_get_result(a->call->job);
+    const pd_job_result *r = state == PD_JOB_DONE ? pd_job_get_result(a->call->job) : NULL;
     pd_err err = {0};
-    if (pd_gen_outcome(r, &err) == PD_OK) {
+    const bool failed = r && pd_gen_outcome(r, &err) != PD_OK;
+    if (a->echo && a->n_echoed < a->echo->n && state >= PD_JOB_DECODE && !failed)
+        return stream_echo(a, out);
+    if (stream_take(a, out)) return true;
+    if (!r) return false;
+    if (!failed) {
         answer_end(a, out, r);
     } else {
         account(a, r);
@@ -359,10 +400,15 @@ static void on_event(pd_req *q, pd_call *call) {
     const pd_job_result *r = pd_job_get_result(call->job);
     pd_err err = {0};
     account(a, r);
-    if (pd_gen_outcome(r, &err) != PD_OK) pd_reply_error(q, &err);
-    else if (g->n_done == g->n_answer) whole_reply(q, g);
-    else return;
-    pd_gen_end(g);
+    if (pd_gen_outcome(r, &err) != PD_OK) {
+        pd_gen_end(g);
+        pd_reply_error(q, &err);
+    } else if (g->n_done == g->n_answer) {
+        finish_whole(q);
+        if (q->mode == PD_REQ_WAIT) return; /* written off the loop */
+    } else {
+        return;
+    }
     pd_req_wake(q);
 }
 
@@ -393,6 +439,9 @@ static pd_status make_answers(pd_gen *g, pd_err *err) {
     for (size_t i = 0; i < n; i++) {
         g->answer[i].gen = g;
         g->answer[i].index = i;
+        if (!g->shape || !g->rq.echo) continue;
+        g->answer[i].echo = &g->rq.echoed[i / g->rq.best_of];
+        g->answer[i].n_chars = pd_echo_chars(g->answer[i].echo);
     }
     return PD_OK;
 }
@@ -407,6 +456,7 @@ static pd_status submit_prompt(pd_req *q, size_t i, void (*event)(pd_req *q, pd_
         p.explain_scores = g->rq.scores;
         p.max_given = true;
         p.max_tokens = 0;
+        p.score = false;
     }
     const size_t n = g->rq.best_of;
     pd_call *call[PD_CHOICES_MAX];

@@ -18,8 +18,10 @@ typedef struct pd_answer {
     pd_gen *gen;
     size_t index;         /* its "index" */
     pd_call *call;        /* NULL before submit and after the end */
+    const pd_echo *echo;  /* its prompt, NULL unless it is given back; in gen->rq */
+    size_t n_echoed;      /* tokens of it that a stream gave back */
     size_t n_out;
-    size_t n_chars;       /* code points of the answer so far */
+    size_t n_chars;       /* code points of the answer so far, those of the echo included */
     double logprob_sum;   /* for best_of */
     uint64_t token_ns;
     pd_buf text;          /* the answer, or the scratch of one take */
@@ -33,6 +35,10 @@ typedef struct pd_shape {
     const char *id_prefix, *object, *chunk_object;
     /* Append one member of "choices".  finish NULL = null. */
     void (*whole)(pd_answer *a, pd_buf *out, const char *finish);
+    /* A chunk with prompt tokens [from, to) of an answer with an echo; NULL: has none. */
+    void (*echo)(pd_answer *a, pd_buf *out, size_t from, size_t to);
+    /* Members behind "choices", with their comma, of a whole reply; NULL: none. */
+    void (*members)(pd_gen *g, pd_buf *out);
     /* The chunk before the first token, NULL if there is none. */
     void (*opening)(pd_answer *a, pd_buf *out);
     /* ev NULL: text let go at the end, or (len 0) the chunk with the finish reason. */

@@ -358,6 +358,21 @@ static pd_status decode_logprobs(const json_t *body, pd_request *r, pd_err *err)
     return PD_OK;
 }
 
+/* The prompt given back, and what its tokens were worth.  After the stream's fields. */
+static pd_status decode_echo(const json_t *body, pd_request *r, pd_err *err) {
+    int64_t n = -1;
+    bool given = false;
+    if (r->kind == PD_REQUEST_COMPLETION) PD_TRY(pd_json_bool(body, "", "echo", &r->echo, err));
+    PD_TRY(pd_json_int(body, "", "prompt_logprobs", 0, PD_LOGPROBS_MAX, &n, &given, err));
+    if (given && r->stream)
+        return pd_fail(err, PD_EINVAL, "prompt_logprobs",
+                       "prompt_logprobs is %lld; there are none in a stream (echo with logprobs has "
+                       "them)",
+                       (long long)n);
+    r->n_prompt_logprobs = given ? (int)n : -1;
+    return PD_OK;
+}
+
 static pd_status decode_stream(const json_t *body, pd_request *r, pd_err *err) {
     PD_TRY(pd_json_bool(body, "", "stream", &r->stream, err));
     const json_t *o = pd_json_get(body, "stream_options");
@@ -480,6 +495,7 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_adjust(body, env, r, err));
     PD_TRY(decode_logprobs(body, r, err));
     PD_TRY(decode_stream(body, r, err));
+    PD_TRY(decode_echo(body, r, err));
     PD_TRY(decode_choices(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
     PD_TRY(pd_json_bool(body, "", "verbose", &r->verbose, err));
@@ -491,11 +507,39 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
 
 pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
                             const pd_request_env *env, pd_request *ret, pd_err *err) {
-    pd_request r = {.body = body, .kind = kind, .n_logprobs = -1};
+    pd_request r = {.body = body, .kind = kind, .n_logprobs = -1, .n_prompt_logprobs = -1};
     const pd_status st = decode(body, explain, env, &r, err);
     if (st == PD_OK) *ret = r;
     else pd_request_done(&r);
     return st;
+}
+
+/* Alternatives of each prompt token that the answer lists; -1 = no scores. */
+static int score_top(const pd_request *r) {
+    const int of_echo = r->echo ? r->n_logprobs : -1;
+    return of_echo > r->n_prompt_logprobs ? of_echo : r->n_prompt_logprobs;
+}
+
+/* A reply must fit in memory. */
+static pd_status check_scores(const pd_request *r, pd_err *err) {
+    const int top = score_top(r);
+    size_t n = 0;
+    for (size_t i = 0; i < r->n_prompt; i++) n += r->prompt[i].ids.n * r->n;
+    if (top < 0 || n <= PD_SCORED_MAX / (1 + (size_t)top)) return PD_OK;
+    return pd_fail(err, PD_EINVAL, r->n_prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs",
+                   "%zu prompt tokens, answers counted, with %d alternatives each; at most %d log "
+                   "probabilities are given",
+                   n, top, PD_SCORED_MAX);
+}
+
+static pd_status make_echoes(pd_request *r, const pd_request_env *env, pd_err *err) {
+    r->echoed = calloc(r->n_prompt, sizeof *r->echoed);
+    if (!r->echoed) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu prompts", r->n_prompt);
+    r->n_echoed = r->n_prompt;
+    for (size_t i = 0; i < r->n_prompt; i++)
+        PD_TRY(pd_echo_make(&r->echoed[i], env->tok, &r->prompt[i].ids, r->prompt[i].text != NULL,
+                            err));
+    return PD_OK;
 }
 
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err) {
@@ -516,7 +560,8 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
         if (p->ids.n == 0)
             return pd_fail(err, PD_EINVAL, "prompt", "prompt %zu is empty: it gives no tokens", i);
     }
-    return PD_OK;
+    PD_TRY(check_scores(r, err));
+    return r->echo ? make_echoes(r, env, err) : PD_OK;
 }
 
 void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {
@@ -525,6 +570,8 @@ void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret)
         .tokens = prompt->ids.id,
         .n_tokens = prompt->ids.n,
         .follows = i_prompt > 0,
+        .score = score_top(r) >= 0,
+        .score_top = score_top(r) > 0 ? (size_t)score_top(r) : 0,
         .marks = r->marks,
         .has_marks = r->has_marks,
         .max_tokens = r->max_tokens,
@@ -574,4 +621,8 @@ void pd_request_done(pd_request *r) {
     pd_request_trim(r);
     for (size_t i = 0; i < r->n_compare; i++) pd_compression_close(r->compare[i]);
     r->n_compare = 0;
+    for (size_t i = 0; i < r->n_echoed; i++) pd_echo_done(&r->echoed[i]);
+    free(r->echoed);
+    r->echoed = NULL;
+    r->n_echoed = 0;
 }

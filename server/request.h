@@ -11,6 +11,7 @@
 #define PD_SERVER_REQUEST_H
 
 #include "engine/run/engine.h"
+#include "server/echo.h"
 #include "server/json.h"
 
 enum {
@@ -64,7 +65,10 @@ typedef struct pd_request {
     int32_t *stop_id; /* arena, as adjust.bias */
     size_t n_stop_id;
     pd_adjust adjust;
-    int n_logprobs;
+    int n_logprobs, n_prompt_logprobs; /* -1 = not asked for */
+    bool echo;
+    pd_echo *echoed;  /* [n_echoed], one per prompt, if `echo`; made by pd_request_tokenize */
+    size_t n_echoed;
     bool ignore_eos, verbose;
 
     bool scores;      /* explain */

@@ -21,10 +21,9 @@ static const struct {
     bool chat_only; /* a completion has it */
 } field[] = {
     {"best_of", ONE, true},
-    {"echo", FALSE, false},
+    {"echo", FALSE, true},
     {"suffix", EMPTY, false},
     {"repeat_penalty", ONE, false},
-    {"prompt_logprobs", ABSENT, false},
     {"use_beam_search", FALSE, false},
     {"continue_final_message", FALSE, false},
     {"chat_template", ABSENT, false},

@@ -205,6 +205,7 @@ typedef struct pd_scored {
  * numbers.  NULL unless asked for, and before the job is in DECODE or DONE.  Lives
  * as long as the job.  Thread: any. */
 const pd_scored *pd_job_scored(const pd_job *job);
+size_t pd_job_prompt_tokens(const pd_job *job); /* Thread: any */
 
 /* ---- results: valid once DONE, borrowed from the job ---- */
 

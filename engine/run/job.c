@@ -40,6 +40,10 @@ const pd_scored *pd_job_scored(const pd_job *job) {
     return !there ? NULL : job->leader ? job->leader->scored : job->scored;
 }
 
+size_t pd_job_prompt_tokens(const pd_job *job) {
+    return job->n_tokens;
+}
+
 pd_job_state pd_job_get_state(const pd_job *job) {
     return (pd_job_state)atomic_load_explicit(&job->state, memory_order_acquire);
 }

@@ -51,6 +51,7 @@ struct pd_job {
     size_t n_stop_id, min_tokens;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
+    pd_scored *scored;
     pd_compression *compression;
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
@@ -187,6 +188,8 @@ pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_
     marks->last_user_begin = last_user == SIZE_MAX ? out->n : last_user;
     return PD_OK;
 }
+
+static void score(pd_job *j, size_t n_top);
 
 /* ---- results ---- */
 
@@ -622,6 +625,7 @@ static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, 
     j->min_tokens = p->adjust.min_tokens;
     j->n_logprobs = p->n_logprobs;
     j->ignore_eos = p->ignore_eos;
+    if (p->score) score(j, p->score_top);
     j->explain = p->explain;
     j->explain_scores = p->explain_scores;
     j->verbose = p->verbose;
@@ -653,6 +657,25 @@ void pd_job_unref(pd_job *j) {
     job_unref_locked(j);
     pthread_mutex_unlock(lock);
 }
+
+/* Prompt token i is worth -i/8, its alternatives are the ids behind it. */
+static void score(pd_job *j, size_t n_top) {
+    j->scored = pd_arena_zalloc(&j->arena, j->n_prompt, sizeof *j->scored);
+    for (size_t i = 0; i < j->n_prompt; i++) {
+        j->scored[i].id = j->prompt[i];
+        if (i == 0) continue;
+        pd_token_prob *top = PD_ARENA_NEW(&j->arena, n_top ? n_top : 1, pd_token_prob);
+        for (size_t k = 0; k < n_top; k++)
+            top[k] = (pd_token_prob){(j->prompt[i] + 1 + (int32_t)k) % N_VOCAB, -0.125f * (float)(i + k) / 2.0f};
+        j->scored[i] = (pd_scored){j->prompt[i], -0.125f * (float)i, (uint32_t)i + 1, (uint32_t)n_top, top};
+    }
+}
+
+const pd_scored *pd_job_scored(const pd_job *j) {
+    return pd_job_get_state(j) >= PD_JOB_DECODE ? j->scored : NULL;
+}
+
+size_t pd_job_prompt_tokens(const pd_job *j) { return j->n_prompt; }
 
 pd_job_state pd_job_get_state(const pd_job *j) {
     pthread_mutex_lock(&j->e->lock);

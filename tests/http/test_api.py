@@ -147,6 +147,65 @@ class Replies(ServerTest):
         self.check_error(self.s.complete(["abc", "y@@busy"]), 429, "rate_limit_error")
         until(lambda: self.s.metric("pressd_requests_running") == 0, 5, "all jobs of a failed request are gone")
 
+    def test_echo(self):
+        """The prompt as it was given; its numbers before those of the answer, the first of them null."""
+        j = self.s.complete("abc", max_tokens=2, echo=True).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["logprobs"]), ("abcaa", None))
+        for n in (2, 0):
+            c = self.s.complete("abc", max_tokens=n, echo=True, logprobs=1).json["choices"][0]
+            self.assertEqual(c["text"], "abcaa"[:3 + n])
+            lp = c["logprobs"]
+            self.assertEqual(lp["tokens"], ["<bos>", "a", "b", "c", "a", "a"][:4 + n])
+            self.assertEqual(lp["token_logprobs"], [None, -0.125, -0.25, -0.375, -0.25, -0.25][:4 + n])
+            self.assertEqual(lp["text_offset"], [0, 0, 1, 2, 3, 4][:4 + n])
+            self.assertEqual(lp["top_logprobs"][:2], [None, {"b": -0.0625, "a": -0.125}])
+            self.assertEqual(len(lp["top_logprobs"]), 4 + n)
+
+    def test_echo_of_several(self):
+        j = self.s.complete([[104, 105], "é"], max_tokens=1, n=2, echo=True, logprobs=0).json
+        self.assertEqual([c["text"] for c in j["choices"]], ["hih", "hii", "é\ufffd", "é\ufffd"])
+        self.assertEqual([len(c["logprobs"]["tokens"]) for c in j["choices"]], [3, 3, 4, 4])
+        self.assertEqual(j["choices"][0]["logprobs"]["top_logprobs"], [None, {"i": -0.125}, {"h": -0.25}])
+        self.assertEqual(j["choices"][2]["logprobs"]["text_offset"][-1], 1)
+
+    def test_streamed_echo(self):
+        """In pieces, before the answer; together what the whole reply says."""
+        prompt = "".join(chr(97 + i % 26) for i in range(150)) + "é"
+        body = {"prompt": [prompt, prompt + "@@prefill=100"], "echo": True, "logprobs": 2, "max_tokens": 3}
+        whole = self.s.post("/v1/completions", body).json["choices"]
+        chunks = [json.loads(x) for x in events(self.s.post("/v1/completions", {**body, "stream": True}).body)[:-1]]
+        for c in whole:
+            mine = [x["choices"][0] for x in chunks if x["choices"][0]["index"] == c["index"]]
+            self.assertEqual("".join(x["text"] for x in mine), c["text"])
+            for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                self.assertEqual(sum((x["logprobs"][field] for x in mine if x["logprobs"]), []), c["logprobs"][field], field)
+            self.assertGreater(len(mine), 6)
+
+    def test_prompt_logprobs(self):
+        c = self.s.complete("ab", max_tokens=0, prompt_logprobs=2).json["choices"][0]
+        self.assertEqual(c["prompt_logprobs"],
+                         [None,
+                          {"97": {"logprob": -0.125, "rank": 2, "decoded_token": "a"},
+                           "98": {"logprob": -0.0625, "rank": 1, "decoded_token": "b"},
+                           "99": {"logprob": -0.125, "rank": 2, "decoded_token": "c"}},
+                          {"98": {"logprob": -0.25, "rank": 3, "decoded_token": "b"},
+                           "99": {"logprob": -0.125, "rank": 1, "decoded_token": "c"},
+                           "100": {"logprob": -0.1875, "rank": 2, "decoded_token": "d"}}])
+        self.assertNotIn("prompt_logprobs", self.s.complete("ab").json["choices"][0])
+        j = self.s.chat("a", prompt_logprobs=0, n=2).json
+        self.assertEqual(len(j["prompt_logprobs"]), j["usage"]["prompt_tokens"])
+        self.assertEqual([list(x) for x in j["prompt_logprobs"][5:8]], [["10"], ["97"], ["259"]])
+        self.assertNotIn("prompt_logprobs", j["choices"][0])
+
+    def test_many_scores_are_written_off_the_loop(self):
+        r = self.s.complete(["x" * 3000] * 2, max_tokens=1, echo=True, logprobs=20)
+        self.assertEqual([len(c["logprobs"]["tokens"]) for c in r.json["choices"]], [3002, 3002])
+        self.assertEqual(int(r.headers["X-KV-Cache-Bytes"]), r.json["usage"]["kv_cache_bytes"])
+
+    def test_a_failed_prompt_has_no_echo(self):
+        self.check_error(self.s.complete("x@@error=0", echo=True, logprobs=1), 500)
+        self.check_error(self.s.post("/v1/completions", {"prompt": "x@@error=0", "echo": True, "stream": True}), 500)
+
     def test_stop_tokens_and_min_tokens(self):
         j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63]).json
         self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
@@ -385,7 +444,8 @@ class Errors(ServerTest):
             ({"stop": 3}, "stop"), ({"logprobs": 101}, "logprobs"), ({"logprobs": True}, "logprobs"),
             ({"stream": 1}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
             ({"n": 129}, "n"), ({"best_of": 21}, "best_of"), ({"n": 3, "best_of": 2}, "best_of"),
-            ({"best_of": 2, "stream": True}, "best_of"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"),
+            ({"best_of": 2, "stream": True}, "best_of"), ({"echo": 1}, "echo"), ({"prompt_logprobs": 101}, "prompt_logprobs"),
+            ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"), ({"suffix": "x"}, "suffix"),
             ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
             ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
             ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),

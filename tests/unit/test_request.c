@@ -129,6 +129,7 @@ static void test_choices(void **state) {
     assert_int_equal(r.best_of, 128);
     pd_request_done(&r);
     refuse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"best_of\":2}", PD_REQUEST_CHAT, "best_of");
+    refuse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"echo\":true}", PD_REQUEST_CHAT, "echo");
 
     pd_buf many = {0};
     pd_buf_puts(&many, "{\"prompt\":[\"a\"");
@@ -225,7 +226,10 @@ static void test_refused(void **state) {
         {"{\"prompt\":\"x\",\"best_of\":2,\"n\":3}", "best_of"},
         {"{\"prompt\":\"x\",\"best_of\":2,\"stream\":true}", "best_of"},
         {"{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\"],\"best_of\":20}", "best_of"},
-        {"{\"prompt\":\"x\",\"echo\":true}", "echo"},
+        {"{\"prompt\":\"x\",\"echo\":1}", "echo"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":101}", "prompt_logprobs"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":true}", "prompt_logprobs"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":1,\"stream\":true}", "prompt_logprobs"},
         {"{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix"},
         {"{\"prompt\":\"x\",\"logit_bias\":[1,2]}", "logit_bias"},
         {"{\"prompt\":\"x\",\"logit_bias\":{\"260\":2}}", "logit_bias"},
@@ -343,6 +347,63 @@ static void test_tokenize(void **state) {
                                 PD_REQUEST_CHAT, &bare, &r, &err),
                      PD_OK);
     assert_int_equal(pd_request_tokenize(&r, &bare, &err), PD_EINVAL);
+    pd_request_done(&r);
+    pd_engine_close(e);
+}
+
+/* What the engine is asked to score, and the bound of it. */
+static void test_scores(void **state) {
+    static const struct { const char *fields; bool score; size_t top; } t[] = {
+        {"\"echo\":true", false, 0},
+        {"\"logprobs\":5", false, 0},
+        {"\"echo\":true,\"logprobs\":0", true, 0},
+        {"\"echo\":true,\"logprobs\":5", true, 5},
+        {"\"prompt_logprobs\":0", true, 0},
+        {"\"prompt_logprobs\":7,\"echo\":true,\"logprobs\":3", true, 7},
+        {"\"prompt_logprobs\":2,\"echo\":true,\"logprobs\":3", true, 3},
+        {"\"prompt_logprobs\":null,\"echo\":null", false, 0},
+    };
+    pd_engine_opts o = {.model_path = "fake"};
+    pd_engine *e = NULL;
+    assert_int_equal(pd_engine_open(&e, &o, NULL, NULL, NULL), PD_OK);
+    const pd_request_env env = {.model_id = "m", .press_model = &model, .n_vocab = 260, .tok = pd_engine_tokenizer(e)};
+    pd_request r;
+    pd_job_params p;
+    pd_err err = {0};
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        char body[200];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\",%s}", t[i].fields);
+        completion(body, &r);
+        pd_request_params(&r, 0, &p);
+        if (p.score != t[i].score || p.score_top != t[i].top) fail_msg("%s", body);
+        pd_request_done(&r);
+    }
+    for (size_t over = 0; over < 2; over++) { /* 5242 tokens (5243 with what comes first), 99 alternatives: 524300 > 524288 */
+        pd_buf body = {0};
+        pd_buf_puts(&body, "{\"prompt_logprobs\":99,\"prompt\":[0");
+        for (size_t i = 1; i < 5242 + over; i++) pd_buf_puts(&body, ",0");
+        pd_buf_puts(&body, "]}");
+        assert_int_equal(decode_env(body.data, PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+        assert_int_equal(pd_request_tokenize(&r, &env, &err), over ? PD_EINVAL : PD_OK);
+        pd_request_done(&r);
+        pd_buf_done(&body);
+    }
+    assert_string_equal(err.param, "prompt_logprobs");
+    assert_non_null(strstr(err.msg, "524288"));
+
+    /* The echo's pieces: a code point of two tokens, a special token, the BOS before a text. */
+    err = (pd_err){0};
+    static const pd_echo_cut text[] = {{0, 0}, {0, 0}, {1, 1}, {2, 1}, {3, 2}, {8, 7}}, ids[] = {{0, 0}, {5, 5}, {6, 6}};
+    assert_int_equal(decode_env("{\"prompt\":[\"a\\u00e9<eos>\",[256,98]],\"echo\":true}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_OK);
+    assert_int_equal(r.echoed[0].n, 5);
+    assert_string_equal(r.echoed[0].text.data, "a\xc3\xa9<eos>");
+    assert_string_equal(r.echoed[1].text.data, "<bos>b");
+    assert_memory_equal(r.echoed[1].cut, ids, sizeof ids);
+    for (size_t i = 0; i < 6; i++)
+        if (i != 3) assert_memory_equal(&r.echoed[0].cut[i], &text[i], sizeof *text); /* 3: inside the code point */
+    pd_request_trim(&r);
+    assert_string_equal(r.echoed[1].text.data, "<bos>b"); /* still there while the answer is written */
     pd_request_done(&r);
     pd_engine_close(e);
 }
@@ -685,6 +746,7 @@ int main(void) {
         cmocka_unit_test(test_neutral_values),
         cmocka_unit_test(test_messages),
         cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_scores),
         cmocka_unit_test(test_compression),
         cmocka_unit_test(test_compression_refused),
         cmocka_unit_test(test_model_suffix),
