@@ -178,6 +178,14 @@ static void admission_counts_every_choice(void **state) {
         assert_int_equal(a->n, 40);
         case_drop(a);
     }
+    submit_n(e, &q, 2, job); /* 2 and 3 are more than 4: the second group waits */
+    submit_n(e, &q, 3, job + 2);
+    for (size_t i = 0; i < 5; i++) {
+        answer *a = case_wait(job[i]);
+        assert_int_equal(a->r->finish, PD_FINISH_LENGTH);
+        assert_int_equal(a->n, 40);
+        case_drop(a);
+    }
     pd_engine_stats s;
     pd_engine_get_stats(e, &s);
     assert_true(s.kv_bytes_peak > 3 * each && s.kv_bytes_peak <= N * each + staging);
