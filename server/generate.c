@@ -172,7 +172,8 @@ static void collect(pd_answer *a) {
             a->logprob_sum += ev[i].logprob;
             if (g->rq.n_logprobs < 0) continue;
             g->shape->collect(a, &ev[i]);
-            a->n_chars += count_chars(a->text.data + ev[i].text_off, ev[i].text_len);
+            if (ev[i].text_len)
+                a->n_chars += count_chars(a->text.data + ev[i].text_off, ev[i].text_len);
         }
     } while (n == EVENTS_PER_TAKE);
 }
