@@ -32,7 +32,7 @@ static void on_async(uv_async_t *async) {
         atomic_store(&call->queued, false);
         if (!call->req) continue; /* the job was let go */
         http = call->req->srv->http;
-        call->on_event(call->req);
+        call->on_event(call->req, call);
     }
     if (http) pd_http_drive(http); /* once for all of them */
 }
@@ -66,31 +66,50 @@ void pd_calls_free(pd_calls *c) {
     *c = (pd_calls){0};
 }
 
-pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q,
-                         void (*on_event)(pd_req *q), pd_call **ret, pd_err *err) {
+static pd_call *take_slot(pd_calls *c) {
     pd_call *call = c->unused;
     if (call) {
         c->unused = call->next_free;
-    } else {
-        call = calloc(1, sizeof *call);
-        if (!call) return pd_fail(err, PD_ENOMEM, NULL, "no memory");
-        call->calls = c;
-        call->next_all = c->all;
-        c->all = call;
+        return call;
+    }
+    call = calloc(1, sizeof *call);
+    if (!call) return NULL;
+    call->calls = c;
+    call->next_all = c->all;
+    c->all = call;
+    return call;
+}
+
+static void give_slot(pd_call *call) {
+    call->next_free = call->calls->unused;
+    call->calls->unused = call;
+}
+
+pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, size_t n, pd_req *q,
+                         void (*on_event)(pd_req *q, pd_call *call), pd_call **ret, pd_err *err) {
+    pd_call *call[PD_CHOICES_MAX];
+    pd_job *job[PD_CHOICES_MAX];
+    pd_choice choice[PD_CHOICES_MAX];
+    size_t n_slot = 0;
+    while (n_slot < n && (call[n_slot] = take_slot(c))) {
+        choice[n_slot] = (pd_choice){p->sampling.seed + n_slot, call[n_slot]};
+        n_slot++;
     }
     p->notify = on_notify;
-    p->notify_arg = call;
-    const pd_status st = pd_engine_submit(e, p, &call->job, err);
-    if (st != PD_OK) {
-        call->next_free = c->unused;
-        c->unused = call;
-        return st;
+    const pd_status st = n_slot == n ? pd_engine_submit_n(e, p, n, choice, job, err)
+                                     : pd_fail(err, PD_ENOMEM, NULL, "no memory");
+    for (size_t i = 0; i < n_slot; i++) {
+        if (st != PD_OK) {
+            give_slot(call[i]);
+            continue;
+        }
+        call[i]->job = job[i];
+        call[i]->req = q;
+        call[i]->on_event = on_event;
+        c->n_active++;
+        ret[i] = call[i];
     }
-    call->req = q;
-    call->on_event = on_event;
-    c->n_active++;
-    *ret = call;
-    return PD_OK;
+    return st;
 }
 
 void pd_call_end(pd_call *call) {
@@ -99,7 +118,6 @@ void pd_call_end(pd_call *call) {
     pd_job_unref(call->job);
     call->job = NULL;
     call->req = NULL;
-    call->next_free = call->calls->unused;
-    call->calls->unused = call;
+    give_slot(call);
     call->calls->n_active--;
 }

@@ -25,7 +25,8 @@ struct pd_call {
     /* loop only; NULL in a free slot */
     pd_req *req;
     pd_job *job;
-    void (*on_event)(pd_req *q);
+    size_t index; /* the caller's own */
+    void (*on_event)(pd_req *q, pd_call *call);
 };
 
 struct pd_calls {
@@ -43,11 +44,12 @@ pd_status pd_calls_open(pd_calls *c, uv_loop_t *loop, pd_err *err);
 void pd_calls_shutdown(pd_calls *c); /* closes the async handle */
 void pd_calls_free(pd_calls *c);     /* after the engine is closed and uv_run returned */
 
-/* Submit p (its notify fields are set here).  on_event(q) then runs on the loop
- * whenever there is something to take or the state changed; pd_http_drive
- * follows by itself.  Errors: those of pd_engine_submit. */
-pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, pd_req *q,
-                         void (*on_event)(pd_req *q), pd_call **ret, pd_err *err);
+/* Submit p for n answers (its notify fields are set here), answer i with the seed
+ * p's + i, as ret[n].  on_event(q, call) then runs on the loop whenever there is
+ * something to take or the state changed; pd_http_drive follows by itself.
+ * Errors: those of pd_engine_submit_n. */
+pd_status pd_call_submit(pd_calls *c, pd_engine *e, pd_job_params *p, size_t n, pd_req *q,
+                         void (*on_event)(pd_req *q, pd_call *call), pd_call **ret, pd_err *err);
 /* Cancel if unfinished, let go.  NULL is fine. */
 void pd_call_end(pd_call *call);
 

@@ -10,18 +10,19 @@ static void finish_member(pd_buf *out, const char *finish) {
     pd_buf_putc(out, '}');
 }
 
-static void collect(pd_gen *g, const pd_token_event *ev) {
-    if (g->chat_logprobs.len) pd_buf_putc(&g->chat_logprobs, ',');
-    pd_logprob_chat(&g->chat_logprobs, g->srv->tok, ev);
+static void collect(pd_answer *a, const pd_token_event *ev) {
+    if (a->chat_logprobs.len) pd_buf_putc(&a->chat_logprobs, ',');
+    pd_logprob_chat(&a->chat_logprobs, a->gen->srv->tok, ev);
 }
 
-static void whole(pd_gen *g, pd_buf *out, const char *finish) {
-    pd_buf_puts(out, "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
-    pd_json_str(out, g->text.data, g->text.len);
+static void whole(pd_answer *a, pd_buf *out, const char *finish) {
+    pd_buf_printf(out, "{\"index\":%zu,\"message\":{\"role\":\"assistant\",\"content\":",
+                  a->index);
+    pd_json_str(out, a->text.data, a->text.len);
     pd_buf_puts(out, ",\"refusal\":null},\"logprobs\":");
-    if (g->rq.n_logprobs >= 0) {
+    if (a->gen->rq.n_logprobs >= 0) {
         pd_buf_puts(out, "{\"content\":[");
-        if (g->chat_logprobs.len) pd_buf_add(out, g->chat_logprobs.data, g->chat_logprobs.len);
+        if (a->chat_logprobs.len) pd_buf_add(out, a->chat_logprobs.data, a->chat_logprobs.len);
         pd_buf_puts(out, "],\"refusal\":null}");
     } else {
         pd_buf_puts(out, "null");
@@ -29,23 +30,34 @@ static void whole(pd_gen *g, pd_buf *out, const char *finish) {
     finish_member(out, finish);
 }
 
-static void opening(pd_gen *g, pd_buf *out) {
-    pd_buf_puts(
-        out, "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
+/* vLLM puts the prompt's log probabilities beside the choices of a chat. */
+static void members(pd_gen *g, pd_buf *out) {
+    if (g->rq.n_prompt_logprobs < 0) return;
+    const pd_job *job = g->answer->call->job;
+    pd_buf_puts(out, ",\"prompt_logprobs\":");
+    pd_logprob_prompt(out, g->srv->tok, pd_job_scored(job), pd_job_prompt_tokens(job),
+                      (size_t)g->rq.n_prompt_logprobs);
+}
+
+static void opening(pd_answer *a, pd_buf *out) {
+    pd_buf_printf(out,
+                  "{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                  "\"logprobs\":null",
+                  a->index);
     finish_member(out, NULL);
 }
 
-static void chunk(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+static void chunk(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
                   const char *finish) {
-    pd_buf_puts(out, "{\"index\":0,\"delta\":{");
+    pd_buf_printf(out, "{\"index\":%zu,\"delta\":{", a->index);
     if (!finish) {
         pd_buf_puts(out, "\"content\":");
         pd_json_str(out, text, len);
     }
     pd_buf_puts(out, "},\"logprobs\":");
-    if (ev && g->rq.n_logprobs >= 0) {
+    if (ev && a->gen->rq.n_logprobs >= 0) {
         pd_buf_puts(out, "{\"content\":[");
-        pd_logprob_chat(out, g->srv->tok, ev);
+        pd_logprob_chat(out, a->gen->srv->tok, ev);
         pd_buf_puts(out, "],\"refusal\":null}");
     } else {
         pd_buf_puts(out, "null");
@@ -59,6 +71,7 @@ static const pd_shape shape = {
     .object = "chat.completion",
     .chunk_object = "chat.completion.chunk",
     .whole = whole,
+    .members = members,
     .opening = opening,
     .chunk = chunk,
     .collect = collect,

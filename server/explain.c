@@ -60,7 +60,7 @@ static void write_compared(pd_buf *out, const pd_compared *c, const pd_job_resul
 /* Thread: pool. */
 static void write_reply(pd_req *q) {
     const pd_gen *g = q->state;
-    const pd_job_result *r = pd_job_get_result(g->call->job);
+    const pd_job_result *r = pd_job_get_result(g->answer->call->job);
     const pd_kv_report *kv = &r->kv;
     const pd_engine_info *info = g->srv->info;
     pd_buf *out = &q->out;
@@ -112,22 +112,22 @@ static void write_reply(pd_req *q) {
 
 static void written(pd_req *q) {
     pd_gen *g = q->state;
-    pd_call_end(g->call);
-    g->call = NULL;
+    pd_gen_end(g);
     pd_reply_json(q);
 }
 
-static void on_event(pd_req *q) {
+static void on_event(pd_req *q, pd_call *call) {
     pd_gen *g = q->state;
-    if (q->gone || !g || !g->call || q->working || pd_job_get_state(g->call->job) != PD_JOB_DONE)
+    if (q->gone || !g || g->answer->call != call || q->working ||
+        pd_job_get_state(call->job) != PD_JOB_DONE)
         return;
-    const pd_job_result *r = pd_job_get_result(g->call->job);
+    const pd_job_result *r = pd_job_get_result(call->job);
+    g->answer->done = true;
     pd_metrics_job(&g->srv->metrics, r, 0, (double)(pd_now_ns() - g->submit_ns) * 1e-9);
     pd_err err = {0};
     if (pd_gen_outcome(r, &err) == PD_OK && pd_req_offload(q, write_reply, written, &err) == PD_OK)
         return;
-    pd_call_end(g->call);
-    g->call = NULL;
+    pd_gen_end(g);
     pd_reply_error(q, &err);
     pd_req_wake(q);
 }

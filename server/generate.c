@@ -9,6 +9,7 @@
 #include "server/generate.h"
 
 #include "engine/base/clock.h"
+#include "engine/base/num.h"
 #include "engine/base/utf8.h"
 #include "server/meta.h"
 #include "server/reply.h"
@@ -24,6 +25,8 @@ enum {
     EVENTS_PER_TAKE = 64,
     FILL_BYTES = 16384, /* a fill stops beyond this; with one more take it stays under 64 KiB */
     EVENTS_PER_FILL_TAKE = 4,      /* 100 logprobs a token are about 10 KiB */
+    ECHO_PER_CHUNK = 64,           /* prompt tokens; as above with their logprobs */
+    OFFLOAD_SCORES = 4096,         /* prompt tokens with log probabilities: more are written off the loop */
     STREAM_BUFFER_LIMIT = 1 << 20, /* never reached; a bound all the same */
 };
 
@@ -35,17 +38,31 @@ static size_t count_chars(const char *s, size_t n) {
 
 /* ---- decode ---- */
 
+/* Submitted, and its jobs not let go. */
+static bool under_way(const pd_gen *g) {
+    return g->n_answer && g->answer[0].call;
+}
+
+void pd_gen_end(pd_gen *g) {
+    for (size_t i = 0; i < g->n_answer; i++) {
+        pd_answer *a = &g->answer[i];
+        if (a->call && !a->done) pd_count(&g->srv->metrics.finished[PD_FINISH_CANCELLED], 1);
+        pd_call_end(a->call);
+        a->call = NULL;
+    }
+}
+
 static void drop(pd_req *q) {
     pd_gen *g = q->state;
     q->state = NULL;
-    if (g->call) {
-        pd_count(&g->srv->metrics.finished[PD_FINISH_CANCELLED], 1);
-        pd_call_end(g->call);
+    pd_gen_end(g);
+    for (size_t i = 0; i < g->n_answer; i++) {
+        pd_buf_done(&g->answer[i].text);
+        pd_buf_done(&g->answer[i].chat_logprobs);
+        pd_logprob_lists_done(&g->answer[i].lists);
     }
+    free(g->answer);
     pd_request_done(&g->rq);
-    pd_buf_done(&g->text);
-    pd_buf_done(&g->chat_logprobs);
-    pd_logprob_lists_done(&g->lists);
     free(g);
 }
 
@@ -111,101 +128,212 @@ static void chunk_end(const pd_gen *g, pd_buf *out) {
 }
 
 /* Count n tokens that came together. */
-static void count_tokens(pd_gen *g, size_t n) {
+static void count_tokens(pd_answer *a, size_t n) {
     if (!n) return;
     const uint64_t now = pd_now_ns();
-    pd_hist *h = &g->srv->metrics.inter_token;
-    const size_t gaps = g->n_out ? n : n - 1;
-    const uint64_t since = g->n_out ? g->token_ns : now;
+    pd_hist *h = &a->gen->srv->metrics.inter_token;
+    const size_t gaps = a->n_out ? n : n - 1;
+    const uint64_t since = a->n_out ? a->token_ns : now;
     if (gaps) pd_hist_add(h, (double)(now - since) * 1e-9 / (double)gaps, gaps);
-    g->token_ns = now;
-    g->n_out += n;
+    a->token_ns = now;
 }
 
-static void account(pd_gen *g, const pd_job_result *r) {
-    pd_metrics_job(&g->srv->metrics, r, g->n_out, (double)(pd_now_ns() - g->submit_ns) * 1e-9);
+static void add_tokens(pd_answer *a, size_t n) {
+    a->n_out += n;
+    a->gen->n_out += n;
+}
+
+/* The answer is over: counted once. */
+static void account(pd_answer *a, const pd_job_result *r) {
+    pd_gen *g = a->gen;
+    a->done = true;
+    g->n_done++;
+    pd_metrics_job(&g->srv->metrics, r, a->n_out, (double)(pd_now_ns() - g->submit_ns) * 1e-9);
+}
+
+/* What the whole request cost; all its answers are there. */
+static void write_meta(pd_gen *g, pd_buf *out, bool usage) {
+    const pd_job_result *r[PD_CHOICES_MAX];
+    for (size_t i = 0; i < g->n_answer; i++) r[i] = pd_job_get_result(g->answer[i].call->job);
+    pd_meta_members(out, r, g->n_answer, g->srv->info, usage, g->n_prompt, g->n_out);
 }
 
 /* ---- a whole reply ---- */
 
-static void collect(pd_gen *g) {
+static void collect(pd_answer *a) {
+    pd_gen *g = a->gen;
     pd_token_event ev[EVENTS_PER_TAKE];
     size_t n, tail = 0;
     do {
-        n = pd_job_take(g->call->job, ev, EVENTS_PER_TAKE, &g->text, &tail);
-        count_tokens(g, n);
-        for (size_t i = 0; i < n && g->rq.n_logprobs >= 0; i++) {
-            g->shape->collect(g, &ev[i]);
-            g->n_chars += count_chars(g->text.data + ev[i].text_off, ev[i].text_len);
+        n = pd_job_take(a->call->job, ev, EVENTS_PER_TAKE, &a->text, &tail);
+        count_tokens(a, n);
+        add_tokens(a, n);
+        for (size_t i = 0; i < n; i++) {
+            a->logprob_sum += ev[i].logprob;
+            if (g->rq.n_logprobs < 0) continue;
+            g->shape->collect(a, &ev[i]);
+            if (ev[i].text_len)
+                a->n_chars += count_chars(a->text.data + ev[i].text_off, ev[i].text_len);
         }
     } while (n == EVENTS_PER_TAKE);
 }
 
-static void whole_reply(pd_req *q, pd_gen *g, const pd_job_result *r) {
+/* The best of the m answers at `a` come first: by mean log probability, as the
+ * OpenAI API defines best_of; equals stay in order. */
+static void rank(const pd_answer *a, size_t m, size_t *order) {
+    for (size_t i = 0; i < m; i++) {
+        const double x = a[i].n_out ? a[i].logprob_sum / (double)a[i].n_out : 0.0;
+        size_t j = i;
+        for (; j > 0; j--) {
+            const pd_answer *b = &a[order[j - 1]];
+            if ((b->n_out ? b->logprob_sum / (double)b->n_out : 0.0) >= x) break;
+            order[j] = order[j - 1];
+        }
+        order[j] = i;
+    }
+}
+
+/* Thread: loop or pool. */
+static void write_whole(pd_req *q) {
+    pd_gen *g = q->state;
+    pd_buf *out = &q->out;
+    const size_t n = g->rq.n, m = g->rq.best_of;
+    frame_begin(g, out, g->shape->object);
+    for (size_t at = 0; at < g->n_answer; at += m) {
+        size_t order[PD_CHOICES_MAX];
+        for (size_t i = 0; i < m; i++) order[i] = i;
+        if (m > n) rank(&g->answer[at], m, order);
+        for (size_t i = 0; i < n; i++) {
+            pd_answer *a = &g->answer[at + order[i]];
+            a->index = at / m * n + i;
+            if (a->index) pd_buf_putc(out, ',');
+            g->shape->whole(a, out, finish_word(pd_job_get_result(a->call->job)->finish));
+            if (a->text.failed || a->chat_logprobs.failed) out->failed = true;
+        }
+    }
+    pd_buf_putc(out, ']');
+    if (g->shape->members) g->shape->members(g, out);
+    pd_buf_putc(out, ',');
+    write_meta(g, out, true);
+    pd_buf_putc(out, '}');
+}
+
+static void whole_reply(pd_req *q) {
+    pd_gen *g = q->state;
+    const pd_job_result *r[PD_CHOICES_MAX];
+    for (size_t i = 0; i < g->n_answer; i++) r[i] = pd_job_get_result(g->answer[i].call->job);
+    pd_meta_headers(q, r, g->n_answer);
+    pd_gen_end(g);
+    pd_reply_json(q);
+}
+
+/* All answers are there. */
+static void finish_whole(pd_req *q) {
+    pd_gen *g = q->state;
+    const bool scored = g->rq.n_prompt_logprobs >= 0 || (g->rq.echo && g->rq.n_logprobs >= 0);
     pd_err err = {0};
-    account(g, r);
-    if (pd_gen_outcome(r, &err) != PD_OK) {
+    if (scored && g->n_prompt * g->rq.n > OFFLOAD_SCORES) {
+        if (pd_req_offload(q, write_whole, whole_reply, &err) == PD_OK) return;
+        pd_gen_end(g);
         pd_reply_error(q, &err);
         return;
     }
-    pd_buf *out = &q->out;
-    frame_begin(g, out, g->shape->object);
-    g->shape->whole(g, out, finish_word(r->finish));
-    pd_buf_puts(out, "],");
-    pd_meta_members(out, r, g->srv->info, true, g->n_prompt, g->n_out);
-    pd_buf_putc(out, '}');
-    if (g->text.failed || g->chat_logprobs.failed) out->failed = true;
-    pd_meta_headers(q, &r->kv);
-    pd_reply_json(q);
+    write_whole(q);
+    whole_reply(q);
 }
 
 /* ---- a stream ---- */
 
-static void stream_end(pd_gen *g, pd_buf *out, const pd_job_result *r) {
-    pd_err err = {0};
-    account(g, r);
-    if (pd_gen_outcome(r, &err) != PD_OK) {
-        pd_sse_error(out, &err);
+/* The chunk with the finish reason; the last answer's has the numbers of all. */
+static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
+    pd_gen *g = a->gen;
+    account(a, r);
+    chunk_begin(g, out);
+    g->shape->chunk(a, out, NULL, "", 0, finish_word(r->finish));
+    if (g->n_done < g->n_answer) {
+        chunk_end(g, out);
         return;
     }
-    chunk_begin(g, out);
-    g->shape->chunk(g, out, NULL, "", 0, finish_word(r->finish));
     pd_buf_puts(out, "],");
-    pd_meta_members(out, r, g->srv->info, g->rq.continuous_usage, g->n_prompt, g->n_out);
+    write_meta(g, out, g->rq.continuous_usage);
     pd_buf_putc(out, '}');
     pd_sse_end(out);
     if (!g->rq.include_usage) return;
     chunk_begin(g, out);
     pd_buf_puts(out, "],");
-    pd_meta_members(out, r, g->srv->info, true, g->n_prompt, g->n_out);
+    write_meta(g, out, true);
     pd_buf_putc(out, '}');
     pd_sse_end(out);
 }
 
 /* One take -> events; false when nothing was there. */
-static bool stream_take(pd_gen *g, pd_buf *out) {
+static bool stream_take(pd_answer *a, pd_buf *out) {
+    pd_gen *g = a->gen;
     pd_token_event ev[EVENTS_PER_FILL_TAKE];
     size_t tail = 0;
-    pd_buf_clear(&g->text);
-    const size_t n = pd_job_take(g->call->job, ev, EVENTS_PER_FILL_TAKE, &g->text, &tail);
-    if (g->text.failed) out->failed = true;
-    const size_t before = g->n_out;
-    count_tokens(g, n);
-    g->n_out = before; /* counted one by one below: running usage shows it */
+    pd_buf_clear(&a->text);
+    const size_t n = pd_job_take(a->call->job, ev, EVENTS_PER_FILL_TAKE, &a->text, &tail);
+    if (a->text.failed) out->failed = true;
+    count_tokens(a, n);
     for (size_t i = 0; i < n; i++) {
-        const char *text = g->text.data ? g->text.data + ev[i].text_off : "";
-        g->n_out++;
+        const char *text = a->text.data ? a->text.data + ev[i].text_off : "";
+        add_tokens(a, 1);
         chunk_begin(g, out);
-        g->shape->chunk(g, out, &ev[i], text, ev[i].text_len, NULL);
+        g->shape->chunk(a, out, &ev[i], text, ev[i].text_len, NULL);
         chunk_end(g, out);
-        g->n_chars += count_chars(text, ev[i].text_len);
+        a->n_chars += count_chars(text, ev[i].text_len);
     }
-    if (tail && !g->text.failed) {
+    if (tail && !a->text.failed) {
         chunk_begin(g, out);
-        g->shape->chunk(g, out, NULL, g->text.data + g->text.len - tail, tail, NULL);
+        g->shape->chunk(a, out, NULL, a->text.data + a->text.len - tail, tail, NULL);
         chunk_end(g, out);
     }
     return n || tail;
+}
+
+static void open_answer(pd_answer *a, pd_buf *out) {
+    pd_gen *g = a->gen;
+    if (!a->opened && g->shape->opening) {
+        chunk_begin(g, out);
+        g->shape->opening(a, out);
+        chunk_end(g, out);
+    }
+    a->opened = true;
+}
+
+/* The next piece of the prompt. */
+static bool stream_echo(pd_answer *a, pd_buf *out) {
+    pd_gen *g = a->gen;
+    const size_t to = pd_min_size(a->echo->n, a->n_echoed + ECHO_PER_CHUNK);
+    chunk_begin(g, out);
+    g->shape->echo(a, out, a->n_echoed, to);
+    chunk_end(g, out);
+    a->n_echoed = to;
+    return true;
+}
+
+/* What one answer has to say now; false when nothing.  A failure ends the stream. */
+static bool stream_answer(pd_req *q, pd_answer *a) {
+    pd_buf *out = &q->out;
+    if (a->done) return false;
+    open_answer(a, out);
+    /* The state is read first: what came before DONE is then surely taken. */
+    const pd_job_state state = pd_job_get_state(a->call->job);
+    const pd_job_result *r = state == PD_JOB_DONE ? pd_job_get_result(a->call->job) : NULL;
+    pd_err err = {0};
+    const bool failed = r && pd_gen_outcome(r, &err) != PD_OK;
+    if (a->echo && a->n_echoed < a->echo->n && state >= PD_JOB_DECODE && !failed)
+        return stream_echo(a, out);
+    if (stream_take(a, out)) return true;
+    if (!r) return false;
+    if (!failed) {
+        answer_end(a, out, r);
+    } else {
+        account(a, r);
+        pd_sse_error(out, &err);
+        q->ended = true;
+    }
+    return true;
 }
 
 static void fill(pd_req *q) {
@@ -218,20 +346,13 @@ static void fill(pd_req *q) {
         q->ended = true;
         return;
     }
-    if (!g->opened && g->shape->opening) {
-        chunk_begin(g, out);
-        g->shape->opening(g, out);
-        chunk_end(g, out);
+    /* By turns, until nobody has anything or the block is full. */
+    for (size_t quiet = 0; quiet < g->n_answer && !q->ended && out->len < FILL_BYTES && !out->failed;) {
+        quiet = stream_answer(q, &g->answer[g->turn]) ? 0 : quiet + 1;
+        g->turn = (g->turn + 1) % g->n_answer;
     }
-    g->opened = true;
-    /* The state is read first: what came before DONE is then surely taken. */
-    const pd_job_state state = pd_job_get_state(g->call->job);
-    bool more = true;
-    while (more && out->len < FILL_BYTES && !out->failed) more = stream_take(g, out);
-    if (state == PD_JOB_DONE && !more) {
-        stream_end(g, out, pd_job_get_result(g->call->job));
-        pd_call_end(g->call);
-        g->call = NULL;
+    if (q->ended || g->n_done == g->n_answer) {
+        pd_gen_end(g);
         pd_sse_done(out);
         q->ended = true;
     } else if (out->len == 0 && q->ping_due) {
@@ -242,21 +363,22 @@ static void fill(pd_req *q) {
 /* Asleep and woken: is there enough to begin the stream? */
 static void wake(pd_req *q) {
     pd_gen *g = q->state;
-    if (!g->rq.stream || !g->call) return;
-    const pd_job_state state = pd_job_get_state(g->call->job);
-    if (state == PD_JOB_DONE) {
-        const pd_job_result *r = pd_job_get_result(g->call->job);
+    if (!g->rq.stream || !under_way(g)) return;
+    bool begun = q->ping_due;
+    for (size_t i = 0; i < g->n_answer; i++) {
+        pd_answer *a = &g->answer[i];
+        const pd_job_state state = pd_job_get_state(a->call->job);
+        begun = begun || state >= PD_JOB_DECODE;
+        if (state != PD_JOB_DONE) continue;
+        const pd_job_result *r = pd_job_get_result(a->call->job);
         pd_err err = {0};
-        if (r->timing.predicted_n == 0 && pd_gen_outcome(r, &err) != PD_OK) {
-            account(g, r);
-            pd_call_end(g->call);
-            g->call = NULL;
-            pd_reply_error(q, &err);
-            return;
-        }
-    } else if (state != PD_JOB_DECODE && !q->ping_due) {
+        if (r->timing.predicted_n > 0 || pd_gen_outcome(r, &err) == PD_OK) continue;
+        account(a, r);
+        pd_gen_end(g);
+        pd_reply_error(q, &err);
         return;
     }
+    if (!begun) return;
     pd_req_add_header(q, "Cache-Control", "no-cache");
     pd_req_add_header(q, "X-Accel-Buffering", "no"); /* nginx holds events back otherwise */
     pd_req_stream(q, PD_SSE_TYPE);
@@ -264,30 +386,39 @@ static void wake(pd_req *q) {
 
 /* ---- run ---- */
 
-static void on_event(pd_req *q) {
+static void on_event(pd_req *q, pd_call *call) {
     pd_gen *g = q->state;
-    if (q->gone || !g || !g->call) return;
+    if (q->gone || !g || call->index >= g->n_answer) return;
+    pd_answer *a = &g->answer[call->index];
+    if (a->call != call || a->done) return;
     if (g->rq.stream) {
         pd_req_wake(q);
         return;
     }
-    const pd_job_state state = pd_job_get_state(g->call->job);
-    collect(g);
+    const pd_job_state state = pd_job_get_state(call->job);
+    collect(a);
     if (state != PD_JOB_DONE) return;
-    whole_reply(q, g, pd_job_get_result(g->call->job));
-    pd_call_end(g->call);
-    g->call = NULL;
+    const pd_job_result *r = pd_job_get_result(call->job);
+    pd_err err = {0};
+    account(a, r);
+    if (pd_gen_outcome(r, &err) != PD_OK) {
+        pd_gen_end(g);
+        pd_reply_error(q, &err);
+    } else if (g->n_done == g->n_answer) {
+        finish_whole(q);
+        if (q->mode == PD_REQ_WAIT) return; /* written off the loop */
+    } else {
+        return;
+    }
     pd_req_wake(q);
 }
 
 void pd_gen_expired(pd_req *q) {
     pd_gen *g = q->state;
-    if (!g || !g->call) return;
+    if (!g || !under_way(g)) return;
     pd_fail(&g->failed, PD_ETIMEOUT, NULL, "the request took longer than %llu seconds",
             (unsigned long long)g->srv->cfg->request_timeout);
-    pd_count(&g->srv->metrics.finished[PD_FINISH_CANCELLED], 1);
-    pd_call_end(g->call);
-    g->call = NULL;
+    pd_gen_end(g);
     if (q->mode == PD_REQ_WAIT) pd_reply_error(q, &g->failed);
     pd_req_wake(q);
 }
@@ -301,28 +432,58 @@ static void make_id(pd_gen *g, const char *prefix) {
         n += snprintf(g->id + n, sizeof g->id - (size_t)n, "%02x", r[i]);
 }
 
-pd_status pd_gen_submit(pd_req *q, void (*event)(pd_req *q)) {
+static pd_status make_answers(pd_gen *g, pd_err *err) {
+    const size_t n = g->rq.n_prompt * g->rq.best_of;
+    g->answer = calloc(n, sizeof *g->answer);
+    if (!g->answer) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu answers", n);
+    g->n_answer = n;
+    for (size_t i = 0; i < n; i++) {
+        g->answer[i].gen = g;
+        g->answer[i].index = i;
+        if (!g->shape || !g->rq.echo) continue;
+        g->answer[i].echo = &g->rq.echoed[i / g->rq.best_of];
+        g->answer[i].n_chars = pd_echo_chars(g->answer[i].echo);
+    }
+    return PD_OK;
+}
+
+static pd_status submit_prompt(pd_req *q, size_t i, void (*event)(pd_req *q, pd_call *call),
+                               pd_err *err) {
     pd_gen *g = q->state;
     pd_job_params p;
-    pd_request_params(&g->rq, &p);
+    pd_request_params(&g->rq, i, &p);
     if (!g->shape) {
         p.explain = true;
         p.explain_scores = g->rq.scores;
         p.max_given = true;
         p.max_tokens = 0;
+        p.score = false;
     }
+    const size_t n = g->rq.best_of;
+    pd_call *call[PD_CHOICES_MAX];
+    PD_TRY(pd_call_submit(&g->srv->calls, g->srv->engine, &p, n, q, event, call, err));
+    pd_request_taken(&g->rq, i);
+    g->n_prompt += p.n_tokens;
+    for (size_t k = 0; k < n; k++) {
+        call[k]->index = i * n + k;
+        g->answer[i * n + k].call = call[k];
+    }
+    return PD_OK;
+}
+
+pd_status pd_gen_submit(pd_req *q, void (*event)(pd_req *q, pd_call *call)) {
+    pd_gen *g = q->state;
     g->submit_ns = pd_now_ns();
     g->created = time(NULL);
-    g->n_prompt = g->rq.prompt.n;
     make_id(g, g->shape ? g->shape->id_prefix : "");
     pd_err err = {0};
-    const pd_status st =
-        pd_call_submit(&g->srv->calls, g->srv->engine, &p, q, event, &g->call, &err);
+    pd_status st = make_answers(g, &err);
+    for (size_t i = 0; i < g->rq.n_prompt && st == PD_OK; i++) st = submit_prompt(q, i, event, &err);
     if (st != PD_OK) {
+        pd_gen_end(g);
         pd_reply_error(q, &err);
         return st;
     }
-    pd_request_taken(&g->rq);
     pd_request_trim(&g->rq);
     q->expired = pd_gen_expired;
     return PD_OK;

@@ -13,18 +13,39 @@
 
 typedef struct pd_gen pd_gen;
 
+/* One member of "choices". */
+typedef struct pd_answer {
+    pd_gen *gen;
+    size_t index;         /* its "index" */
+    pd_call *call;        /* NULL before submit and after the end */
+    const pd_echo *echo;  /* its prompt, NULL unless it is given back; in gen->rq */
+    size_t n_echoed;      /* tokens of it that a stream gave back */
+    size_t n_out;
+    size_t n_chars;       /* code points of the answer so far, those of the echo included */
+    double logprob_sum;   /* for best_of */
+    uint64_t token_ns;
+    pd_buf text;          /* the answer, or the scratch of one take */
+    pd_buf chat_logprobs; /* entries of a whole chat reply */
+    pd_logprob_lists lists;
+    bool opened, done;    /* the opening chunk went out; counted, and its end went out */
+} pd_answer;
+
 typedef struct pd_shape {
     pd_request_kind kind;
     const char *id_prefix, *object, *chunk_object;
     /* Append one member of "choices".  finish NULL = null. */
-    void (*whole)(pd_gen *g, pd_buf *out, const char *finish);
+    void (*whole)(pd_answer *a, pd_buf *out, const char *finish);
+    /* A chunk with prompt tokens [from, to) of an answer with an echo; NULL: has none. */
+    void (*echo)(pd_answer *a, pd_buf *out, size_t from, size_t to);
+    /* Members behind "choices", with their comma, of a whole reply; NULL: none. */
+    void (*members)(pd_gen *g, pd_buf *out);
     /* The chunk before the first token, NULL if there is none. */
-    void (*opening)(pd_gen *g, pd_buf *out);
+    void (*opening)(pd_answer *a, pd_buf *out);
     /* ev NULL: text let go at the end, or (len 0) the chunk with the finish reason. */
-    void (*chunk)(pd_gen *g, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
+    void (*chunk)(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
                   const char *finish);
     /* A token of a whole reply, for its logprobs; only called when asked for. */
-    void (*collect)(pd_gen *g, const pd_token_event *ev);
+    void (*collect)(pd_answer *a, const pd_token_event *ev);
 } pd_shape;
 
 /* State of one generation request; q->state.  Thread: loop, after decoding. */
@@ -32,16 +53,12 @@ struct pd_gen {
     const pd_shape *shape; /* NULL for explain */
     struct pd_server *srv;
     pd_request rq;
-    pd_call *call;         /* NULL before submit and after the end */
+    pd_answer *answer;     /* [n_answer]: best_of of the first prompt, of the second ... */
+    size_t n_answer, n_done, turn; /* turn: whose token a stream sends next */
     char id[48];
     time_t created;
-    size_t n_prompt, n_out;
-    size_t n_chars;        /* code points of the answer so far */
-    pd_buf text;           /* the answer, or the scratch of one take */
-    pd_buf chat_logprobs;  /* entries of a whole chat reply */
-    pd_logprob_lists lists;
-    bool opened;           /* the opening chunk went out */
-    uint64_t submit_ns, token_ns;
+    size_t n_prompt, n_out; /* tokens of all prompts and answers */
+    uint64_t submit_ns;
     pd_err failed;         /* ended by us: timeout */
 };
 
@@ -51,7 +68,8 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err);
 void pd_gen_run(pd_req *q);
 
 /* Submit g->rq; on_event as in pd_call_submit.  On failure the error was replied. */
-pd_status pd_gen_submit(pd_req *q, void (*on_event)(pd_req *q));
+pd_status pd_gen_submit(pd_req *q, void (*on_event)(pd_req *q, pd_call *call));
+void pd_gen_end(pd_gen *g); /* let all its jobs go; those not done are cancelled */
 void pd_gen_expired(pd_req *q); /* for pd_req.expired */
 /* The job's failure as an error; PD_OK when it ended well. */
 pd_status pd_gen_outcome(const pd_job_result *r, pd_err *err);

@@ -180,7 +180,7 @@ void pd_json_str(pd_buf *out, const char *s, size_t n) {
         }
         plain = i;
     }
-    pd_buf_add(out, s + plain, n - plain);
+    if (n > plain) pd_buf_add(out, s + plain, n - plain);
     pd_buf_putc(out, '"');
 }
 

@@ -45,31 +45,98 @@ static void separator(pd_buf *b) {
     if (b->len) pd_buf_putc(b, ',');
 }
 
-void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev,
-                          size_t offset) {
+/* {"text":logprob,...}; the token itself is always there: up to n_top + 1 entries. */
+static void top_map(pd_buf *out, const pd_tokenizer *tok, int32_t id, float logprob,
+                    const pd_token_prob *top, size_t n_top) {
+    bool chosen = false;
+    pd_buf_putc(out, '{');
+    for (size_t i = 0; i < n_top; i++) {
+        if (i) pd_buf_putc(out, ',');
+        token_text(out, tok, top[i].id);
+        pd_buf_putc(out, ':');
+        pd_json_f32(out, top[i].logprob);
+        chosen |= top[i].id == id;
+    }
+    if (!chosen) {
+        if (n_top) pd_buf_putc(out, ',');
+        token_text(out, tok, id);
+        pd_buf_putc(out, ':');
+        pd_json_f32(out, logprob);
+    }
+    pd_buf_putc(out, '}');
+}
+
+static void add_token(pd_logprob_lists *l, const pd_tokenizer *tok, int32_t id, size_t offset) {
     separator(&l->tokens);
-    token_text(&l->tokens, tok, ev->id);
-    separator(&l->token_logprobs);
-    pd_json_f32(&l->token_logprobs, ev->logprob);
+    token_text(&l->tokens, tok, id);
     separator(&l->text_offset);
     pd_json_u64(&l->text_offset, offset);
+    separator(&l->token_logprobs);
     separator(&l->top_logprobs);
-    pd_buf_putc(&l->top_logprobs, '{');
-    bool chosen = false;
-    for (uint32_t i = 0; i < ev->n_top; i++) {
-        if (i) pd_buf_putc(&l->top_logprobs, ',');
-        token_text(&l->top_logprobs, tok, ev->top[i].id);
-        pd_buf_putc(&l->top_logprobs, ':');
-        pd_json_f32(&l->top_logprobs, ev->top[i].logprob);
-        chosen |= ev->top[i].id == ev->id;
+}
+
+void pd_logprob_lists_add(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_token_event *ev,
+                          size_t offset) {
+    add_token(l, tok, ev->id, offset);
+    pd_json_f32(&l->token_logprobs, ev->logprob);
+    top_map(&l->top_logprobs, tok, ev->id, ev->logprob, ev->top, ev->n_top);
+}
+
+void pd_logprob_lists_add_scored(pd_logprob_lists *l, const pd_tokenizer *tok, const pd_scored *s,
+                                 size_t n_top, size_t offset) {
+    add_token(l, tok, s->id, offset);
+    if (s->rank == 0) {
+        pd_buf_puts(&l->token_logprobs, "null");
+        pd_buf_puts(&l->top_logprobs, "null");
+        return;
     }
-    if (!chosen) { /* the sampled token is always there: up to n + 1 entries */
-        if (ev->n_top) pd_buf_putc(&l->top_logprobs, ',');
-        token_text(&l->top_logprobs, tok, ev->id);
-        pd_buf_putc(&l->top_logprobs, ':');
-        pd_json_f32(&l->top_logprobs, ev->logprob);
+    pd_json_f32(&l->token_logprobs, s->logprob);
+    top_map(&l->top_logprobs, tok, s->id, s->logprob, s->top, n_top < s->n_top ? n_top : s->n_top);
+}
+
+static void prompt_entry(pd_buf *out, const pd_tokenizer *tok, int32_t id, float logprob,
+                         size_t rank) {
+    const pd_str t = pd_token_bytes(tok, id, true);
+    pd_buf_printf(out, "\"%d\":{\"logprob\":", id);
+    pd_json_f32(out, logprob);
+    pd_buf_printf(out, ",\"rank\":%zu,\"decoded_token\":", rank);
+    pd_json_str(out, t.data, t.len);
+    pd_buf_putc(out, '}');
+}
+
+void pd_logprob_prompt(pd_buf *out, const pd_tokenizer *tok, const pd_scored *s, size_t n,
+                       size_t n_top) {
+    pd_buf_putc(out, '[');
+    for (size_t i = 0; i < n; i++) {
+        if (i) pd_buf_putc(out, ',');
+        if (s[i].rank == 0) {
+            pd_buf_puts(out, "null");
+            continue;
+        }
+        pd_buf_putc(out, '{');
+        prompt_entry(out, tok, s[i].id, s[i].logprob, s[i].rank);
+        for (size_t j = 0; j < s[i].n_top && j < n_top; j++) {
+            if (s[i].top[j].id == s[i].id) continue;
+            pd_buf_putc(out, ',');
+            prompt_entry(out, tok, s[i].top[j].id, s[i].top[j].logprob, j + 1);
+        }
+        pd_buf_putc(out, '}');
     }
-    pd_buf_putc(&l->top_logprobs, '}');
+    pd_buf_putc(out, ']');
+}
+
+static void join(pd_buf *l, const pd_buf *more) {
+    if (more->failed) l->failed = true;
+    if (!more->len) return;
+    separator(l);
+    pd_buf_add(l, more->data, more->len);
+}
+
+void pd_logprob_lists_join(pd_logprob_lists *l, const pd_logprob_lists *more) {
+    join(&l->tokens, &more->tokens);
+    join(&l->token_logprobs, &more->token_logprobs);
+    join(&l->top_logprobs, &more->top_logprobs);
+    join(&l->text_offset, &more->text_offset);
 }
 
 static void list(pd_buf *out, const char *name, const pd_buf *b) {

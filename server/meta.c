@@ -50,7 +50,8 @@ static void layers(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *in
     pd_buf_putc(out, ']');
 }
 
-void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+/* Without the closing brace. */
+static void kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
     pd_buf_puts(out, "{\"press\":");
     pd_json_cstr(out, kv->press);
     member_num(out, "ratio_requested", kv->ratio_requested);
@@ -69,7 +70,6 @@ void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info 
         pd_json_cstr(out, kv->skipped);
     }
     if (kv->kept) layers(out, kv, info);
-    pd_buf_putc(out, '}');
 }
 
 static double per_second(size_t n, double ms) {
@@ -87,22 +87,76 @@ void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
     pd_buf_putc(out, '}');
 }
 
-void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage,
-                     size_t n_prompt, size_t n_out) {
+static void add_report(pd_kv_report *sum, const pd_kv_report *kv) {
+    sum->tokens_seen += kv->tokens_seen;
+    sum->tokens_evicted += kv->tokens_evicted;
+    sum->tokens_kept += kv->tokens_kept;
+    sum->bytes += kv->bytes;
+    sum->bytes_after_prefill += kv->bytes_after_prefill;
+    sum->bytes_peak += kv->bytes_peak;
+    sum->bytes_dense += kv->bytes_dense;
+    sum->pages += kv->pages;
+    sum->press_ms += kv->press_ms;
+    if (!kv->skipped) sum->skipped = NULL; /* skipped for all */
+}
+
+static void add_timing(pd_job_timing *sum, const pd_job_timing *t) {
+    sum->prompt_n += t->prompt_n;
+    sum->prompt_ms += t->prompt_ms;
+    sum->predicted_n += t->predicted_n;
+    if (t->predicted_ms > sum->predicted_ms) sum->predicted_ms = t->predicted_ms;
+    if (t->queue_ms > sum->queue_ms) sum->queue_ms = t->queue_ms;
+}
+
+/* The cost of all of them together. */
+static void total(const pd_job_result *const *r, size_t n, pd_kv_report *kv, pd_job_timing *t) {
+    *kv = r[0]->kv;
+    *t = r[0]->timing;
+    if (n == 1) return;
+    double ratio = kv->ratio * (double)kv->tokens_seen;
+    for (size_t i = 1; i < n; i++) {
+        add_report(kv, &r[i]->kv);
+        add_timing(t, &r[i]->timing);
+        ratio += r[i]->kv.ratio * (double)r[i]->kv.tokens_seen;
+    }
+    kv->ratio = ratio / (double)kv->tokens_seen;
+    kv->kept = kv->head_pages = NULL;
+}
+
+static void sequences(pd_buf *out, const pd_job_result *const *r, size_t n,
+                      const pd_engine_info *info) {
+    pd_buf_puts(out, ",\"sequences\":[");
+    for (size_t i = 0; i < n; i++) {
+        if (i) pd_buf_putc(out, ',');
+        kv_cache(out, &r[i]->kv, info);
+        pd_buf_putc(out, '}');
+    }
+    pd_buf_putc(out, ']');
+}
+
+void pd_meta_members(pd_buf *out, const pd_job_result *const *r, size_t n,
+                     const pd_engine_info *info, bool usage, size_t n_prompt, size_t n_out) {
+    pd_kv_report kv;
+    pd_job_timing timing;
+    total(r, n, &kv, &timing);
     if (usage) {
         pd_buf_puts(out, "\"usage\":");
-        pd_meta_usage(out, n_prompt, n_out, &r->kv);
+        pd_meta_usage(out, n_prompt, n_out, &kv);
         pd_buf_putc(out, ',');
     }
     pd_buf_puts(out, "\"kv_cache\":");
-    pd_meta_kv_cache(out, &r->kv, info);
-    pd_buf_puts(out, ",\"timings\":");
-    pd_meta_timings(out, &r->timing);
+    kv_cache(out, &kv, info);
+    if (n > 1) sequences(out, r, n, info);
+    pd_buf_puts(out, "},\"timings\":");
+    pd_meta_timings(out, &timing);
 }
 
-void pd_meta_headers(pd_req *q, const pd_kv_report *kv) {
-    pd_req_add_header(q, "X-KV-Press", "%s", kv->press);
-    pd_req_add_header(q, "X-KV-Cache-Bytes", "%llu", (unsigned long long)kv->bytes);
-    pd_req_add_header(q, "X-KV-Cache-Bytes-Dense", "%llu", (unsigned long long)kv->bytes_dense);
-    pd_req_add_header(q, "X-KV-Cache-Bytes-Peak", "%llu", (unsigned long long)kv->bytes_peak);
+void pd_meta_headers(pd_req *q, const pd_job_result *const *r, size_t n) {
+    pd_kv_report sum;
+    pd_job_timing timing;
+    total(r, n, &sum, &timing);
+    pd_req_add_header(q, "X-KV-Press", "%s", sum.press);
+    pd_req_add_header(q, "X-KV-Cache-Bytes", "%llu", (unsigned long long)sum.bytes);
+    pd_req_add_header(q, "X-KV-Cache-Bytes-Dense", "%llu", (unsigned long long)sum.bytes_dense);
+    pd_req_add_header(q, "X-KV-Cache-Bytes-Peak", "%llu", (unsigned long long)sum.bytes_peak);
 }

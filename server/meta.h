@@ -9,14 +9,16 @@
 
 /* kv NULL: the counts alone (running usage of a stream). */
 void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv);
-void pd_meta_kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info);
 void pd_meta_timings(pd_buf *out, const pd_job_timing *t);
 
-/* `"usage":...,"kv_cache":...,"timings":...`; usage only if asked. */
-void pd_meta_members(pd_buf *out, const pd_job_result *r, const pd_engine_info *info, bool usage,
-                     size_t n_prompt, size_t n_out);
+/* `"usage":...,"kv_cache":...,"timings":...`; usage only if asked.  With several
+ * results bytes, pages, tokens and times are their sums (predicted_ms the longest: they run
+ * side by side), ratios their means over tokens, and kv_cache has each one's own
+ * in "sequences". */
+void pd_meta_members(pd_buf *out, const pd_job_result *const *r, size_t n,
+                     const pd_engine_info *info, bool usage, size_t n_prompt, size_t n_out);
 
 /* X-KV-Press, X-KV-Cache-Bytes, -Dense, -Peak. */
-void pd_meta_headers(pd_req *q, const pd_kv_report *kv);
+void pd_meta_headers(pd_req *q, const pd_job_result *const *r, size_t n);
 
 #endif

@@ -71,13 +71,13 @@ void pd_metrics_job(pd_metrics *m, const pd_job_result *r, size_t n_generated, d
     if (r->finish != PD_FINISH_STOP && r->finish != PD_FINISH_LENGTH) return;
     const pd_job_timing *t = &r->timing;
     pd_hist_add(&m->queue, t->queue_ms * 1e-3, 1);
-    pd_hist_add(&m->prefill, t->prompt_ms * 1e-3, 1);
+    if (t->prompt_n) pd_hist_add(&m->prefill, t->prompt_ms * 1e-3, 1); /* not for a further answer to a prompt */
     if (n_generated) {
         pd_hist_add(&m->decode, t->predicted_ms * 1e-3, 1);
         pd_hist_add(&m->ttft, t->ttft_ms * 1e-3, 1);
     }
     pd_hist_add(&m->e2e, e2e_seconds, 1);
-    pd_hist_add(&m->prompt_tokens, (double)t->prompt_n, 1);
+    if (t->prompt_n) pd_hist_add(&m->prompt_tokens, (double)t->prompt_n, 1);
     pd_hist_add(&m->generated_tokens, (double)n_generated, 1);
 
     const pd_kv_report *kv = &r->kv;

@@ -15,55 +15,73 @@ enum { TOKENS_MAX = INT32_MAX };
 
 /* ---- the prompt ---- */
 
-static pd_status decode_ids(const json_t *array, const pd_request_env *env, pd_request *r,
-                            pd_err *err) {
+static pd_status decode_id(const json_t *v, const char *at, const pd_request_env *env, int32_t *ret,
+                           pd_err *err) {
+    int64_t id;
+    if (!pd_json_integral(v, &id))
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at,
+                       pd_json_type_name(v));
+    if (id < 0 || (uint64_t)id >= env->n_vocab)
+        return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at, (long long)id,
+                       env->n_vocab - 1);
+    *ret = (int32_t)id;
+    return PD_OK;
+}
+
+/* `of` is where the array stands: "prompt" or "prompt[3]". */
+static pd_status decode_ids(const json_t *array, const char *of, const pd_request_env *env,
+                            pd_ids *ret, pd_err *err) {
     const size_t n = json_array_size(array);
-    r->prompt.id = malloc((n ? n : 1) * sizeof *r->prompt.id);
-    if (!r->prompt.id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token ids", n);
-    r->prompt.cap = n ? n : 1;
+    if (n == 0) return pd_fail(err, PD_EINVAL, of, "%s is an empty array; token ids are expected", of);
+    ret->id = malloc(n * sizeof *ret->id);
+    if (!ret->id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token ids", n);
+    ret->cap = n;
     for (size_t i = 0; i < n; i++) {
-        const json_t *v = json_array_get(array, i);
-        int64_t id;
-        char at[48];
-        snprintf(at, sizeof at, "prompt[%zu]", i);
-        if (!pd_json_integral(v, &id))
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; a token id is expected", at,
-                           pd_json_type_name(v));
-        if (id < 0 || (uint64_t)id >= env->n_vocab)
-            return pd_fail(err, PD_EINVAL, at, "%s is %lld; token ids are 0 to %zu", at,
-                           (long long)id, env->n_vocab - 1);
-        r->prompt.id[r->prompt.n++] = (int32_t)id;
+        char at[64];
+        snprintf(at, sizeof at, "%s[%zu]", of, i);
+        PD_TRY(decode_id(json_array_get(array, i), at, env, &ret->id[ret->n++], err));
     }
     return PD_OK;
 }
 
-/* A string, an array of ids, or an array of exactly one of these. */
+static pd_status decode_one_prompt(const json_t *v, const char *at, const pd_request_env *env,
+                                   pd_prompt *p, pd_err *err) {
+    if (json_is_array(v)) return decode_ids(v, at, env, &p->ids, err);
+    if (!json_is_string(v))
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a string or an array of token ids is expected",
+                       at, pd_json_type_name(v));
+    p->text = json_string_value(v);
+    p->text_len = json_string_length(v);
+    return PD_OK;
+}
+
+pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err) {
+    r->prompt = pd_arena_zalloc(&r->arena, n, sizeof *r->prompt);
+    if (!r->prompt) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu prompts", n);
+    r->n_prompt = n;
+    return PD_OK;
+}
+
+/* A string, an array of ids, or an array of these. */
 static pd_status decode_prompt(const json_t *body, const pd_request_env *env, pd_request *r,
                                pd_err *err) {
     const json_t *v = pd_json_get(body, "prompt");
     if (!v) return pd_fail(err, PD_EINVAL, "prompt", "prompt is missing");
-    if (json_is_array(v)) {
-        const size_t n = json_array_size(v);
-        const json_t *first = json_array_get(v, 0);
-        if (n == 0) return pd_fail(err, PD_EINVAL, "prompt", "prompt is an empty array");
-        if (json_is_string(first) || json_is_array(first)) {
-            if (n > 1)
-                return pd_fail(err, PD_EINVAL, "prompt",
-                               "prompt holds %zu prompts; one per request is served", n);
-            v = first;
-        }
+    const size_t n = json_array_size(v);
+    const json_t *first = json_array_get(v, 0);
+    if (!json_is_string(first) && !json_is_array(first)) {
+        PD_TRY(pd_request_prompts(r, 1, err));
+        return decode_one_prompt(v, "prompt", env, r->prompt, err);
     }
-    if (json_is_array(v)) {
-        if (json_array_size(v) == 0)
-            return pd_fail(err, PD_EINVAL, "prompt", "prompt holds no token ids");
-        return decode_ids(v, env, r, err);
+    if (n > PD_REQUEST_PROMPTS_MAX)
+        return pd_fail(err, PD_EINVAL, "prompt", "prompt holds %zu prompts; at most %d are allowed",
+                       n, PD_REQUEST_PROMPTS_MAX);
+    PD_TRY(pd_request_prompts(r, n, err));
+    for (size_t i = 0; i < n; i++) {
+        char at[32];
+        snprintf(at, sizeof at, "prompt[%zu]", i);
+        PD_TRY(decode_one_prompt(json_array_get(v, i), at, env, &r->prompt[i], err));
     }
-    if (!json_is_string(v))
-        return pd_fail(err, PD_EINVAL, "prompt",
-                       "prompt is %s; a string or an array of token ids is expected",
-                       pd_json_type_name(v));
-    r->text = json_string_value(v);
-    r->text_len = json_string_length(v);
     return PD_OK;
 }
 
@@ -143,6 +161,31 @@ pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err) {
 
 /* ---- fields ---- */
 
+/* How many answers: n given per prompt, the best of best_of made. */
+static pd_status decode_choices(const json_t *body, pd_request *r, pd_err *err) {
+    int64_t n = 1, best_of = 1;
+    bool given = false;
+    PD_TRY(pd_json_int(body, "", "n", 1, PD_CHOICES_MAX, &n, NULL, err));
+    if (r->kind == PD_REQUEST_COMPLETION)
+        PD_TRY(pd_json_int(body, "", "best_of", 1, PD_REQUEST_BEST_OF_MAX, &best_of, &given, err));
+    if (!given) best_of = n;
+    if (best_of < n)
+        return pd_fail(err, PD_EINVAL, "best_of", "best_of is %lld; at least n, %lld here, is needed",
+                       (long long)best_of, (long long)n);
+    if (best_of > n && r->stream)
+        return pd_fail(err, PD_EINVAL, "best_of",
+                       "best_of is %lld with n %lld: the best are known at the end, so there is no "
+                       "stream of them",
+                       (long long)best_of, (long long)n);
+    r->n = (size_t)n;
+    r->best_of = (size_t)best_of;
+    if (r->n_prompt * r->best_of > PD_CHOICES_MAX)
+        return pd_fail(err, PD_EINVAL, given ? "best_of" : "n",
+                       "%zu prompts with %zu answers each are %zu answers; at most %d are allowed",
+                       r->n_prompt, r->best_of, r->n_prompt * r->best_of, PD_CHOICES_MAX);
+    return PD_OK;
+}
+
 static pd_status decode_length(const json_t *body, pd_request *r, pd_err *err) {
     int64_t n = PD_COMPLETION_MAX_TOKENS;
     const bool chat = r->kind == PD_REQUEST_CHAT;
@@ -206,6 +249,98 @@ static pd_status decode_stop(const json_t *body, pd_request *r, pd_err *err) {
     return PD_OK;
 }
 
+/* Token ids that end the answer. */
+static pd_status decode_stop_ids(const json_t *body, const pd_request_env *env, pd_request *r,
+                                 pd_err *err) {
+    const json_t *v = pd_json_get(body, "stop_token_ids");
+    if (!v) return PD_OK;
+    const size_t n = json_array_size(v);
+    if (!json_is_array(v))
+        return pd_fail(err, PD_EINVAL, "stop_token_ids",
+                       "stop_token_ids is %s; an array of token ids is expected",
+                       pd_json_type_name(v));
+    if (n > PD_STOP_IDS_MAX)
+        return pd_fail(err, PD_EINVAL, "stop_token_ids",
+                       "stop_token_ids has %zu entries; at most %d are allowed", n,
+                       PD_STOP_IDS_MAX);
+    r->stop_id = PD_ARENA_NEW(&r->arena, n ? n : 1, int32_t);
+    if (!r->stop_id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu stop tokens", n);
+    for (size_t i = 0; i < n; i++) {
+        char at[48];
+        snprintf(at, sizeof at, "stop_token_ids[%zu]", i);
+        PD_TRY(decode_id(json_array_get(v, i), at, env, &r->stop_id[r->n_stop_id++], err));
+    }
+    return PD_OK;
+}
+
+/* A key of logit_bias: the decimal digits of a token id. */
+static pd_status decode_bias_key(const char *key, const pd_request_env *env, int32_t *ret,
+                                 pd_err *err) {
+    int64_t id = 0;
+    size_t n = 0;
+    for (; key[n] >= '0' && key[n] <= '9' && n < 10; n++) id = id * 10 + (key[n] - '0');
+    if (n == 0 || key[n])
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias has the key \"%.40s\"; keys are token ids as text", key);
+    if ((uint64_t)id >= env->n_vocab)
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias names token %lld; token ids are 0 to %zu", (long long)id,
+                       env->n_vocab - 1);
+    *ret = (int32_t)id;
+    return PD_OK;
+}
+
+static pd_status decode_bias(const json_t *body, const pd_request_env *env, pd_request *r,
+                             pd_err *err) {
+    json_t *v = pd_json_get(body, "logit_bias");
+    if (!v) return PD_OK;
+    const size_t n = json_object_size(v);
+    if (!json_is_object(v))
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias is %s; an object of token ids and numbers is expected",
+                       pd_json_type_name(v));
+    if (n > PD_BIAS_MAX)
+        return pd_fail(err, PD_EINVAL, "logit_bias",
+                       "logit_bias has %zu entries; at most %d are allowed", n, PD_BIAS_MAX);
+    pd_token_bias *bias = PD_ARENA_NEW(&r->arena, n ? n : 1, pd_token_bias);
+    if (!bias) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token biases", n);
+    const char *key;
+    json_t *one;
+    json_object_foreach(v, key, one) {
+        double b = 0.0;
+        bool given = false;
+        pd_token_bias *to = &bias[r->adjust.n_bias++];
+        PD_TRY(decode_bias_key(key, env, &to->id, err));
+        PD_TRY(pd_json_real(v, "logit_bias.", key, -100.0, 100.0, &b, &given, err));
+        to->bias = (float)b; /* null: 0 */
+    }
+    r->adjust.bias = bias;
+    return PD_OK;
+}
+
+/* What changes the logits before a token is drawn. */
+static pd_status decode_adjust(const json_t *body, const pd_request_env *env, pd_request *r,
+                               pd_err *err) {
+    double repetition = 1.0, frequency = 0.0, presence = 0.0;
+    int64_t min_tokens = 0;
+    PD_TRY(pd_json_real(body, "", "repetition_penalty", 0.0, 2.0, &repetition, NULL, err));
+    if (repetition <= 0.0)
+        return pd_fail(err, PD_EINVAL, "repetition_penalty",
+                       "repetition_penalty is 0; allowed are values in (0, 2]");
+    PD_TRY(pd_json_real(body, "", "frequency_penalty", -2.0, 2.0, &frequency, NULL, err));
+    PD_TRY(pd_json_real(body, "", "presence_penalty", -2.0, 2.0, &presence, NULL, err));
+    PD_TRY(pd_json_int(body, "", "min_tokens", 0, TOKENS_MAX, &min_tokens, NULL, err));
+    if (r->max_given && (size_t)min_tokens > r->max_tokens)
+        return pd_fail(err, PD_EINVAL, "min_tokens",
+                       "min_tokens is %lld; at most max_tokens, %zu here, are allowed",
+                       (long long)min_tokens, r->max_tokens);
+    r->adjust.repetition = (float)repetition;
+    r->adjust.frequency = (float)frequency;
+    r->adjust.presence = (float)presence;
+    r->adjust.min_tokens = (size_t)min_tokens;
+    return decode_bias(body, env, r, err);
+}
+
 static pd_status decode_logprobs(const json_t *body, pd_request *r, pd_err *err) {
     int64_t n = -1;
     bool given = false;
@@ -220,6 +355,21 @@ static pd_status decode_logprobs(const json_t *body, pd_request *r, pd_err *err)
     if (given && n > 0 && !wanted)
         return pd_fail(err, PD_EINVAL, "top_logprobs", "top_logprobs needs \"logprobs\": true");
     r->n_logprobs = !wanted ? -1 : given ? (int)n : 0;
+    return PD_OK;
+}
+
+/* The prompt given back, and what its tokens were worth.  After the stream's fields. */
+static pd_status decode_echo(const json_t *body, pd_request *r, pd_err *err) {
+    int64_t n = -1;
+    bool given = false;
+    if (r->kind == PD_REQUEST_COMPLETION) PD_TRY(pd_json_bool(body, "", "echo", &r->echo, err));
+    PD_TRY(pd_json_int(body, "", "prompt_logprobs", 0, PD_LOGPROBS_MAX, &n, &given, err));
+    if (given && r->stream)
+        return pd_fail(err, PD_EINVAL, "prompt_logprobs",
+                       "prompt_logprobs is %lld; there are none in a stream (echo with logprobs has "
+                       "them)",
+                       (long long)n);
+    r->n_prompt_logprobs = given ? (int)n : -1;
     return PD_OK;
 }
 
@@ -258,7 +408,7 @@ static pd_status model_suffix(const json_t *body, const pd_request_env *env, con
 }
 
 static pd_status decode_compression(const json_t *body, const pd_request_env *env, pd_request *r,
-                                    pd_err *err) {
+                                    pd_compression **ret, pd_err *err) {
     const bool chat = r->kind == PD_REQUEST_CHAT;
     const json_t *v = pd_json_get(body, "compression");
     const char *suffix;
@@ -267,14 +417,12 @@ static pd_status decode_compression(const json_t *body, const pd_request_env *en
         return pd_fail(err, PD_EINVAL, "compression",
                        "compression is given twice: here and behind '@' in model");
     if (suffix)
-        return pd_compression_decode_text(suffix, "model", true, env->press_model, &r->compression,
-                                          err);
+        return pd_compression_decode_text(suffix, "model", true, env->press_model, ret, err);
     if (v)
-        return pd_compression_decode(v, "compression", env->press_model, chat, &r->compression,
-                                     &r->verbose, err);
+        return pd_compression_decode(v, "compression", env->press_model, chat, ret, &r->verbose,
+                                     err);
     if (env->compression && *env->compression)
-        return pd_compression_decode_default(env->compression, env->press_model, chat,
-                                             &r->compression, err);
+        return pd_compression_decode_default(env->compression, env->press_model, chat, ret, err);
     return PD_OK;
 }
 
@@ -305,6 +453,10 @@ static pd_status decode_compare(const json_t *body, const pd_request_env *env, p
 
 static pd_status decode_explain(const json_t *body, const pd_request_env *env, pd_request *r,
                                 pd_err *err) {
+    if (r->n_prompt * r->best_of != 1)
+        return pd_fail(err, PD_EINVAL, r->n_prompt > 1 ? "prompt" : "n",
+                       "an explanation has one prompt and one answer, not %zu and %zu", r->n_prompt,
+                       r->best_of);
     PD_TRY(pd_json_bool(body, "", "scores", &r->scores, err));
     PD_TRY(decode_compare(body, env, r, err));
     const json_t *v = pd_json_get(body, "ratios");
@@ -328,8 +480,9 @@ static pd_status decode_explain(const json_t *body, const pd_request_env *env, p
 static pd_status decode(const json_t *body, bool explain, const pd_request_env *env, pd_request *r,
                         pd_err *err) {
     r->add_generation_prompt = true;
-    PD_TRY(pd_unserved_check(body, err));
+    PD_TRY(pd_unserved_check(body, r->kind == PD_REQUEST_CHAT, err));
     if (r->kind == PD_REQUEST_CHAT) {
+        PD_TRY(pd_request_prompts(r, 1, err));
         PD_TRY(pd_request_messages(body, r, err));
         PD_TRY(pd_json_bool(body, "", "add_generation_prompt", &r->add_generation_prompt, err));
     } else {
@@ -338,22 +491,55 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_length(body, r, err));
     PD_TRY(decode_sampling(body, r, err));
     PD_TRY(decode_stop(body, r, err));
+    PD_TRY(decode_stop_ids(body, env, r, err));
+    PD_TRY(decode_adjust(body, env, r, err));
     PD_TRY(decode_logprobs(body, r, err));
     PD_TRY(decode_stream(body, r, err));
+    PD_TRY(decode_echo(body, r, err));
+    PD_TRY(decode_choices(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
     PD_TRY(pd_json_bool(body, "", "verbose", &r->verbose, err));
     if (explain) PD_TRY(decode_explain(body, env, r, err));
-    if (r->n_compare) return PD_OK;
-    return decode_compression(body, env, r, err);
+    for (size_t i = 0; i < r->n_prompt && !r->n_compare; i++)
+        PD_TRY(decode_compression(body, env, r, &r->prompt[i].compression, err));
+    return PD_OK;
 }
 
 pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
                             const pd_request_env *env, pd_request *ret, pd_err *err) {
-    pd_request r = {.body = body, .kind = kind, .n_logprobs = -1};
+    pd_request r = {.body = body, .kind = kind, .n_logprobs = -1, .n_prompt_logprobs = -1};
     const pd_status st = decode(body, explain, env, &r, err);
     if (st == PD_OK) *ret = r;
     else pd_request_done(&r);
     return st;
+}
+
+/* Alternatives of each prompt token that the answer lists; -1 = no scores. */
+static int score_top(const pd_request *r) {
+    const int of_echo = r->echo ? r->n_logprobs : -1;
+    return of_echo > r->n_prompt_logprobs ? of_echo : r->n_prompt_logprobs;
+}
+
+/* A reply must fit in memory. */
+static pd_status check_scores(const pd_request *r, pd_err *err) {
+    const int top = score_top(r);
+    size_t n = 0;
+    for (size_t i = 0; i < r->n_prompt; i++) n += r->prompt[i].ids.n * r->n;
+    if (top < 0 || n <= PD_SCORED_MAX / (1 + (size_t)top)) return PD_OK;
+    return pd_fail(err, PD_EINVAL, r->n_prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs",
+                   "%zu prompt tokens, answers counted, with %d alternatives each; at most %d log "
+                   "probabilities are given",
+                   n, top, PD_SCORED_MAX);
+}
+
+static pd_status make_echoes(pd_request *r, const pd_request_env *env, pd_err *err) {
+    r->echoed = calloc(r->n_prompt, sizeof *r->echoed);
+    if (!r->echoed) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu prompts", r->n_prompt);
+    r->n_echoed = r->n_prompt;
+    for (size_t i = 0; i < r->n_prompt; i++)
+        PD_TRY(pd_echo_make(&r->echoed[i], env->tok, &r->prompt[i].ids, r->prompt[i].text != NULL,
+                            err));
+    return PD_OK;
 }
 
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err) {
@@ -363,31 +549,43 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
                            "this model has no chat template; use /v1/completions or start with "
                            "--chat-template");
         PD_TRY(pd_chat_encode(env->chat, env->tok, r->msg, r->n_msg, r->add_generation_prompt,
-                              &r->prompt, &r->marks, err));
+                              &r->prompt->ids, &r->marks, err));
         r->has_marks = true;
-    } else if (r->text) {
-        PD_TRY(pd_tokenize(env->tok, r->text, r->text_len, PD_TOK_BOS | PD_TOK_SPECIAL, &r->prompt,
-                           err));
     }
-    if (r->prompt.n == 0)
-        return pd_fail(err, PD_EINVAL, "prompt", "prompt is empty: it gives no tokens");
-    return PD_OK;
+    for (size_t i = 0; i < r->n_prompt; i++) {
+        pd_prompt *p = &r->prompt[i];
+        if (p->text)
+            PD_TRY(pd_tokenize(env->tok, p->text, p->text_len, PD_TOK_BOS | PD_TOK_SPECIAL, &p->ids,
+                               err));
+        if (p->ids.n == 0)
+            return pd_fail(err, PD_EINVAL, "prompt", "prompt %zu is empty: it gives no tokens", i);
+    }
+    PD_TRY(check_scores(r, err));
+    return r->echo ? make_echoes(r, env, err) : PD_OK;
 }
 
-void pd_request_params(const pd_request *r, pd_job_params *ret) {
+void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {
+    const pd_prompt *prompt = &r->prompt[i_prompt];
     *ret = (pd_job_params){
-        .tokens = r->prompt.id,
-        .n_tokens = r->prompt.n,
+        .tokens = prompt->ids.id,
+        .n_tokens = prompt->ids.n,
+        .follows = i_prompt > 0,
+        .score = score_top(r) >= 0,
+        .score_top = score_top(r) > 0 ? (size_t)score_top(r) : 0,
         .marks = r->marks,
         .has_marks = r->has_marks,
         .max_tokens = r->max_tokens,
         .max_given = r->max_given,
         .sampling = r->sampling,
         .n_stop = r->n_stop,
-        .n_logprobs = r->n_logprobs,
+        .stop_id = r->stop_id,
+        .n_stop_id = r->n_stop_id,
+        .adjust = r->adjust,
+        /* the best are told by their log probabilities */
+        .n_logprobs = r->best_of > r->n && r->n_logprobs < 0 ? 0 : r->n_logprobs,
         .ignore_eos = r->ignore_eos,
         .verbose = r->verbose,
-        .compression = r->compression,
+        .compression = prompt->compression,
         .compare = r->compare,
         .n_compare = r->n_compare,
     };
@@ -397,25 +595,34 @@ void pd_request_params(const pd_request *r, pd_job_params *ret) {
     }
 }
 
-void pd_request_taken(pd_request *r) {
-    r->compression = NULL;
+void pd_request_taken(pd_request *r, size_t i) {
+    r->prompt[i].compression = NULL;
     r->n_compare = 0;
 }
 
 void pd_request_trim(pd_request *r) {
     json_decref(r->body);
     r->body = NULL;
+    for (size_t i = 0; i < r->n_prompt; i++) {
+        pd_ids_done(&r->prompt[i].ids);
+        pd_compression_close(r->prompt[i].compression);
+    }
     pd_arena_done(&r->arena);
-    pd_ids_done(&r->prompt);
-    r->text = NULL;
+    r->prompt = NULL;
+    r->n_prompt = 0;
     r->msg = NULL;
-    r->n_msg = r->n_stop = 0;
+    r->stop_id = NULL;
+    r->adjust.bias = NULL;
+    r->n_msg = r->n_stop = r->n_stop_id = r->adjust.n_bias = 0;
 }
 
 void pd_request_done(pd_request *r) {
     if (!r) return;
     pd_request_trim(r);
-    pd_compression_close(r->compression);
     for (size_t i = 0; i < r->n_compare; i++) pd_compression_close(r->compare[i]);
-    pd_request_taken(r);
+    r->n_compare = 0;
+    for (size_t i = 0; i < r->n_echoed; i++) pd_echo_done(&r->echoed[i]);
+    free(r->echoed);
+    r->echoed = NULL;
+    r->n_echoed = 0;
 }

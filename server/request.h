@@ -11,11 +11,14 @@
 #define PD_SERVER_REQUEST_H
 
 #include "engine/run/engine.h"
+#include "server/echo.h"
 #include "server/json.h"
 
 enum {
     PD_REQUEST_MESSAGES_MAX = 2048,
     PD_REQUEST_RATIOS_MAX = 64,
+    PD_REQUEST_PROMPTS_MAX = PD_CHOICES_MAX, /* prompts times answers are bounded by it too */
+    PD_REQUEST_BEST_OF_MAX = 20,
     PD_COMPLETION_MAX_TOKENS = 16, /* OpenAI's default where max_tokens is absent */
 };
 
@@ -31,18 +34,25 @@ typedef struct pd_request_env {
     const pd_chat *chat;
 } pd_request_env;
 
+typedef struct pd_prompt {
+    const char *text; /* a completion's, as text, or NULL when it came as ids */
+    size_t text_len;
+    pd_ids ids;       /* given, or made by pd_request_tokenize */
+    pd_compression *compression; /* NULL = dense; each prompt has its own of the same */
+} pd_prompt;
+
 typedef struct pd_request {
     json_t *body;     /* owned until pd_request_trim; strings below borrow from it or the arena */
     pd_arena arena;
     pd_request_kind kind;
     bool stream, include_usage, continuous_usage;
 
-    const char *text; /* completion: the prompt as text, or NULL when it came as ids */
-    size_t text_len;
+    pd_prompt *prompt; /* [n_prompt], arena; a chat has one */
+    size_t n_prompt;
+    size_t n, best_of; /* answers given and made per prompt */
     pd_chat_msg *msg; /* chat */
     size_t n_msg;
     bool add_generation_prompt;
-    pd_ids prompt;    /* given, or made by pd_request_tokenize */
     pd_chat_marks marks;
     bool has_marks;
 
@@ -52,9 +62,14 @@ typedef struct pd_request {
     bool seed_given;
     struct { const char *text; size_t len; } stop[PD_STOP_MAX];
     size_t n_stop;
-    int n_logprobs;
+    int32_t *stop_id; /* arena, as adjust.bias */
+    size_t n_stop_id;
+    pd_adjust adjust;
+    int n_logprobs, n_prompt_logprobs; /* -1 = not asked for */
+    bool echo;
+    pd_echo *echoed;  /* [n_echoed], one per prompt, if `echo`; made by pd_request_tokenize */
+    size_t n_echoed;
     bool ignore_eos, verbose;
-    pd_compression *compression; /* NULL = dense */
 
     bool scores;      /* explain */
     double ratio[PD_REQUEST_RATIOS_MAX];
@@ -72,14 +87,17 @@ pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
 /* Messages, "messages" as in a chat request, to r->msg: used by /tokenize too. */
 pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err);
 
-/* Text or messages -> r->prompt.  Errors: EINVAL (empty prompt, a role the
+/* Room for n prompts.  ENOMEM. */
+pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err);
+
+/* Text or messages -> ids of every prompt.  Errors: EINVAL (empty prompt, a role the
  * template refuses, no template), ENOMEM. */
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
 
-/* What the engine takes: borrows from r; r->compression moves on success of the
- * submit, as do the members of r->compare (pd_request_taken). */
-void pd_request_params(const pd_request *r, pd_job_params *ret);
-void pd_request_taken(pd_request *r);
+/* What the engine takes for prompt i: borrows from r; its compression moves on
+ * success of the submit, as do the members of r->compare (pd_request_taken). */
+void pd_request_params(const pd_request *r, size_t i, pd_job_params *ret);
+void pd_request_taken(pd_request *r, size_t i);
 
 void pd_request_trim(pd_request *r); /* after submit: free what only decoding needed */
 void pd_request_done(pd_request *r);

@@ -17,6 +17,8 @@ static pd_status tokenize_body(pd_req *q, const json_t *body, pd_request *r, pd_
     const pd_server *s = q->srv;
     bool add_special = true, strings = false;
     r->add_generation_prompt = true;
+    PD_TRY(pd_request_prompts(r, 1, err));
+    pd_ids *ids = &r->prompt->ids;
     PD_TRY(pd_json_bool(body, "", "add_special_tokens", &add_special, err));
     PD_TRY(pd_json_bool(body, "", "return_token_strs", &strings, err));
     PD_TRY(pd_json_bool(body, "", "add_generation_prompt", &r->add_generation_prompt, err));
@@ -32,21 +34,21 @@ static pd_status tokenize_body(pd_req *q, const json_t *body, pd_request *r, pd_
                            "prompt is %s; a string (or \"messages\") is expected",
                            pd_json_type_name(v));
         PD_TRY(pd_tokenize(s->tok, json_string_value(v), json_string_length(v),
-                           PD_TOK_SPECIAL | (add_special ? PD_TOK_BOS : 0u), &r->prompt, err));
+                           PD_TOK_SPECIAL | (add_special ? PD_TOK_BOS : 0u), ids, err));
     }
     pd_buf *out = &q->out;
-    pd_buf_printf(out, "{\"count\":%zu,\"max_model_len\":%zu,\"tokens\":[", r->prompt.n,
+    pd_buf_printf(out, "{\"count\":%zu,\"max_model_len\":%zu,\"tokens\":[", ids->n,
                   s->info->ctx_size);
-    for (size_t i = 0; i < r->prompt.n; i++)
-        pd_buf_printf(out, "%s%d", i ? "," : "", r->prompt.id[i]);
+    for (size_t i = 0; i < ids->n; i++)
+        pd_buf_printf(out, "%s%d", i ? "," : "", ids->id[i]);
     pd_buf_puts(out, "],\"token_strs\":");
     if (!strings) pd_buf_puts(out, "null");
-    for (size_t i = 0; i < r->prompt.n && strings; i++) {
-        const pd_str t = pd_token_bytes(s->tok, r->prompt.id[i], true);
+    for (size_t i = 0; i < ids->n && strings; i++) {
+        const pd_str t = pd_token_bytes(s->tok, ids->id[i], true);
         pd_buf_putc(out, i ? ',' : '[');
         pd_json_str(out, t.data, t.len);
     }
-    if (strings) pd_buf_puts(out, r->prompt.n ? "]" : "[]");
+    if (strings) pd_buf_puts(out, ids->n ? "]" : "[]");
     pd_buf_putc(out, '}');
     return PD_OK;
 }

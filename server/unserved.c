@@ -7,7 +7,6 @@
 
 typedef enum {
     ONE,      /* the number 1 */
-    ZERO,     /* the number 0 */
     FALSE,    /* false */
     EMPTY,    /* an empty array, object or string */
     TEXT,     /* {"type": "text"} */
@@ -19,36 +18,29 @@ typedef enum {
 static const struct {
     const char *name;
     neutral ok;
+    bool chat_only; /* a completion has it */
 } field[] = {
-    {"n", ONE},
-    {"best_of", ONE},
-    {"echo", FALSE},
-    {"suffix", EMPTY},
-    {"logit_bias", EMPTY},
-    {"presence_penalty", ZERO},
-    {"frequency_penalty", ZERO},
-    {"repetition_penalty", ONE},
-    {"repeat_penalty", ONE},
-    {"min_tokens", ZERO},
-    {"stop_token_ids", EMPTY},
-    {"prompt_logprobs", ABSENT},
-    {"use_beam_search", FALSE},
-    {"continue_final_message", FALSE},
-    {"chat_template", ABSENT},
-    {"tools", EMPTY},
-    {"functions", EMPTY},
-    {"tool_choice", NO_TOOL},
-    {"function_call", NO_TOOL},
-    {"response_format", TEXT},
-    {"modalities", ONLY_TEXT},
-    {"audio", ABSENT},
-    {"grammar", EMPTY},
-    {"json_schema", ABSENT},
-    {"guided_json", ABSENT},
-    {"guided_regex", ABSENT},
-    {"guided_choice", ABSENT},
-    {"guided_grammar", ABSENT},
-    {"structured_outputs", ABSENT},
+    {"best_of", ONE, true},
+    {"echo", FALSE, true},
+    {"suffix", EMPTY, false},
+    {"repeat_penalty", ONE, false},
+    {"use_beam_search", FALSE, false},
+    {"continue_final_message", FALSE, false},
+    {"chat_template", ABSENT, false},
+    {"tools", EMPTY, false},
+    {"functions", EMPTY, false},
+    {"tool_choice", NO_TOOL, false},
+    {"function_call", NO_TOOL, false},
+    {"response_format", TEXT, false},
+    {"modalities", ONLY_TEXT, false},
+    {"audio", ABSENT, false},
+    {"grammar", EMPTY, false},
+    {"json_schema", ABSENT, false},
+    {"guided_json", ABSENT, false},
+    {"guided_regex", ABSENT, false},
+    {"guided_choice", ABSENT, false},
+    {"guided_grammar", ABSENT, false},
+    {"structured_outputs", ABSENT, false},
 };
 
 static bool is_string(const json_t *v, const char *s) {
@@ -58,7 +50,6 @@ static bool is_string(const json_t *v, const char *s) {
 static bool is_neutral(const json_t *v, neutral ok) {
     switch (ok) {
     case ONE: return json_is_number(v) && json_number_value(v) == 1.0;
-    case ZERO: return json_is_number(v) && json_number_value(v) == 0.0;
     case FALSE: return json_is_false(v);
     case EMPTY:
         return (json_is_array(v) && json_array_size(v) == 0) ||
@@ -71,10 +62,9 @@ static bool is_neutral(const json_t *v, neutral ok) {
     return false;
 }
 
-pd_status pd_unserved_check(const json_t *body, pd_err *err) {
+pd_status pd_unserved_check(const json_t *body, bool chat, pd_err *err) {
     static const char *const accepted[] = {
         "1",
-        "0",
         "false",
         "an empty value",
         "{\"type\": \"text\"}",
@@ -84,7 +74,7 @@ pd_status pd_unserved_check(const json_t *body, pd_err *err) {
     };
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
         const json_t *v = pd_json_get(body, field[i].name);
-        if (!v || is_neutral(v, field[i].ok)) continue;
+        if (!v || is_neutral(v, field[i].ok) || (field[i].chat_only && !chat)) continue;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         pd_fail(err, PD_EINVAL, field[i].name, "%s is %.60s; it is not served, only %s is accepted",
                 field[i].name, text ? text : "?", accepted[field[i].ok]);

@@ -7,6 +7,6 @@
 #include "server/json.h"
 
 /* Errors: EINVAL naming the field, its value and what is accepted. */
-pd_status pd_unserved_check(const json_t *body, pd_err *err);
+pd_status pd_unserved_check(const json_t *body, bool chat, pd_err *err);
 
 #endif

@@ -125,3 +125,19 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     kh->n_page -= dead;
     kh->first %= N;
 }
+
+pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
+    for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
+        const pd_kv_head *src = &from->head[i];
+        pd_kv_head *kh = &kv->head[i];
+        assert(kh->n_page == 0);
+        for (uint32_t p = 0; p < src->n_page; p++) {
+            PD_TRY(add_page(kv, kh, err));
+            memcpy(pd_kvpool_page(kv->pool, kh->page[p]), pd_kvpool_page(from->pool, src->page[p]), kv->pool->page_bytes);
+            memcpy(pd_kvpool_pos(kv->pool, kh->page[p]), pd_kvpool_pos(from->pool, src->page[p]), N * sizeof(int32_t));
+        }
+        kh->first = src->first;
+        kh->n = src->n;
+    }
+    return PD_OK;
+}

@@ -131,6 +131,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     pthread_cond_init(&e->wake, NULL);
     e->sync_ready = true;
     e->inbox_end = &e->inbox;
+    e->ready_end = &e->ready;
     if (pthread_create(&e->thread, NULL, pd__engine_main, e) != 0)
         return pd_fail(err, PD_ENOMEM, NULL, "cannot start the engine thread");
     e->thread_started = true;
@@ -214,22 +215,34 @@ void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
 
 /* ---- submit ---- */
 
+static pd_status check_id(const pd_engine *e, const char *field, size_t i, int32_t id, pd_err *err) {
+    if (id >= 0 && (size_t)id < e->info.n_vocab) return PD_OK;
+    return pd_fail(err, PD_EINVAL, field, "%s[%zu] is token %d; the vocabulary has 0..%zu", field, i, id, e->info.n_vocab - 1);
+}
+
 static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err *err) {
     if (p->n_tokens == 0) return pd_fail(err, PD_EINVAL, "prompt", "the prompt is empty: at least one token is needed");
-    for (size_t i = 0; i < p->n_tokens && p->n_tokens <= e->info.ctx_size; i++)
-        if (p->tokens[i] < 0 || (size_t)p->tokens[i] >= e->info.n_vocab)
-            return pd_fail(err, PD_EINVAL, "prompt", "prompt[%zu] is token %d; the vocabulary has 0..%zu", i, p->tokens[i], e->info.n_vocab - 1);
+    for (size_t i = 0; i < p->n_tokens && p->n_tokens <= e->info.ctx_size; i++) PD_TRY(check_id(e, "prompt", i, p->tokens[i], err));
     if (p->n_stop > PD_STOP_MAX) return pd_fail(err, PD_EINVAL, "stop", "stop has %zu entries; at most %d are allowed", p->n_stop, PD_STOP_MAX);
     for (size_t i = 0; i < p->n_stop; i++)
         if (p->stop[i].len == 0 || p->stop[i].len > PD_STOP_BYTES_MAX)
             return pd_fail(err, PD_EINVAL, "stop", "stop[%zu] has %zu bytes; 1 to %d are allowed", i, p->stop[i].len, PD_STOP_BYTES_MAX);
+    if (p->n_stop_id > PD_STOP_IDS_MAX)
+        return pd_fail(err, PD_EINVAL, "stop_token_ids", "stop_token_ids has %zu entries; at most %d are allowed", p->n_stop_id, PD_STOP_IDS_MAX);
+    for (size_t i = 0; i < p->n_stop_id; i++) PD_TRY(check_id(e, "stop_token_ids", i, p->stop_id[i], err));
+    if (p->adjust.n_bias > PD_BIAS_MAX)
+        return pd_fail(err, PD_EINVAL, "logit_bias", "logit_bias has %zu entries; at most %d are allowed", p->adjust.n_bias, PD_BIAS_MAX);
+    for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
+    if (p->score && (p->score_top > PD_LOGPROBS_MAX || p->n_tokens > PD_SCORED_MAX / (1 + p->score_top)))
+        return pd_fail(err, PD_EINVAL, "logprobs", "%zu prompt tokens with %zu alternatives each; at most %d alternatives and %d log probabilities are given",
+                       p->n_tokens, p->score_top, PD_LOGPROBS_MAX, PD_SCORED_MAX);
     return PD_OK;
 }
 
 static uint64_t need_bytes(const pd_engine *e, const pd_job *job) {
-    return job->pages_reserved * e->info.page_bytes + job->staging_bytes;
+    return job->n_choice * job->pages_reserved * e->info.page_bytes + job->staging_bytes;
 }
 
 /* Most tokens to generate when the client left it open: the context's rest, or
@@ -253,6 +266,12 @@ static pd_status open_ended(pd_engine *e, pd_job *job, const pd_job_params *p, p
 static pd_status plan(pd_engine *e, pd_job *job, const pd_job_params *p, pd_err *err) {
     PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
     if (!p->max_given && !p->explain && need_bytes(e, job) > e->info.kv_pool_bytes) PD_TRY(open_ended(e, job, p, err));
+    if (need_bytes(e, job) > e->info.kv_pool_bytes && job->n_choice > 1)
+        return pd_fail(err, PD_EBUDGET, "n",
+                       "%zu answers need up to %llu bytes of KV cache (%zu prompt + %zu new tokens each, one dense layer of %llu bytes included); the pool has %llu: "
+                       "ask for fewer or shorter ones, or for more compression",
+                       job->n_choice, (unsigned long long)need_bytes(e, job), job->n_tokens, job->max_tokens,
+                       (unsigned long long)job->staging_bytes, (unsigned long long)e->info.kv_pool_bytes);
     if (need_bytes(e, job) > e->info.kv_pool_bytes)
         return pd_fail(err, PD_EBUDGET, p->max_given ? "max_tokens" : "prompt",
                        "the request needs up to %llu bytes of KV cache (%zu prompt + %zu new tokens, one dense layer of %llu bytes included); the pool has %llu: "
@@ -275,7 +294,13 @@ static void name_press(pd_job *job) {
 }
 
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
+    return pd_engine_submit_n(e, p, 1, &(pd_choice){p->sampling.seed, p->notify_arg}, ret, err);
+}
+
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     PD_TRY(check_params(e, p, err));
+    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && p->explain))
+        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
@@ -284,27 +309,34 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
+    job->n_choice = n;
+    job->sampling.seed = choice[0].seed;
+    job->notify_arg = choice[0].notify_arg;
+    job->engine = e;
     pd_status rc = plan(e, job, p, err);
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);
+        rc = pd__job_fork(job, p, n, choice, ret, err);
+    }
+    if (rc == PD_OK) {
         pthread_mutex_lock(&e->lock);
         if (e->stop)
             rc = pd_fail(err, PD_EUNAVAIL, NULL, "the server is shutting down");
-        else if (atomic_load(&e->n_waiting) >= e->info.queue_max)
+        else if (!p->follows && atomic_load(&e->n_waiting) >= e->info.queue_max)
             rc = pd_fail(err, PD_EBUSY, NULL, "%u requests are waiting already; try again later", e->info.queue_max);
         if (rc == PD_OK) {
             pd_job_ref(job); /* the engine's */
-            job->engine = e;
             *e->inbox_end = job;
             e->inbox_end = &job->next;
             atomic_fetch_add(&e->n_waiting, 1);
-            *ret = job;
+            ret[0] = job;
             pthread_cond_signal(&e->wake);
         }
         pthread_mutex_unlock(&e->lock);
     }
     if (rc != PD_OK) {
+        pd__job_unfork(job);
         job->comp = NULL; /* still the caller's */
         pd_compare_disown(job);
         pd_job_unref(job);

@@ -74,7 +74,11 @@ const pd_chat *pd_engine_chat(const pd_engine *e);             /* NULL if the mo
 
 /* ---- jobs ---- */
 
-enum { PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64 };
+enum {
+    PD_STOP_MAX = 4, PD_STOP_BYTES_MAX = 256, PD_STOP_IDS_MAX = 128, PD_BIAS_MAX = 1024,
+    PD_LOGPROBS_MAX = 100, PD_COMPARE_MAX = 64, PD_CHOICES_MAX = 128,
+    PD_SCORED_MAX = 1 << 19, /* log probabilities of prompt tokens, alternatives counted */
+};
 
 typedef struct pd_sampling {
     float temperature; /* 0 = greedy */
@@ -82,6 +86,23 @@ typedef struct pd_sampling {
     int32_t top_k;     /* 0 = off */
     uint64_t seed;     /* always set; the caller draws one when the client gave none */
 } pd_sampling;
+
+/* Added to a token's logit. */
+typedef struct pd_token_bias {
+    int32_t id;
+    float bias;
+} pd_token_bias;
+
+/* How the logits are changed before a token is sampled, in this order (vLLM's).
+ * Log probabilities are those of the unchanged logits.  All-zero changes nothing. */
+typedef struct pd_adjust {
+    size_t min_tokens;         /* before so many, no token that ends the answer; no stop string ends it either */
+    const pd_token_bias *bias; /* [n_bias] */
+    size_t n_bias;             /* <= PD_BIAS_MAX */
+    float repetition;          /* logits of tokens in prompt or answer: / it if > 0, else * it; 0 and 1 = off */
+    float frequency;           /* subtracted per occurrence in the answer */
+    float presence;            /* subtracted once if in the answer */
+} pd_adjust;
 
 typedef struct pd_job_params {
     const int32_t *tokens; /* the prompt, copied; n_tokens >= 1 */
@@ -93,7 +114,12 @@ typedef struct pd_job_params {
     pd_sampling sampling;
     struct { const char *text; size_t len; } stop[PD_STOP_MAX]; /* copied */
     size_t n_stop;
+    const int32_t *stop_id; /* tokens that end the answer as an EOS does, ignore_eos or not; copied */
+    size_t n_stop_id;       /* <= PD_STOP_IDS_MAX */
+    pd_adjust adjust;       /* copied */
     int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
+    bool score;            /* log probabilities of the prompt's tokens: pd_job_scored */
+    size_t score_top;      /* alternatives of each, <= PD_LOGPROBS_MAX; tokens * (1 + this) <= PD_SCORED_MAX */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */
     bool explain_scores;
@@ -104,6 +130,7 @@ typedef struct pd_job_params {
      * or tokens.  The members are taken on success only, the array is copied. */
     pd_compression *const *compare;
     size_t n_compare;      /* <= PD_COMPARE_MAX */
+    bool follows;          /* part of a request whose first prompt was taken: the queue's bound does not hold it up */
     void (*notify)(void *arg, pd_job *job); /* something to take, or the state changed; engine thread; must not block */
     void *notify_arg;
 } pd_job_params;
@@ -113,6 +140,22 @@ typedef struct pd_job_params {
  * (could never fit the pool, with the numbers), EBUSY (queue full), EUNAVAIL
  * (closing), EINVAL, ENOMEM.  Thread: any. */
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err);
+
+/* One of several answers to a prompt. */
+typedef struct pd_choice {
+    uint64_t seed;
+    void *notify_arg;
+} pd_choice;
+
+/* n answers (1 to PD_CHOICES_MAX) to one prompt, a job each: the prompt is read
+ * and pressed once, then its cache is copied, and each goes on with its own
+ * choice[i] in place of p's seed and notify_arg.  They wait together until the
+ * pool has room for all.  All are taken or none.  Only job 0's result has the
+ * prompt's cost (timing.prompt_n and prompt_ms, kv.press_ms, the staging layer in
+ * kv.bytes_peak); the caches' bytes are each job's own.  A prompt that not all
+ * its jobs gave up is read to its end.  Explanations have one answer.
+ * Errors: as pd_engine_submit, the numbers for all of them. */
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err);
 
 /* Stop as soon as possible (one decode step or one prefill unit); pages go back
  * at once.  Idempotent.  Thread: any. */
@@ -147,6 +190,23 @@ typedef struct pd_token_event {
  * there is none left, as *text without event (tail_len).  Thread: any, one
  * taker. */
 size_t pd_job_take(pd_job *job, pd_token_event *ev, size_t cap, pd_buf *text, size_t *tail_len);
+
+/* A token of the prompt as the model expected it.  The context that a press is
+ * given is read whole, so its own tokens and the first one behind it are scored
+ * against all of it; every later token against what the press left. */
+typedef struct pd_scored {
+    int32_t id;
+    float logprob;
+    uint32_t rank;               /* 1 = the likeliest; equals count */
+    uint32_t n_top;
+    const pd_token_prob *top;    /* descending */
+} pd_scored;
+
+/* [n_tokens] of the job's prompt; the first was expected by nothing and has no
+ * numbers.  NULL unless asked for, and before the job is in DECODE or DONE.  Lives
+ * as long as the job.  Thread: any. */
+const pd_scored *pd_job_scored(const pd_job *job);
+size_t pd_job_prompt_tokens(const pd_job *job); /* Thread: any */
 
 /* ---- results: valid once DONE, borrowed from the job ---- */
 

@@ -188,10 +188,18 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
     add_block(f, ly->ffn_post_norm, x, n);
 }
 
-void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits) {
+static void logits_of(pd_fwd *f, const float *x, size_t n, float *logits, unsigned flags) {
     const pd_hparams *hp = &f->model->hp;
     const pd_mat *out = pd_model_out(f->model);
     const pd_lhs lhs = make_lhs(f, norm_row, x, f->model->out_norm, f->h, n, hp->n_embd, out);
     const pd_mul mul = {out, logits, hp->n_vocab};
-    pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, PD_MAT_PER_TOKEN);
+    pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, flags);
+}
+
+void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits) {
+    logits_of(f, x, n, logits, PD_MAT_PER_TOKEN);
+}
+
+void pd_fwd_logits_tile(pd_fwd *f, const float *x, size_t n, float *logits) {
+    logits_of(f, x, n, logits, 0);
 }

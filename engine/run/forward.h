@@ -48,5 +48,7 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags);
 
 /* logits[n][n_vocab] of n rows x (unchanged).  n <= rows. */
 void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits);
+/* The same as one product: faster for many rows of a prompt; the last bits may differ. */
+void pd_fwd_logits_tile(pd_fwd *f, const float *x, size_t n, float *logits);
 
 #endif

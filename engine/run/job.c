@@ -8,16 +8,22 @@
 #include <string.h>
 
 static void job_free(pd_job *job) {
-    pd_compression_close(job->comp);
+    if (!job->leader) {
+        pd_compression_close(job->comp);
+        free(job->tokens);
+    }
+    free(job->fork);
     for (size_t i = 0; i < job->n_compare; i++) pd_compression_close(job->compare[i].comp);
     free(job->compare);
     pd_arena_done(&job->tops);
     pd_arena_done(&job->keep);
     pd_buf_done(&job->text);
     pthread_mutex_destroy(&job->lock);
+    free((void *)job->adjust.bias);
+    free(job->stop_id);
     free(job->piece);
     free(job->ev);
-    free(job->tokens);
+    pd_job_unref(job->leader);
     free(job);
 }
 
@@ -27,6 +33,15 @@ void pd_job_ref(pd_job *job) {
 
 void pd_job_unref(pd_job *job) {
     if (job && atomic_fetch_sub_explicit(&job->refs, 1, memory_order_acq_rel) == 1) job_free(job);
+}
+
+const pd_scored *pd_job_scored(const pd_job *job) {
+    const bool there = pd_job_get_state(job) >= PD_JOB_DECODE;
+    return !there ? NULL : job->leader ? job->leader->scored : job->scored;
+}
+
+size_t pd_job_prompt_tokens(const pd_job *job) {
+    return job->n_tokens;
 }
 
 pd_job_state pd_job_get_state(const pd_job *job) {
@@ -41,12 +56,35 @@ const pd_job_result *pd_job_get_result(const pd_job *job) {
     return pd_job_get_state(job) == PD_JOB_DONE ? &job->result : NULL;
 }
 
-pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
+/* What sampling looks at beside the numbers. */
+static pd_status copy_adjust(pd_job *job, const pd_job_params *p, pd_err *err) {
+    job->adjust = p->adjust;
+    job->adjust.bias = NULL;
+    if (p->adjust.n_bias) {
+        const size_t bytes = p->adjust.n_bias * sizeof *p->adjust.bias;
+        pd_token_bias *bias = malloc(bytes);
+        if (!bias) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu token biases", p->adjust.n_bias);
+        memcpy(bias, p->adjust.bias, bytes);
+        job->adjust.bias = bias;
+    }
+    if (p->n_stop_id) {
+        const size_t bytes = p->n_stop_id * sizeof *job->stop_id;
+        job->stop_id = malloc(bytes);
+        if (!job->stop_id) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu stop tokens", p->n_stop_id);
+        memcpy(job->stop_id, p->stop_id, bytes);
+        job->n_stop_id = p->n_stop_id;
+    }
+    return PD_OK;
+}
+
+/* All but the prompt. */
+static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
     pd_job *job = calloc(1, sizeof *job);
     if (!job) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job");
     atomic_store(&job->refs, 1);
     pthread_mutex_init(&job->lock, NULL);
     job->n_tokens = p->n_tokens;
+    job->n_choice = 1;
     job->max_tokens = max_tokens;
     job->sampling = p->sampling;
     job->n_stop = p->n_stop;
@@ -55,6 +93,7 @@ pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *
         memcpy(job->stop[i], p->stop[i].text, p->stop[i].len);
     }
     job->n_logprobs = p->n_logprobs;
+    job->score_top = p->score_top;
     job->ignore_eos = p->ignore_eos;
     job->explain = p->explain;
     job->explain_scores = p->explain_scores;
@@ -64,22 +103,82 @@ pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *
     job->tok = tok;
     job->t_submit = pd_now_ns();
     pd_buf_init(&job->text, (size_t)64 << 20);
-    job->tokens = malloc(p->n_tokens * sizeof *job->tokens);
     job->ev = malloc((max_tokens + 1) * sizeof *job->ev);
     job->piece = malloc(pd_detok_max(tok));
-    if (!job->tokens || !job->ev || !job->piece) {
+    pd_status rc = PD_OK;
+    if (!job->ev || !job->piece) rc = pd_fail(err, PD_ENOMEM, NULL, "no memory for an answer of %zu tokens", max_tokens);
+    if (rc == PD_OK) rc = copy_adjust(job, p, err);
+    if (rc == PD_OK) *ret = job;
+    else job_free(job);
+    return rc;
+}
+
+pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err) {
+    pd_job *job;
+    PD_TRY(job_make(&job, p, tok, max_tokens, err));
+    job->tokens = malloc(p->n_tokens * sizeof *job->tokens);
+    if (!job->tokens) {
         job_free(job);
-        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a job of %zu + %zu tokens", p->n_tokens, max_tokens);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for a prompt of %zu tokens", p->n_tokens);
     }
     memcpy(job->tokens, p->tokens, p->n_tokens * sizeof *job->tokens);
+    job->score = p->score;
     *ret = job;
     return PD_OK;
 }
 
-/* Where the first stop string begins in text[from..len), or len. */
-static size_t find_stop(const pd_job *job, size_t from) {
+static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    pd_job *job;
+    PD_TRY(job_make(&job, p, leader->tok, leader->max_tokens, err));
+    pd_job_ref(leader);
+    job->leader = leader;
+    job->tokens = leader->tokens;
+    job->comp = leader->comp;
+    job->scope = leader->scope;
+    job->protect_begin = leader->protect_begin;
+    job->protect_end = leader->protect_end;
+    job->budget = leader->budget;
+    job->skipped = leader->skipped;
+    job->pages_reserved = leader->pages_reserved;
+    job->sampling.seed = choice->seed;
+    job->notify_arg = choice->notify_arg;
+    memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);
+    job->result.kv.name = leader->result.kv.name;
+    job->result.kv.ratio_requested = leader->result.kv.ratio_requested;
+    job->engine = leader->engine;
+    *ret = job;
+    return PD_OK;
+}
+
+pd_status pd__job_fork(pd_job *job, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    job->fork = n > 1 ? calloc(n - 1, sizeof(pd_job *)) : NULL;
+    if (n > 1 && !job->fork) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu answers", n);
+    for (size_t i = 1; i < n; i++) {
+        const pd_status rc = make_fork(job, p, &choice[i], &ret[i], err);
+        if (rc != PD_OK) {
+            pd__job_unfork(job);
+            return rc;
+        }
+        job->fork[job->n_fork++] = ret[i];
+        pd_job_ref(ret[i]);
+    }
+    return PD_OK;
+}
+
+void pd__job_unfork(pd_job *job) {
+    while (job->n_fork) {
+        pd_job *fork = job->fork[--job->n_fork];
+        pd_job_unref(fork); /* the caller's */
+        pd_job_unref(fork);
+    }
+}
+
+/* Where the first stop string begins that ends behind `before` and was not let
+ * go, or the text's length. */
+static size_t find_stop(const pd_job *job, size_t before) {
     size_t best = job->text.len;
     for (size_t i = 0; i < job->n_stop; i++) {
+        const size_t from = pd_max_size(before + 1 > job->stop_len[i] ? before + 1 - job->stop_len[i] : 0, job->text_released);
         const char *hit = job->text.len > from
             ? memmem(job->text.data + from, job->text.len - from, job->stop[i], job->stop_len[i]) : NULL;
         if (hit) best = pd_min_size(best, (size_t)(hit - job->text.data));
@@ -106,11 +205,8 @@ pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_pr
     const size_t before = job->text.len;
     pd_buf_add(&job->text, job->piece, n);
     bool ok = !job->text.failed;
-    size_t longest = 0;
-    for (size_t i = 0; i < job->n_stop; i++) longest = pd_max_size(longest, job->stop_len[i]);
-    /* A match must end in the new bytes. */
-    const size_t from = before + 1 > longest ? before + 1 - longest : 0;
-    const size_t hit = ok && job->n_stop ? find_stop(job, pd_max_size(from, job->text_released)) : job->text.len;
+    const bool may_stop = job->n_stop && job->n_sampled > job->adjust.min_tokens;
+    const size_t hit = ok && may_stop ? find_stop(job, before) : job->text.len;
     if (ok && hit < job->text.len) {
         job->text.len = hit;
         job->text_released = hit;
@@ -145,11 +241,11 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err) {
     r->scope_tokens = job->scope;
     const uint64_t now = pd_now_ns();
     pd_job_timing *t = &r->timing;
-    t->prompt_n = job->n_tokens;
+    t->prompt_n = job->leader ? 0 : job->n_tokens;
     t->predicted_n = job->n_sampled;
     t->queue_ms = 1e-6 * (double)((job->t_start ? job->t_start : now) - job->t_submit);
     if (job->t_first) {
-        t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);
+        if (!job->leader) t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);
         t->ttft_ms = 1e-6 * (double)(job->t_first - job->t_submit);
         if (job->t_last > job->t_first) t->predicted_ms = 1e-6 * (double)(job->t_last - job->t_first);
     }

@@ -38,13 +38,24 @@ struct pd_job {
     pd_job *next;        /* in the engine's lists */
     pd_engine *engine;   /* whom pd_job_cancel wakes; valid until DONE */
 
-    int32_t *tokens;
+    pd_job *leader;      /* NULL, or whose prompt and compression these are; one reference */
+    pd_job **fork;       /* [n_fork] the other answers, until the prompt is in; one reference each */
+    size_t n_fork;
+    size_t n_choice;     /* answers admission counts: 1 + forks */
+
+    int32_t *tokens;     /* the leader's if there is one */
     size_t n_tokens, max_tokens;
     pd_sampling sampling;
     char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
     size_t stop_len[PD_STOP_MAX], n_stop;
+    pd_adjust adjust;            /* bias: own copy */
+    int32_t *stop_id;            /* own copy */
+    size_t n_stop_id;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
+    bool score;                  /* the leader's forks have none of their own */
+    size_t score_top;
+    pd_scored *scored;           /* [n_tokens] in keep */
     pd_compression *comp;        /* NULL = dense */
     pd_job_compare *compare;     /* [n_compare] */
     pd_compared *compared;       /* [n_compare] in job->keep, for the result */
@@ -79,6 +90,13 @@ struct pd_job {
 
 /* New job from checked parameters, one reference.  Takes nothing.  ENOMEM. */
 pd_status pd__job_new(pd_job **ret, const pd_job_params *p, const pd_tokenizer *tok, size_t max_tokens, pd_err *err);
+
+/* The other answers to a planned job's prompt, choice[1..n): each has a reference
+ * from job->fork and one for the caller in ret[1..n).  ENOMEM: nothing is left. */
+pd_status pd__job_fork(pd_job *job, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err);
+
+/* The forks of a job that was not taken: both references go. */
+void pd__job_unfork(pd_job *job);
 
 /* The engine sampled `id`.  Puts an event out; *done gets STOP when a stop
  * string came up (then there is no event), else stays.  Thread: engine. */

@@ -11,7 +11,8 @@
  *
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
- * only for the tile that ends the prompt. */
+ * only for the tile that ends the prompt; all of it where the prompt's own log
+ * probabilities are asked for (score.c), which are made of it in units of their own. */
 #include "engine/run/compare.h"
 
 #include "engine/base/num.h"
@@ -33,6 +34,8 @@ static void close_segment(pd_prefill *p) {
     }
     p->x = NULL;
     p->pos = NULL;
+    free(p->logits);
+    p->logits = NULL;
     pd_stage_close(&p->stage);
     pd_collect_done(&p->collect);
 }
@@ -176,7 +179,7 @@ static void run_tile(pd_prefill *p, size_t n) {
     const bool last_layer = p->layer + 1 == hp->n_layer;
     const bool ends_prompt = p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || att_sum;
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || s->job->score || att_sum;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows;
     const bool kv_only = !output && !wants_q;
 
@@ -210,6 +213,11 @@ static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
 
 pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
     *done = false;
+    if (p->layer == p->seq->run->model->hp.n_layer) { /* all read, being scored */
+        bool more;
+        PD_TRY(pd_score_unit(p, &more, err));
+        return more ? PD_OK : next_segment(p, done, err);
+    }
     const size_t n = pd_min_size(PD_TILE, seg_len(p) - p->row);
     run_tile(p, n);
     p->row += n;
@@ -222,5 +230,5 @@ pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
         begin_layer(p);
         return PD_OK;
     }
-    return next_segment(p, done, err);
+    return p->seq->job->score ? PD_OK : next_segment(p, done, err);
 }

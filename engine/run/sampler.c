@@ -17,7 +17,8 @@ pd_status pd_sampler_init(pd_sampler *s, size_t n_vocab, pd_err *err) {
     *s = (pd_sampler){.n_vocab = n_vocab};
     s->p = malloc(n_vocab * sizeof *s->p);
     s->cand = malloc(n_vocab * sizeof *s->cand);
-    if (s->p && s->cand) return PD_OK;
+    s->adjusted = malloc(n_vocab * sizeof *s->adjusted);
+    if (s->p && s->cand && s->adjusted) return PD_OK;
     pd_sampler_done(s);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for sampling");
 }
@@ -25,6 +26,7 @@ pd_status pd_sampler_init(pd_sampler *s, size_t n_vocab, pd_err *err) {
 void pd_sampler_done(pd_sampler *s) {
     free(s->p);
     free(s->cand);
+    free(s->adjusted);
     *s = (pd_sampler){0};
 }
 
@@ -110,17 +112,18 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
     return s->cand[end - 1].id;
 }
 
+float pd_logprobs_row(const pd_kernels *kern, float *logits, size_t n, int32_t id, pd_token_prob *top, size_t n_top) {
+    const float floor_lp = -9999.0f; /* JSON has no infinity */
+    const float x = logits[id], max = kern->max_f32(logits, n);
+    n_top = pd_min_size(n_top, n);
+    if (n_top) top_k(logits, n, n_top, top);
+    const float lse = max + logf(kern->exp_sum_f32(logits, n, max));
+    for (size_t i = 0; i < n_top; i++) top[i].logprob = fmaxf(top[i].logprob - lse, floor_lp);
+    return fmaxf(x - lse, floor_lp);
+}
+
 float pd_logprobs(pd_sampler *s, const pd_kernels *kern, const float *logits, int32_t id,
                   pd_token_prob *top, size_t n_top) {
-    const size_t n = s->n_vocab;
-    memcpy(s->p, logits, n * sizeof *s->p);
-    const float max = kern->max_f32(s->p, n);
-    const float lse = max + logf(kern->exp_sum_f32(s->p, n, max));
-    const float floor_lp = -9999.0f; /* JSON has no infinity */
-    if (n_top) {
-        n_top = pd_min_size(n_top, n);
-        top_k(logits, n, n_top, top);
-        for (size_t i = 0; i < n_top; i++) top[i].logprob = fmaxf(top[i].logprob - lse, floor_lp);
-    }
-    return fmaxf(logits[id] - lse, floor_lp);
+    memcpy(s->p, logits, s->n_vocab * sizeof *s->p);
+    return pd_logprobs_row(kern, s->p, s->n_vocab, id, top, n_top);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From logits to a token.
+/* From logits to a token (adjust.h may have changed them).
  *
  * temperature 0: the largest logit, lower id first.  Otherwise, as vLLM orders
  * them: logits / temperature, softmax, the top_k largest, of those the smallest
@@ -15,6 +15,7 @@
 typedef struct pd_sampler {
     float *p;          /* [n_vocab] scratch */
     pd_token_prob *cand; /* [n_vocab] scratch */
+    float *adjusted;   /* [n_vocab] scratch of adjust.h; untouched, it costs no memory */
     size_t n_vocab;
 } pd_sampler;
 
@@ -27,5 +28,8 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
 /* log softmax of `id`, and the n_top largest, descending (ties: lower id). */
 float pd_logprobs(pd_sampler *s, const pd_kernels *kern, const float *logits, int32_t id,
                   pd_token_prob *top, size_t n_top);
+
+/* The same from a row that is lost by it; no scratch.  Thread: any. */
+float pd_logprobs_row(const pd_kernels *kern, float *logits, size_t n, int32_t id, pd_token_prob *top, size_t n_top);
 
 #endif

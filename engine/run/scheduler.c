@@ -7,7 +7,8 @@
  *             decode:  one step of all running sequences
  *
  * One prompt is prefilled at a time, so that the dense peak is one layer of one
- * prompt.  While streams run, prefill gets SLICE_MS between two steps: a long
+ * prompt; then it is copied for every further answer that was asked for (fork.c),
+ * and those the batch has no place for wait until it has.  While streams run, prefill gets SLICE_MS between two steps: a long
  * prompt costs them that and no more. */
 #include "engine/run/state.h"
 
@@ -45,15 +46,36 @@ static pd_job *pop_wait(pd_engine *e) {
     return job;
 }
 
+static bool cancelled(const pd_job *job) {
+    return atomic_load_explicit(&job->cancel, memory_order_relaxed);
+}
+
+/* A prompt whose every answer was cancelled. */
+static bool given_up(const pd_job *job) {
+    bool all = cancelled(job);
+    for (size_t i = 0; i < job->n_fork && all; i++) all = cancelled(job->fork[i]);
+    return all;
+}
+
+/* The other answers of a prompt that will not be read. */
+static void end_forks(pd_job *job, pd_finish finish, const pd_err *err) {
+    for (size_t i = 0; i < job->n_fork; i++) {
+        pd__job_finish(job->fork[i], finish, err);
+        pd_job_unref(job->fork[i]);
+    }
+    job->n_fork = 0;
+}
+
 static void drop_cancelled(pd_engine *e, bool all) {
     for (pd_job **at = &e->wait; *at;) {
         pd_job *job = *at;
-        if (!all && !atomic_load_explicit(&job->cancel, memory_order_relaxed)) {
+        if (!all && !given_up(job)) {
             at = &job->next;
             continue;
         }
         *at = job->next;
         atomic_fetch_sub(&e->n_waiting, 1);
+        end_forks(job, PD_FINISH_CANCELLED, NULL);
         pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
         pd_job_unref(job);
     }
@@ -69,7 +91,10 @@ static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err
 }
 
 static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
+    pd_job *job = e->filling->job;
     pd_prefill_close(&e->prefill);
+    e->reserved -= job->n_fork * job->pages_reserved;
+    end_forks(job, finish, err);
     end_seq(e, e->filling, finish, err);
     e->filling = NULL;
 }
@@ -82,28 +107,29 @@ static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *
     end_seq(e, s, finish, err);
 }
 
-static bool cancelled(const pd_seq *s) {
-    return atomic_load_explicit(&s->job->cancel, memory_order_relaxed);
-}
-
 static bool fits(const pd_engine *e, const pd_job *job) {
-    const uint64_t pages = (e->reserved + job->pages_reserved) * e->run.pool.page_bytes;
+    const uint64_t pages = (e->reserved + job->n_choice * job->pages_reserved) * e->run.pool.page_bytes;
     return pages + job->staging_bytes <= e->info.kv_pool_bytes;
 }
 
 static void admit(pd_engine *e) {
-    if (e->filling || !e->wait || e->n_seq >= e->run.parallel || !fits(e, e->wait)) return;
+    if (e->filling || !e->wait || e->ready || e->n_seq >= e->run.parallel || !fits(e, e->wait)) return;
     pd_job *job = pop_wait(e);
     pd_err err = {0};
     pd_seq *s = calloc(1, sizeof *s);
     atomic_fetch_add(&e->n_running, 1);
-    e->reserved += job->pages_reserved;
+    e->reserved += job->n_choice * job->pages_reserved;
     job->t_start = pd_now_ns();
     pd__job_set_state(job, PD_JOB_PREFILL);
+    for (size_t i = 0; i < job->n_fork; i++) {
+        job->fork[i]->t_start = job->t_start;
+        pd__job_set_state(job->fork[i], PD_JOB_PREFILL);
+    }
     if (!s) {
         pd_fail(&err, PD_ENOMEM, NULL, "no memory for a sequence");
-        e->reserved -= job->pages_reserved;
+        e->reserved -= job->n_choice * job->pages_reserved;
         atomic_fetch_sub(&e->n_running, 1);
+        end_forks(job, PD_FINISH_ERROR, &err);
         pd__job_finish(job, PD_FINISH_ERROR, &err);
     } else {
         e->filling = s;
@@ -121,13 +147,13 @@ static void count_token(pd_engine *e) {
 }
 
 /* The prompt is in: first token, then the batch. */
-static void prefilled(pd_engine *e) {
-    pd_seq *s = e->filling;
+static void begin(pd_engine *e, pd_seq *s) {
     pd_err err = {0};
     pd_finish finish = PD_FINISH_LENGTH; /* a job that wants no token is done */
-    pd_prefill_close(&e->prefill);
-    e->filling = NULL;
-    atomic_fetch_add_explicit(&e->c_prompt, s->job->n_tokens, memory_order_relaxed);
+    if (cancelled(s->job)) {
+        end_seq(e, s, PD_FINISH_CANCELLED, NULL);
+        return;
+    }
     if (s->job->max_tokens > 0) {
         pd__job_set_state(s->job, PD_JOB_DECODE);
         if (pd_seq_sample(s, e->run.logits, &finish, &err) != PD_OK) finish = PD_FINISH_ERROR;
@@ -135,16 +161,76 @@ static void prefilled(pd_engine *e) {
     } else {
         s->job->t_first = s->job->t_last = pd_now_ns();
     }
-    if (finish == PD_FINISH_NONE)
-        e->seq[e->n_seq++] = s;
-    else
+    if (finish == PD_FINISH_NONE) {
+        *e->ready_end = s;
+        e->ready_end = &s->after;
+    } else {
         end_seq(e, s, finish, finish == PD_FINISH_ERROR ? &err : NULL);
+    }
+}
+
+/* One more answer to the prompt in `from`; takes the reference to `job`. */
+static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
+    pd_err err = {0};
+    pd_seq *s = cancelled(job) ? NULL : calloc(1, sizeof *s);
+    if (s) {
+        atomic_fetch_add(&e->n_running, 1);
+        if (pd_seq_fork(s, from, job, &err) == PD_OK) begin(e, s);
+        else end_seq(e, s, PD_FINISH_ERROR, &err);
+    } else {
+        e->reserved -= job->pages_reserved;
+        if (cancelled(job)) {
+            pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
+        } else {
+            pd_fail(&err, PD_ENOMEM, NULL, "no memory for a sequence");
+            pd__job_finish(job, PD_FINISH_ERROR, &err);
+        }
+    }
+    pd_job_unref(job);
+}
+
+static void prefilled(pd_engine *e) {
+    pd_seq *s = e->filling;
+    pd_job *job = s->job;
+    const size_t n_fork = job->n_fork;
+    pd_prefill_close(&e->prefill);
+    e->filling = NULL;
+    atomic_fetch_add_explicit(&e->c_prompt, job->n_tokens, memory_order_relaxed);
+    /* Copied before the first token; `s` last, since the job may be gone after it. */
+    job->n_fork = 0;
+    for (size_t i = 0; i < n_fork; i++) begin_fork(e, s, job->fork[i]);
+    begin(e, s);
+}
+
+/* Sequences that were waiting for a place in the batch get the free ones. */
+static void fill_batch(pd_engine *e) {
+    while (e->ready && e->n_seq < e->run.parallel) {
+        pd_seq *s = e->ready;
+        e->ready = s->after;
+        e->seq[e->n_seq++] = s;
+    }
+    if (!e->ready) e->ready_end = &e->ready;
+}
+
+/* All that wait, or the cancelled ones among them. */
+static void drop_ready(pd_engine *e, bool all) {
+    pd_seq **at = &e->ready;
+    while (*at) {
+        pd_seq *s = *at;
+        if (all || cancelled(s->job)) {
+            *at = s->after;
+            end_seq(e, s, PD_FINISH_CANCELLED, NULL);
+        } else {
+            at = &s->after;
+        }
+    }
+    e->ready_end = at;
 }
 
 static void prefill_slice(pd_engine *e) {
     const uint64_t t0 = pd_now_ns();
     while (e->filling) {
-        if (cancelled(e->filling)) {
+        if (given_up(e->filling->job)) {
             end_prefill(e, PD_FINISH_CANCELLED, NULL);
             return;
         }
@@ -166,7 +252,9 @@ static void prefill_slice(pd_engine *e) {
 
 static void decode(pd_engine *e) {
     for (size_t i = e->n_seq; i-- > 0;)
-        if (cancelled(e->seq[i])) end_running(e, i, PD_FINISH_CANCELLED, NULL);
+        if (cancelled(e->seq[i]->job)) end_running(e, i, PD_FINISH_CANCELLED, NULL);
+    drop_ready(e, false);
+    fill_batch(e);
     if (e->n_seq == 0) return;
     size_t bad;
     pd_err err = {0};
@@ -198,6 +286,10 @@ static void publish(pd_engine *e) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
         scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes;
     }
+    for (const pd_seq *s = e->ready; s; s = s->after) {
+        dense += pd_dense_bytes(&e->model->hp, s->n_seen);
+        scratch += s->ring.bytes;
+    }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
@@ -215,7 +307,7 @@ static void publish(pd_engine *e) {
 void *pd__engine_main(void *arg) {
     pd_engine *e = arg;
     for (;;) {
-        const bool idle = !e->filling && e->n_seq == 0 && !e->wait;
+        const bool idle = !e->filling && e->n_seq == 0 && !e->ready && !e->wait;
         if (idle) {
             pd_kvpool_trim(&e->run.pool, 0); /* nobody needs the hysteresis now */
             publish(e);
@@ -232,6 +324,7 @@ void *pd__engine_main(void *arg) {
     drop_cancelled(e, true);
     if (e->filling) end_prefill(e, PD_FINISH_CANCELLED, NULL);
     while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_CANCELLED, NULL);
+    drop_ready(e, true);
     publish(e);
     return NULL;
 }

@@ -48,7 +48,7 @@ void pd_run_done(pd_run *r) {
 
 uint64_t pd_run_scratch_bytes(const pd_run *r) {
     return r->fwd.bytes + r->attn.bytes + r->parallel * (r->model->hp.n_embd + r->model->hp.n_vocab) * sizeof(float) +
-           r->model->hp.n_vocab * (sizeof(float) + sizeof(pd_token_prob));
+           r->model->hp.n_vocab * (2 * sizeof(float) + sizeof(pd_token_prob));
 }
 
 uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n) {
@@ -96,6 +96,8 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
         s->explain = pd_arena_zalloc(&job->keep, hp->n_layer * hp->n_head_kv, sizeof *s->explain);
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
     }
+    if (job->score) PD_TRY(pd_score_open(s, err));
+    PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     return open_decode(s, slots, err);
 }
 
@@ -147,6 +149,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     pd_tags_done(&s->tags);
     free(s->since);
     free(s->x_new);
+    pd_adjuster_done(&s->adjuster);
     free(s->shift);
     free(s->guard);
     pd_job *job = s->job;
@@ -160,16 +163,23 @@ void pd_seq_note_peak(pd_seq *s, uint64_t staging) {
     if (now > s->bytes_peak) s->bytes_peak = now;
 }
 
+static bool is_stop_id(const pd_job *job, int32_t id) {
+    for (size_t i = 0; i < job->n_stop_id; i++)
+        if (job->stop_id[i] == id) return true;
+    return false;
+}
+
 pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_err *err) {
     pd_job *job = s->job;
     pd_run *run = s->run;
     *finish = PD_FINISH_NONE;
     /* A hidden state that is not finite makes every logit so: one look is enough. */
     if (!isfinite(logits[0])) return pd_fail(err, PD_EINTERNAL, NULL, "the model's output is not finite");
-    const int32_t id = pd_sample(&run->sampler, run->kern, logits, &job->sampling, &s->rng);
+    const float *shaped = pd_adjuster_apply(&s->adjuster, job, logits, run->sampler.adjusted);
+    const int32_t id = pd_sample(&run->sampler, run->kern, shaped, &job->sampling, &s->rng);
     job->t_last = pd_now_ns();
     if (!job->t_first) job->t_first = job->t_last;
-    if (pd_token_is_eog(job->tok, id) && !job->ignore_eos) {
+    if ((pd_token_is_eog(job->tok, id) && !job->ignore_eos) || is_stop_id(job, id)) {
         job->n_sampled++;
         *finish = PD_FINISH_STOP;
         return PD_OK;
@@ -180,6 +190,7 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
         n_top = pd_min_size((size_t)job->n_logprobs, run->model->hp.n_vocab);
         logprob = pd_logprobs(&run->sampler, run->kern, logits, id, run->top, n_top);
     }
+    pd_adjuster_note(&s->adjuster, id);
     PD_TRY(pd__job_emit(job, id, logprob, run->top, n_top, finish, err));
     if (*finish == PD_FINISH_NONE && job->n_sampled >= job->max_tokens) *finish = PD_FINISH_LENGTH;
     s->next = id;

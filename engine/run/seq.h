@@ -4,6 +4,7 @@
 #define PD_ENGINE_RUN_SEQ_H
 
 #include "engine/cache/kv.h"
+#include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
 #include "engine/run/forward.h"
@@ -37,7 +38,8 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
 void pd_run_done(pd_run *r);
 uint64_t pd_run_scratch_bytes(const pd_run *r);
 
-typedef struct pd_seq {
+typedef struct pd_seq pd_seq;
+struct pd_seq {
     pd_run *run;
     pd_job *job; /* one reference */
     pd_kv kv;
@@ -45,7 +47,9 @@ typedef struct pd_seq {
     int32_t *shift;   /* [n_layer] logical position - RoPE position, after re-rotation */
     int32_t (*guard)[2]; /* [n_layer] stored positions [begin, end) that no press may drop */
     int32_t next;     /* the token to feed */
+    pd_seq *after;    /* in the engine's list of ready ones */
     pd_rng rng;
+    pd_adjuster adjuster; /* all-zero = logits are taken as they are */
 
     /* for the decode press; rule.prune NULL = none */
     pd_decode_rule rule;
@@ -61,12 +65,16 @@ typedef struct pd_seq {
     uint64_t evicted;
     uint64_t press_ns;
     pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep */
-} pd_seq;
+};
 
 /* A sequence for an admitted job (takes a reference).  Errors: ENOMEM. */
 pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err);
 /* Pages back, then the job gets its report and is done.  `err` as pd__job_finish. */
 void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err);
+
+/* fork.c: another answer to the prompt that is in `from`: a copy of its cache as
+ * it is now, before the first token.  Errors: ENOMEM; EINTERNAL (no pages). */
+pd_status pd_seq_fork(pd_seq *s, const pd_seq *from, pd_job *job, pd_err *err);
 
 /* Note the memory held now (pages + staging bytes) for the peak. */
 void pd_seq_note_peak(pd_seq *s, uint64_t staging);
@@ -91,6 +99,7 @@ typedef struct pd_prefill {
     int32_t *pos;              /* [seg tokens] */
     pd_stage stage;
     pd_collect collect;
+    float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
 } pd_prefill;
 
@@ -99,6 +108,13 @@ void pd_prefill_close(pd_prefill *p);
 /* Run one unit.  *done when the prompt is in the cache; then the last token's
  * logits are in run->logits (unless the job wants no token). */
 pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err);
+
+/* ---- score.c: the prompt's own log probabilities ---- */
+
+pd_status pd_score_open(pd_seq *s, pd_err *err); /* room for the job's scores; ENOMEM */
+/* Once the segment went through every layer: score what its next rows expect.
+ * *more while rows are left; p->row counts them.  Errors: ENOMEM, EINTERNAL. */
+pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 
 /* ---- presser.c: plans applied ---- */
 

@@ -33,6 +33,7 @@ struct pd_engine {
     pd_job *wait;       /* FCFS */
     pd_seq **seq;       /* [parallel] decoding */
     size_t n_seq;
+    pd_seq *ready, **ready_end; /* sequences that wait for a place in the batch, in order */
     pd_seq *filling;    /* the one in prefill, or NULL */
     pd_prefill prefill;
     uint64_t reserved;  /* pages promised to running sequences */

@@ -45,6 +45,93 @@ class Client(unittest.TestCase):
         whole = self.c.chat.completions.create(**body).choices[0].message.content
         self.assertEqual("".join(x.choices[0].delta.content or "" for x in self.c.chat.completions.create(**body, stream=True)), whole)
 
+    def test_logit_bias_and_stop_tokens(self):
+        word = self.s.ask("/tokenize", {"prompt": " sea"})["tokens"]
+        self.assertEqual(len(word), 1)
+        r = self.c.completions.create(model="any", prompt="One two", max_tokens=6, temperature=0, logit_bias={str(word[0]): 100})
+        self.assertEqual(r.choices[0].text, " sea" * 6)
+        r = self.complete("One two", 6, logit_bias={str(word[0]): 100}, stop_token_ids=word)
+        self.assertEqual((r.choices[0].text, r.choices[0].finish_reason, r.usage.completion_tokens), ("", "stop", 0))
+        r = self.complete("One two", 6, logit_bias={str(word[0]): 100}, stop_token_ids=word, min_tokens=3)
+        self.assertEqual((r.choices[0].finish_reason, r.usage.completion_tokens), ("stop", 3))
+        self.assertNotIn(" sea", r.choices[0].text)
+
+    def test_penalties(self):
+        """A text that repeats itself stops doing so; log probabilities stay the model's own."""
+        prompt = "red, red, red, red, red, red, red, red,"
+        plain = self.complete(prompt, 16, logprobs=1)
+        self.assertEqual(set(plain.choices[0].text.split()), {"red,"})
+        for field, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 2)):
+            body = {field: value} if field == "repetition_penalty" else {}
+            r = self.c.completions.create(model="any", prompt=prompt, max_tokens=16, temperature=0, logprobs=1,
+                                          extra_body={"ignore_eos": True, **body}, **({} if body else {field: value}))
+            self.assertLess(r.choices[0].text.count("red"), 8, field)
+            if field == "repetition_penalty":  # the first choice already differs: "red" is in the prompt
+                self.assertNotEqual(r.choices[0].logprobs.tokens[0], plain.choices[0].logprobs.tokens[0])
+            best = r.choices[0].logprobs.top_logprobs[0]
+            self.assertEqual(max(best.values()), plain.choices[0].logprobs.token_logprobs[0], field)
+
+    def test_min_tokens(self):
+        ask = dict(model="any", messages=[{"role": "user", "content": "Say hi."}], temperature=0, max_tokens=64)
+        short = self.c.chat.completions.create(**ask)
+        self.assertEqual(short.choices[0].finish_reason, "stop")
+        n = short.usage.completion_tokens
+        longer = self.c.chat.completions.create(**ask, extra_body={"min_tokens": n + 5})
+        self.assertGreaterEqual(longer.usage.completion_tokens, n + 5)
+        self.assertTrue(longer.choices[0].message.content.startswith(short.choices[0].message.content))
+
+    def test_choices_share_one_prompt(self):
+        """n answers: the prompt is read once, answer i is what seed + i says alone, dense and pressed, whole and streamed."""
+        prompt = common.ids(self.s, 700)
+        read = lambda: common.pressd.total(self.s.metrics(), "pressd_prompt_tokens_total")
+        for press in (None, "expected_attention@0.6"):
+            ask = dict(model="any", max_tokens=12, temperature=0.9, extra_body={"ignore_eos": True, "compression": press})
+            before = read()
+            r = self.c.completions.create(**ask, prompt=prompt, n=4, seed=100)
+            self.assertEqual(read() - before, 700)
+            self.assertEqual([c.index for c in r.choices], [0, 1, 2, 3])
+            self.assertEqual((r.usage.prompt_tokens, r.usage.completion_tokens), (700, 48))
+            alone = [self.c.completions.create(**ask, prompt=prompt, seed=100 + i) for i in range(4)]
+            self.assertEqual([c.text for c in r.choices], [a.choices[0].text for a in alone])
+            self.assertEqual(len({c.text for c in r.choices}), 4)
+            self.assertEqual([s["bytes"] for s in r.kv_cache["sequences"]], [a.kv_cache["bytes"] for a in alone])
+            self.assertEqual(r.usage.kv_cache_bytes, sum(a.usage.kv_cache_bytes for a in alone))
+            texts = [""] * 4
+            for x in self.c.completions.create(**ask, prompt=prompt, n=4, seed=100, stream=True):
+                texts[x.choices[0].index] += x.choices[0].text
+            self.assertEqual(texts, [c.text for c in r.choices])
+        self.assertTrue(common.wait_until(lambda: common.idle(self.s), 5))
+
+    def test_prompts_in_one_request(self):
+        prompts = [text.prose(12, 3 * i) for i in range(20)]  # more than the batch has places
+        r = self.complete(prompts, 8, compression="snapkv@0.5")
+        alone = [self.complete(p, 8, compression="snapkv@0.5") for p in prompts]
+        self.assertEqual([c.text for c in r.choices], [a.choices[0].text for a in alone])
+        self.assertEqual(r.usage.prompt_tokens, sum(a.usage.prompt_tokens for a in alone))
+        self.assertEqual(self.complete([[5, 6, 7]], 3).choices[0].text, self.complete([5, 6, 7], 3).choices[0].text)
+
+    def test_chat_choices(self):
+        r = self.c.chat.completions.create(model="any", n=3, seed=1, max_tokens=10, messages=[{"role": "user", "content": "A word?"}])
+        self.assertEqual([c.index for c in r.choices], [0, 1, 2])
+        self.assertGreater(len({c.message.content for c in r.choices}), 1)
+
+    def test_best_of(self):
+        ask = dict(model="any", prompt="The sea", max_tokens=10, seed=3, logprobs=1, extra_body={"ignore_eos": True})
+        every = self.c.completions.create(**ask, n=6)
+        best = self.c.completions.create(**ask, n=2, best_of=6)
+        mean = lambda c: sum(c.logprobs.token_logprobs) / len(c.logprobs.token_logprobs)
+        order = sorted(every.choices, key=mean, reverse=True)
+        self.assertEqual([c.text for c in best.choices], [c.text for c in order[:2]])
+        self.assertEqual(best.usage.completion_tokens, 60)
+
+    def test_too_many_choices_for_the_pool(self):
+        with common.start("smollm2", "--kv-cache-bytes", "64M") as s:
+            with self.assertRaises(openai.BadRequestError) as e:
+                client(s).completions.create(model="any", prompt=[5] * 1000, max_tokens=16, n=16)
+            self.assertEqual((e.exception.code, e.exception.param), ("kv_budget_exceeded", "n"))
+            self.assertIn("16 answers", e.exception.body["message"])
+            self.assertEqual(len(client(s).completions.create(model="any", prompt=[5] * 1000, max_tokens=2, n=2).choices), 2)
+
     def test_explain(self):
         r = self.c.post("/compression/explain", cast_to=object,
                         body={"prompt": text.prose(20), "compression": {"press": "keydiff", "ratio": 0.5}, "ratios": [0.9]})

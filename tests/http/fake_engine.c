@@ -5,10 +5,12 @@
  *
  * Tokens are bytes (0..255) plus bos 256, eos 257, <|im_start|> 258, <|im_end|>
  * 259.  An answer echoes the prompt's bytes, round and round, one token a step.
- * Words in the prompt change that:
+ * Stop tokens and
+ * min_tokens work, other adjustments of logits do nothing.  Words in the prompt change that:
  *
  *   @@prefill=MS   stay in prefill so long       @@step=MS    per generated token
  *   @@eos=N        end of text after N tokens    @@error=N    fail after N tokens
+ *   @@longer=N     answer i of several is i*N tokens longer; answer i begins at byte i of what it says
  *   @@say=HEX      answer these bytes instead    @@busy       submit says EBUSY
  *
  * FAKE_ENGINE_LOAD_MS delays opening; a model path with "missing" in it fails. */
@@ -45,14 +47,19 @@ struct pd_job {
     size_t n_prompt, max_tokens;
     char *stop[PD_STOP_MAX];
     size_t n_stop;
+    int32_t stop_id[PD_STOP_IDS_MAX];
+    size_t n_stop_id, min_tokens;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
+    pd_scored *scored;
     pd_compression *compression;
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
     /* script */
     double prefill_ms, step_ms;
     long eos_after, error_after;
+    size_t longer;
+    size_t shift; /* which of several answers this is */
     unsigned char *say;
     size_t n_say;
     /* progress */
@@ -182,6 +189,8 @@ pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_
     return PD_OK;
 }
 
+static void score(pd_job *j, size_t n_top);
+
 /* ---- results ---- */
 
 static size_t pages_of(size_t tokens) {
@@ -267,7 +276,7 @@ static void finish(pd_job *j, pd_finish f) {
     }
     j->result.finish = f;
     j->result.scope_tokens = j->n_prompt;
-    t->prompt_n = j->n_prompt;
+    t->prompt_n = j->shift ? 0 : j->n_prompt;
     t->predicted_n = j->n_out;
     t->queue_ms = j->start_ns ? (double)(j->start_ns - j->submit_ns) * 1e-6 : 0;
     t->prompt_ms = j->first_ns ? (double)(j->first_ns - j->start_ns) * 1e-6 : 0;
@@ -302,11 +311,16 @@ static void emit(pd_job *j) {
     const size_t source = j->n_say ? j->n_say : j->n_prompt;
     int32_t id = '.';
     for (size_t i = 0; i < source; i++) { /* the next plain byte */
-        const size_t k = (j->n_out + i) % source;
+        const size_t k = (j->n_out + j->shift + i) % source;
         id = j->n_say ? j->say[k] : j->prompt[k];
         if (id < 256) break;
     }
     if (id >= 256) id = '.';
+    for (size_t i = 0; i < j->n_stop_id && j->n_out >= j->min_tokens; i++)
+        if (j->stop_id[i] == id) {
+            finish(j, PD_FINISH_STOP);
+            return;
+        }
     const char byte = byte_text[id];
     pd_buf_add(&j->held, &byte, 1);
     const size_t before = j->text.len;
@@ -320,10 +334,10 @@ static void emit(pd_job *j) {
     if (j->n_logprobs > 0) {
         top = PD_ARENA_NEW(&j->arena, (size_t)j->n_logprobs, pd_token_prob);
         for (int i = 0; i < j->n_logprobs; i++)
-            top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1)};
+            top[i] = (pd_token_prob){(id + i) % N_VOCAB, -0.25f * (float)(i + 1) / (float)(1 + j->shift)};
     }
     j->ev[j->n_ev++] = (pd_token_event){id,
-                                        -0.25f,
+                                        -0.25f / (float)(1 + j->shift), /* a later answer is a better one */
                                         (uint32_t)before,
                                         (uint32_t)(j->text.len - before),
                                         top,
@@ -367,7 +381,7 @@ static bool step(pd_job *j, uint64_t now) {
         pd_fail(&j->result.err, PD_EINTERNAL, NULL,
                 "the fake engine fails after %ld tokens as told", j->error_after);
         finish(j, PD_FINISH_ERROR);
-    } else if (j->eos_after >= 0 && (long)j->n_out >= j->eos_after && !j->ignore_eos) {
+    } else if (j->eos_after >= 0 && (long)j->n_out >= j->eos_after && j->n_out >= j->min_tokens && !j->ignore_eos) {
         finish(j, PD_FINISH_STOP);
     } else {
         emit(j);
@@ -544,11 +558,34 @@ static void read_script(pd_job *j) {
             say += 2;
         }
     }
+    j->longer = (size_t)word(text, "longer", 0);
     j->busy_step = strstr(text, "@@busy") != NULL;
     free(text);
 }
 
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
+    return pd_engine_submit_n(e, p, 1, &(pd_choice){p->sampling.seed, p->notify_arg}, ret, err);
+}
+
+static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err);
+
+/* Each answer is a job of its own; only the first has the compression. */
+pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
+    const uint64_t bytes = (uint64_t)pages_of(p->n_tokens) * PAGE_BYTES * n;
+    if (n > 1 && bytes > e->info.kv_pool_bytes)
+        return pd_fail(err, PD_EBUDGET, "n", "%zu answers need %llu bytes of KV cache; the pool has %llu", n,
+                       (unsigned long long)bytes, (unsigned long long)e->info.kv_pool_bytes);
+    for (size_t i = 0; i < n; i++) {
+        pd_job_params one = *p;
+        one.notify_arg = choice[i].notify_arg;
+        one.follows = p->follows || i > 0;
+        if (i) one.compression = NULL;
+        PD_TRY(submit_one(e, &one, i, &ret[i], err)); /* only the first can be refused */
+    }
+    return PD_OK;
+}
+
+static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err) {
     const size_t ctx = e->info.ctx_size;
     const size_t want = p->max_given ? p->max_tokens : 1;
     if (p->n_tokens > ctx || want > ctx - p->n_tokens)
@@ -566,7 +603,7 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     j->n_prompt = p->n_tokens;
     read_script(j);
     pthread_mutex_lock(&e->lock);
-    if (e->closing || j->busy_step || e->stats.waiting >= e->queue_max) {
+    if (e->closing || (j->busy_step && shift == 0) || (!p->follows && e->stats.waiting >= e->queue_max)) {
         const bool closing = e->closing;
         pthread_mutex_unlock(&e->lock);
         free(j->prompt);
@@ -579,10 +616,16 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     j->e = e;
     j->refs = 2;
     j->max_tokens = p->max_given ? p->max_tokens : ctx - p->n_tokens;
+    j->max_tokens += shift * j->longer;
+    j->shift = shift;
     j->n_stop = p->n_stop;
     for (size_t i = 0; i < p->n_stop; i++) j->stop[i] = strndup(p->stop[i].text, p->stop[i].len);
+    j->n_stop_id = p->n_stop_id;
+    if (p->n_stop_id) memcpy(j->stop_id, p->stop_id, p->n_stop_id * sizeof *p->stop_id);
+    j->min_tokens = p->adjust.min_tokens;
     j->n_logprobs = p->n_logprobs;
     j->ignore_eos = p->ignore_eos;
+    if (p->score) score(j, p->score_top);
     j->explain = p->explain;
     j->explain_scores = p->explain_scores;
     j->verbose = p->verbose;
@@ -614,6 +657,25 @@ void pd_job_unref(pd_job *j) {
     job_unref_locked(j);
     pthread_mutex_unlock(lock);
 }
+
+/* Prompt token i is worth -i/8, its alternatives are the ids behind it. */
+static void score(pd_job *j, size_t n_top) {
+    j->scored = pd_arena_zalloc(&j->arena, j->n_prompt, sizeof *j->scored);
+    for (size_t i = 0; i < j->n_prompt; i++) {
+        j->scored[i].id = j->prompt[i];
+        if (i == 0) continue;
+        pd_token_prob *top = PD_ARENA_NEW(&j->arena, n_top ? n_top : 1, pd_token_prob);
+        for (size_t k = 0; k < n_top; k++)
+            top[k] = (pd_token_prob){(j->prompt[i] + 1 + (int32_t)k) % N_VOCAB, -0.125f * (float)(i + k) / 2.0f};
+        j->scored[i] = (pd_scored){j->prompt[i], -0.125f * (float)i, (uint32_t)i + 1, (uint32_t)n_top, top};
+    }
+}
+
+const pd_scored *pd_job_scored(const pd_job *j) {
+    return pd_job_get_state(j) >= PD_JOB_DECODE ? j->scored : NULL;
+}
+
+size_t pd_job_prompt_tokens(const pd_job *j) { return j->n_prompt; }
 
 pd_job_state pd_job_get_state(const pd_job *j) {
     pthread_mutex_lock(&j->e->lock);

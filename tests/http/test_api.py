@@ -62,6 +62,170 @@ class Replies(ServerTest):
         j = self.s.complete("@@say=6162634445", max_tokens=20, stop=["zz", "cD"]).json
         self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
 
+    def test_several_prompts(self):
+        j = self.s.complete(["abc", [104, 105], "z"], max_tokens=3).json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "aab"), (1, "hih"), (2, "zzz")])
+        self.assertEqual((j["usage"]["prompt_tokens"], j["usage"]["completion_tokens"]), (4 + 2 + 2, 9))
+        self.assertEqual(j["timings"]["prompt_n"], 8)
+        alone = [self.s.complete(p, max_tokens=3).json for p in ("abc", [104, 105], "z")]
+        for field in ("bytes", "bytes_dense", "bytes_peak", "pages", "tokens_seen"):
+            self.assertEqual([x[field] for x in j["kv_cache"]["sequences"]], [x["kv_cache"][field] for x in alone], field)
+            self.assertEqual(j["kv_cache"][field], sum(x["kv_cache"][field] for x in alone), field)
+        self.assertNotIn("sequences", alone[0]["kv_cache"])
+
+    def test_prompts_are_pressed_each(self):
+        j = self.s.complete(["a" * 100, "b" * 200], compression="knorm@0.5", verbose=True).json
+        self.assertEqual([x["press"] for x in j["kv_cache"]["sequences"]], ["knorm"] * 2)
+        self.assertEqual([len(x["layers"]) for x in j["kv_cache"]["sequences"]], [2, 2])
+        self.assertNotIn("layers", j["kv_cache"])
+        self.assertAlmostEqual(j["kv_cache"]["ratio"], 0.5, 1)
+
+    def test_choices(self):
+        r = self.s.complete("abcd", max_tokens=3, n=3, logprobs=1)
+        j = r.json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "aab"), (1, "abc"), (2, "bcd")])
+        for i, c in enumerate(j["choices"]):
+            self.assertAlmostEqual(c["logprobs"]["token_logprobs"][0], -0.25 / (1 + i), 6)
+        self.assertEqual((j["usage"]["prompt_tokens"], j["usage"]["completion_tokens"]), (5, 9))
+        self.assertEqual(int(r.headers["X-KV-Cache-Bytes"]), j["usage"]["kv_cache_bytes"])
+        j = self.s.complete(["ab", "cd"], max_tokens=1, n=2).json
+        self.assertEqual([(c["index"], c["text"]) for c in j["choices"]], [(0, "a"), (1, "a"), (2, "c"), (3, "c")])
+        j = self.s.chat("@@say=6162 @@eos=2 @@longer=0", n=2).json
+        self.assertEqual([(c["index"], c["message"]["content"], c["finish_reason"]) for c in j["choices"]],
+                         [(0, "ab", "stop"), (1, "ba", "stop")])
+
+    def test_most_choices(self):
+        j = self.s.complete("abc", max_tokens=2, n=128).json
+        self.assertEqual([c["index"] for c in j["choices"]], list(range(128)))
+        self.assertEqual(j["usage"]["completion_tokens"], 256)
+
+    def test_best_of(self):
+        """The fake engine's later answers are the likelier ones; the sums count all that was made."""
+        j = self.s.complete("abcd", max_tokens=2, n=2, best_of=4).json
+        self.assertEqual([(c["index"], c["text"], c["logprobs"]) for c in j["choices"]], [(0, "cd", None), (1, "bc", None)])
+        self.assertEqual(j["usage"]["completion_tokens"], 8)
+        self.assertEqual(len(j["kv_cache"]["sequences"]), 4)
+
+    def test_streamed_choices(self):
+        """Chunks of all answers come mixed; each answer is whole, in order, with one end; one usage at the last."""
+        r = self.s.post("/v1/completions", {"prompt": ["abcd@@step=2@@longer=3", "xy@@step=2"], "n": 2, "max_tokens": 6,
+                                            "stream": True, "stream_options": {"include_usage": True}})
+        got = events(r.body)
+        self.assertEqual(got.pop(), "[DONE]")
+        chunks = [json.loads(x) for x in got]
+        usage = chunks.pop()
+        self.assertEqual(usage["choices"], [])
+        self.assertEqual(usage["usage"]["completion_tokens"], 6 + 9 + 6 + 6)
+        self.assertEqual(len(usage["kv_cache"]["sequences"]), 4)
+        self.assertEqual([("kv_cache" in c) for c in chunks], [False] * (len(chunks) - 1) + [True])
+        order = [c["choices"][0]["index"] for c in chunks]
+        self.assertEqual(set(order), {0, 1, 2, 3})
+        self.assertNotEqual(order, sorted(order))
+        whole = self.s.complete(["abcd@@step=2@@longer=3", "xy@@step=2"], n=2, max_tokens=6).json
+        for c in whole["choices"]:
+            mine = [x["choices"][0] for x in chunks if x["choices"][0]["index"] == c["index"]]
+            self.assertEqual("".join(x["text"] for x in mine), c["text"])
+            self.assertEqual([x["finish_reason"] for x in mine], [None] * (len(mine) - 1) + ["length"])
+
+    def test_streamed_chat_choices(self):
+        r = self.s.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "@@say=6162"}], "n": 2,
+                                                 "max_tokens": 3, "stream": True})
+        chunks = [json.loads(x) for x in events(r.body)[:-1]]
+        for i, text in ((0, "aba"), (1, "bab")):
+            mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == i]
+            self.assertEqual(mine[0]["delta"], {"role": "assistant", "content": ""})
+            self.assertEqual("".join(c["delta"].get("content", "") for c in mine), text)
+            self.assertEqual(mine[-1]["delta"], {})
+
+    def test_one_of_several_fails(self):
+        r = self.s.complete(["abc", "x@@error=2"], max_tokens=5)
+        self.check_error(r, 500, "server_error")
+        r = self.s.post("/v1/completions", {"prompt": ["abc@@step=300", "x@@error=2@@step=1"], "max_tokens": 5, "stream": True})
+        got = events(r.body)
+        self.assertEqual(got[-1], "[DONE]")
+        self.assertEqual(json.loads(got[-2])["error"]["type"], "server_error")
+        self.check_error(self.s.complete(["abc", "y@@busy"]), 429, "rate_limit_error")
+        until(lambda: self.s.metric("pressd_requests_running") == 0, 5, "all jobs of a failed request are gone")
+
+    def test_echo(self):
+        """The prompt as it was given; its numbers before those of the answer, the first of them null."""
+        j = self.s.complete("abc", max_tokens=2, echo=True).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["logprobs"]), ("abcaa", None))
+        for n in (2, 0):
+            c = self.s.complete("abc", max_tokens=n, echo=True, logprobs=1).json["choices"][0]
+            self.assertEqual(c["text"], "abcaa"[:3 + n])
+            lp = c["logprobs"]
+            self.assertEqual(lp["tokens"], ["<bos>", "a", "b", "c", "a", "a"][:4 + n])
+            self.assertEqual(lp["token_logprobs"], [None, -0.125, -0.25, -0.375, -0.25, -0.25][:4 + n])
+            self.assertEqual(lp["text_offset"], [0, 0, 1, 2, 3, 4][:4 + n])
+            self.assertEqual(lp["top_logprobs"][:2], [None, {"b": -0.0625, "a": -0.125}])
+            self.assertEqual(len(lp["top_logprobs"]), 4 + n)
+
+    def test_echo_of_several(self):
+        j = self.s.complete([[104, 105], "é"], max_tokens=1, n=2, echo=True, logprobs=0).json
+        self.assertEqual([c["text"] for c in j["choices"]], ["hih", "hii", "é\ufffd", "é\ufffd"])
+        self.assertEqual([len(c["logprobs"]["tokens"]) for c in j["choices"]], [3, 3, 4, 4])
+        self.assertEqual(j["choices"][0]["logprobs"]["top_logprobs"], [None, {"i": -0.125}, {"h": -0.25}])
+        self.assertEqual(j["choices"][2]["logprobs"]["text_offset"][-1], 1)
+
+    def test_streamed_echo(self):
+        """In pieces, before the answer; together what the whole reply says."""
+        prompt = "".join(chr(97 + i % 26) for i in range(150)) + "é"
+        body = {"prompt": [prompt, prompt + "@@prefill=100"], "echo": True, "logprobs": 2, "max_tokens": 3}
+        whole = self.s.post("/v1/completions", body).json["choices"]
+        chunks = [json.loads(x) for x in events(self.s.post("/v1/completions", {**body, "stream": True}).body)[:-1]]
+        for c in whole:
+            mine = [x["choices"][0] for x in chunks if x["choices"][0]["index"] == c["index"]]
+            self.assertEqual("".join(x["text"] for x in mine), c["text"])
+            for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                self.assertEqual(sum((x["logprobs"][field] for x in mine if x["logprobs"]), []), c["logprobs"][field], field)
+            self.assertGreater(len(mine), 6)
+
+    def test_prompt_logprobs(self):
+        c = self.s.complete("ab", max_tokens=0, prompt_logprobs=2).json["choices"][0]
+        self.assertEqual(c["prompt_logprobs"],
+                         [None,
+                          {"97": {"logprob": -0.125, "rank": 2, "decoded_token": "a"},
+                           "98": {"logprob": -0.0625, "rank": 1, "decoded_token": "b"},
+                           "99": {"logprob": -0.125, "rank": 2, "decoded_token": "c"}},
+                          {"98": {"logprob": -0.25, "rank": 3, "decoded_token": "b"},
+                           "99": {"logprob": -0.125, "rank": 1, "decoded_token": "c"},
+                           "100": {"logprob": -0.1875, "rank": 2, "decoded_token": "d"}}])
+        self.assertNotIn("prompt_logprobs", self.s.complete("ab").json["choices"][0])
+        j = self.s.chat("a", prompt_logprobs=0, n=2).json
+        self.assertEqual(len(j["prompt_logprobs"]), j["usage"]["prompt_tokens"])
+        self.assertEqual([list(x) for x in j["prompt_logprobs"][5:8]], [["10"], ["97"], ["259"]])
+        self.assertNotIn("prompt_logprobs", j["choices"][0])
+
+    def test_many_scores_are_written_off_the_loop(self):
+        r = self.s.complete(["x" * 3000] * 2, max_tokens=1, echo=True, logprobs=20)
+        self.assertEqual([len(c["logprobs"]["tokens"]) for c in r.json["choices"]], [3002, 3002])
+        self.assertEqual(int(r.headers["X-KV-Cache-Bytes"]), r.json["usage"]["kv_cache_bytes"])
+
+    def test_a_failed_prompt_has_no_echo(self):
+        self.check_error(self.s.complete("x@@error=0", echo=True, logprobs=1), 500)
+        self.check_error(self.s.post("/v1/completions", {"prompt": "x@@error=0", "echo": True, "stream": True}), 500)
+
+    def test_stop_tokens_and_min_tokens(self):
+        j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63]).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("ab", "stop"))
+        j = self.s.complete("@@say=6162634445", max_tokens=20, stop_token_ids=[0x63], min_tokens=4).json
+        self.assertEqual(j["choices"][0]["text"], "abcDEab")
+        j = self.s.complete("@@say=61 @@eos=2", max_tokens=20, min_tokens=7).json
+        self.assertEqual((j["choices"][0]["text"], j["choices"][0]["finish_reason"]), ("aaaaaaa", "stop"))
+
+    def test_sampling_fields_are_judged(self):
+        good = {"logit_bias": {"7": -100}, "presence_penalty": 2, "frequency_penalty": -2, "repetition_penalty": 1.1,
+                "min_tokens": 1, "stop_token_ids": []}
+        self.assertEqual(self.s.complete(**good).status, 200)
+        self.assertEqual(self.s.chat(**good).status, 200)
+        for field, value, word in (("logit_bias", {"1000": 1}, "1000"), ("presence_penalty", 3, "-2 to 2"),
+                                   ("frequency_penalty", "a", "a number"), ("repetition_penalty", 0, "(0, 2]"),
+                                   ("min_tokens", 5, "max_tokens"), ("stop_token_ids", "x", "a string")):
+            for r in (self.s.complete(**{field: value}), self.s.chat(max_tokens=4, **{field: value})):
+                self.check_error(r, 400, "invalid_request_error", field, word)
+        self.check_error(self.s.complete(logit_bias={"7": 101}), 400, param="logit_bias.7", word="-100 to 100")
+
     def test_nulls_are_absent(self):
         fields = ("stop seed logit_bias logprobs suffix user n response_format tools temperature top_p stream "
                   "stream_options max_completion_tokens compression echo best_of presence_penalty").split()
@@ -173,7 +337,7 @@ class Replies(ServerTest):
         for n in (70000, 200000):
             j = self.s.post("/tokenize", {"prompt": "z" * n}).json
             self.assertEqual(j["count"], n + 1)
-        self.check_error(self.s.post("/v1/completions", '{"prompt": "%s", "n": 2}' % ("z" * 70000),
+        self.check_error(self.s.post("/v1/completions", '{"prompt": "%s", "n": 0}' % ("z" * 70000),
                                      headers={"Content-Type": "application/json"}), 400, param="n")
 
     def test_request_id(self):
@@ -279,8 +443,8 @@ class Errors(ServerTest):
         nan = float("nan")
         table = [
             ({"prompt": None}, "prompt"), ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"),
-            ({"prompt": ["a", "b"]}, "prompt"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
-            ({"prompt": [260]}, "prompt[0]"), ({"prompt": [1.5]}, "prompt[0]"), ({"prompt": [[1], [2]]}, "prompt"),
+            ({"prompt": ["a", 5]}, "prompt[1]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
+            ({"prompt": [260]}, "prompt[0]"), ({"prompt": [1.5]}, "prompt[0]"), ({"prompt": [[1], []]}, "prompt[1]"),
             ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": "4"}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
             ({"max_tokens": 2**31}, "max_tokens"), ({"temperature": 2.1}, "temperature"),
             ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"),
@@ -288,9 +452,11 @@ class Errors(ServerTest):
             ({"stop": [""]}, "stop[0]"), ({"stop": ["a"] * 5}, "stop"), ({"stop": "a" * 257}, "stop"),
             ({"stop": 3}, "stop"), ({"logprobs": 101}, "logprobs"), ({"logprobs": True}, "logprobs"),
             ({"stream": 1}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
-            ({"n": 2}, "n"), ({"best_of": 2}, "best_of"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"),
-            ({"logit_bias": {"5": 1}}, "logit_bias"), ({"presence_penalty": 0.5}, "presence_penalty"),
-            ({"frequency_penalty": -1}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
+            ({"n": 129}, "n"), ({"best_of": 21}, "best_of"), ({"n": 3, "best_of": 2}, "best_of"),
+            ({"best_of": 2, "stream": True}, "best_of"), ({"echo": 1}, "echo"), ({"prompt_logprobs": 101}, "prompt_logprobs"),
+            ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"), ({"suffix": "x"}, "suffix"),
+            ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
+            ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
             ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),
             ({"model": "x@nope:0.5"}, "model"), ({"model": "x@knorm"}, "model"), ({"model": "x@knorm:1"}, "model"),
             ({"compression": 5}, "compression"), ({"compression": {}}, "compression.press"),
@@ -419,7 +585,7 @@ class Metrics(ServerTest):
     def test_counts(self):
         for _ in range(3):
             self.s.complete("abc", max_tokens=5, compression="knorm@0.25")
-        self.s.complete(n=2)
+        self.s.complete(n=0)
         self.assertEqual(self.s.metric("pressd_generated_tokens_total"), 15)
         self.assertEqual(self.s.metric("pressd_press_requests_total", '{press="knorm"}'), 3)
         self.assertEqual(self.s.metric("pressd_time_to_first_token_seconds_count"), 3)

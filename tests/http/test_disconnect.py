@@ -114,9 +114,12 @@ class Abuse(ServerTest):
                 n = r.randint(1, 40)
                 stream = r.random() < 0.6
                 body = {"prompt": "abcdefgh" + "@@step=1" * r.randint(0, 1), "max_tokens": n, "stream": stream}
-                if r.random() < 0.2:
+                refused, many = r.random() < 0.2, r.choice((1, 1, 2, 6))
+                if many > 1 and not refused:
+                    body.update(prompt=[body["prompt"]] * 2, n=many // 2)
+                if refused:
                     body["prompt"] += "z" * 90000
-                    body["n"] = 2  # a large body that is refused
+                    body["n"] = 0  # a large body that is refused
                 try:
                     s = self.s.connect(20)
                     data = post_bytes("/v1/completions", body, "Connection: close\r\n")
@@ -134,12 +137,12 @@ class Abuse(ServerTest):
                     out = read_all(s, 20)
                     s.close()
                     code = statuses(out)
-                    if "n" in body:
+                    if refused:
                         ok = code == [400]
                     elif stream:
-                        ok = code == [200] and out.count(b'"text":') == n + 1 and b"[DONE]" in out
+                        ok = code == [200] and out.count(b'"text":') == (n + 1) * many and b"[DONE]" in out
                     else:
-                        ok = code == [200] and json.loads(out.split(b"\r\n\r\n", 1)[1])["usage"]["completion_tokens"] == n
+                        ok = code == [200] and json.loads(out.split(b"\r\n\r\n", 1)[1])["usage"]["completion_tokens"] == n * many
                     (good if ok else wrong).append((body["max_tokens"], out[:300]))
                 except OSError as e:
                     wrong.append((body, repr(e)))

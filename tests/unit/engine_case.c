@@ -97,10 +97,18 @@ static pd_compression *compression_of(const pd_engine *e, const ask *a) {
 void (*case_before_submit)(void);
 
 pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err) {
+    return case_submit_n(e, a, 1, job, err);
+}
+
+pd_status case_submit_n(pd_engine *e, const ask *a, size_t n, pd_job **job, pd_err *err) {
+    pd_choice choice[PD_CHOICES_MAX + 1] = {0};
+    for (size_t i = 0; i < n; i++) choice[i].seed = a->seed + i;
     pd_job_params p = {
         .tokens = a->tokens, .n_tokens = a->n, .max_tokens = a->max_tokens, .max_given = true,
         .sampling = {.temperature = a->temperature, .top_p = 1.0f, .seed = a->seed},
+        .stop_id = a->stop_id, .n_stop_id = a->n_stop_id, .adjust = a->adjust,
         .n_logprobs = a->logprobs ? a->logprobs : -1, .ignore_eos = !a->keep_eos,
+        .score = a->score, .score_top = a->score_top,
         .explain = a->explain, .explain_scores = a->scores, .verbose = true,
         .has_marks = a->protect, .marks = {.system_begin = a->system_begin, .system_end = a->system_end},
         .compression = compression_of(e, a),
@@ -117,7 +125,7 @@ pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err) {
     }
     p.compare = compare;
     if (case_before_submit) case_before_submit();
-    const pd_status rc = pd_engine_submit(e, &p, job, err);
+    const pd_status rc = n == 1 ? pd_engine_submit(e, &p, job, err) : pd_engine_submit_n(e, &p, n, choice, job, err);
     if (rc != PD_OK) { /* taken on success only */
         pd_compression_close(p.compression);
         for (size_t i = 0; i < p.n_compare; i++) pd_compression_close(compare[i]);

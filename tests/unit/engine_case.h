@@ -42,14 +42,21 @@ typedef struct {
     pd_compression *comp;    /* instead of all that; the engine takes it */
     int logprobs;            /* 0 = none asked for */
     bool explain, scores, keep_eos;
+    bool score;              /* the prompt, with score_top alternatives */
+    size_t score_top;
     const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
+    const int32_t *stop_id;
+    size_t n_stop_id;
+    pd_adjust adjust;
     float temperature;
     uint64_t seed, press_seed;
 } ask;
 
 /* What pd_engine_submit says; on PD_OK *job is the caller's. */
 pd_status case_submit(pd_engine *e, const ask *a, pd_job **job, pd_err *err);
+/* n answers, choice i with seed a->seed + i; the same in job[n]. */
+pd_status case_submit_n(pd_engine *e, const ask *a, size_t n, pd_job **job, pd_err *err);
 extern void (*case_before_submit)(void); /* called when all is ready to submit; NULL = nothing */
 
 typedef struct {

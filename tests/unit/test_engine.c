@@ -93,6 +93,119 @@ static bool sees_pressed(const void *arg, size_t layer, size_t head, size_t q, s
     return false;
 }
 
+/* What the prompt's tokens are said to be worth, against the reference's rows [from, n). */
+static double score_distance(const answer *a, const ask *q, size_t from, const double *lp, size_t n_vocab) {
+    const pd_scored *s = pd_job_scored(a->job);
+    double most = 0.0;
+    assert_non_null(s);
+    assert_true(s[0].n_top == 0 && s[0].rank == 0);
+    for (size_t i = 0; i < q->n; i++) assert_int_equal(s[i].id, q->tokens[i]);
+    for (size_t i = from + 1; i < q->n; i++) {
+        const double *row = lp + (i - 1 - from) * n_vocab;
+        most = fmax(most, fabs(s[i].logprob - row[s[i].id]));
+        assert_int_equal(s[i].n_top, q->score_top);
+        assert_in_range(s[i].rank, 1, n_vocab);
+        for (size_t j = 0; j < s[i].n_top; j++) {
+            most = fmax(most, fabs(s[i].top[j].logprob - row[s[i].top[j].id]));
+            if (j) assert_true(s[i].top[j].logprob <= s[i].top[j - 1].logprob);
+        }
+        if (s[i].rank <= s[i].n_top) assert_true(s[i].top[s[i].rank - 1].logprob == s[i].logprob);
+        else if (s[i].n_top) assert_true(s[i].logprob < s[i].top[s[i].n_top - 1].logprob);
+    }
+    return most;
+}
+
+/* Dense, and with the context pressed: the tokens behind it see what is left. */
+static void prompt_scores_equal_the_reference(void **state) {
+    (void)state;
+    static const struct {
+        tiny_arch arch;
+        const char *press;
+        size_t n, scope;
+    } cases[] = {
+        {TINY_LLAMA, NULL, 300, 0}, {TINY_GEMMA3, NULL, 300, 0}, {TINY_LLAMA, NULL, 2, 0}, {TINY_LLAMA, NULL, 1, 0},
+        {TINY_LLAMA, "knorm@0.7", 260, 150}, {TINY_LLAMA, "adakv(knorm)@0.6", 200, 129}, {TINY_GEMMA3, "knorm@0.5", 200, 120},
+        {TINY_LLAMA, "knorm@0.6", 130, 129},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const bool gemma = cases[c].arch == TINY_GEMMA3;
+        int32_t prompt[300];
+        case_prompt(prompt, 300, 500 + c);
+        pd_engine *e = case_open(cases[c].arch, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32, .threads = 1 + c % 2});
+        ref_model *m = ref_open(case_model(cases[c].arch, TINY_F32));
+        ask q = {.tokens = prompt, .n = cases[c].n, .press = cases[c].press, .scope = cases[c].scope, .explain = true};
+        answer *kept = cases[c].press ? case_run(e, &q) : NULL;
+        const pressed sees = {.explained = kept, .scope = cases[c].scope, .heads = gemma ? 1 : 2, .only = gemma ? 5 : SIZE_MAX};
+        q.explain = false;
+        q.score = true;
+        q.score_top = 7;
+        double *lp = ref_logprobs(m, prompt, q.n, 0, kept ? sees_pressed : NULL, &sees);
+        for (q.max_tokens = 0; q.max_tokens < 2; q.max_tokens++) {
+            answer *a = case_run(e, &q);
+            assert_int_equal(a->n, q.max_tokens);
+            const double most = score_distance(a, &q, 0, lp, ref_n_vocab(m));
+            if (most > 1e-3) fail_msg("case %zu: scores differ by %g", c, most);
+            if (q.n == 1) assert_non_null(pd_job_scored(a->job));
+            case_drop(a);
+        }
+        if (kept) { /* and the press makes a difference */
+            double *dense = ref_logprobs(m, prompt, q.n, 0, NULL, NULL);
+            double apart = 0.0;
+            const size_t n_vocab = ref_n_vocab(m);
+            for (size_t i = cases[c].scope * n_vocab; i < (q.n - 1) * n_vocab; i++) apart = fmax(apart, fabs(dense[i] - lp[i]));
+            if (q.n - 1 > cases[c].scope) assert_true(apart > 0.01);
+            free(dense);
+            case_drop(kept);
+        }
+        free(lp);
+        ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+/* A prompt is worth the same whoever asks: with answers or none, with threads, with
+ * others in the batch; and its answer is what it is without scores. */
+static void scores_and_answers_do_not_mind_each_other(void **state) {
+    (void)state;
+    int32_t prompt[300];
+    case_prompt(prompt, 300, 3);
+    const pd_scored *first = NULL;
+    answer *kept[2];
+    pd_engine *engine[2];
+    for (unsigned t = 0; t < 2; t++) {
+        pd_engine *e = engine[t] = case_open(TINY_LLAMA, TINY_Q4_1, &(case_opts){.threads = 1 + 2 * t});
+        const ask plain = {.tokens = prompt, .n = 300, .max_tokens = 20, .logprobs = 5};
+        ask scored = plain;
+        scored.score = true;
+        scored.score_top = 3;
+        answer *a = case_run(e, &plain);
+        assert_null(pd_job_scored(a->job));
+        answer *b = kept[t] = case_run(e, &scored);
+        case_expect_same(a, b);
+        case_drop(a);
+        const pd_scored *s = pd_job_scored(b->job);
+        for (size_t i = 1; first && i < 300; i++) {
+            assert_true(s[i].logprob == first[i].logprob && s[i].rank == first[i].rank);
+            assert_memory_equal(s[i].top, first[i].top, 3 * sizeof *s[i].top);
+        }
+        first = s;
+        pd_job *job[3]; /* forks have the leader's */
+        assert_int_equal(case_submit_n(e, &scored, 3, job, NULL), PD_OK);
+        for (size_t i = 0; i < 3; i++) {
+            a = case_wait(job[i]);
+            assert_non_null(pd_job_scored(a->job));
+            assert_true(pd_job_scored(a->job)[299].logprob == s[299].logprob);
+            case_drop(a);
+        }
+        case_expect_idle(e);
+    }
+    for (unsigned t = 0; t < 2; t++) {
+        case_drop(kept[t]);
+        pd_engine_close(engine[t]);
+    }
+}
+
 static void pressed_equals_the_masked_reference(void **state) {
     (void)state;
     static const struct {
@@ -636,6 +749,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_equals_the_reference),
         cmocka_unit_test(int8_is_near_the_reference),
+        cmocka_unit_test(prompt_scores_equal_the_reference),
+        cmocka_unit_test(scores_and_answers_do_not_mind_each_other),
         cmocka_unit_test(pressed_equals_the_masked_reference),
         cmocka_unit_test(answers_do_not_depend_on_company),
         cmocka_unit_test(answers_do_not_depend_on_threads),

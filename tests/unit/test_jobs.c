@@ -57,6 +57,75 @@ static void refusals_name_the_numbers(void **state) {
     pd_engine_close(e);
 }
 
+static void refusals_name_the_token(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    static const int32_t bad[] = {3, TINY_LLAMA_VOCAB};
+    static const pd_token_bias bias[] = {{-1, 1.0f}};
+    refuse(e, &(ask){.tokens = prompt, .n = 3, .max_tokens = 1, .stop_id = bad, .n_stop_id = 2}, PD_EINVAL, "stop_token_ids",
+           "stop_token_ids[1] is token 267", "0..266");
+    refuse(e, &(ask){.tokens = prompt, .n = 3, .max_tokens = 1, .adjust = {.bias = bias, .n_bias = 1}}, PD_EINVAL, "logit_bias",
+           "logit_bias[0] is token -1", "0..266");
+    pd_engine_close(e);
+}
+
+/* ---- how an answer ends ---- */
+
+/* A bias makes the answer what it says; stop tokens and min_tokens end it. */
+static void biased_answers_end_where_they_should(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    static const pd_token_bias always_x[] = {{'x', 1000.0f}}, always_end[] = {{TINY_IM_END, 1000.0f}};
+    static const int32_t stop[] = {'y', 'x'};
+    const ask q = {.tokens = prompt, .n = 20, .max_tokens = 12, .logprobs = 3};
+    answer *plain = case_run(e, &q);
+
+    ask biased = q;
+    biased.adjust = (pd_adjust){.bias = always_x, .n_bias = 1};
+    answer *a = case_run(e, &biased);
+    assert_string_equal(a->text.data, "xxxxxxxxxxxx");
+    assert_int_equal(a->r->finish, PD_FINISH_LENGTH);
+    assert_true(plain->id[0] != 'x');
+    assert_memory_equal(a->top[0], plain->top[0], 3 * sizeof *a->top[0]); /* of the logits as the model gave them */
+    case_drop(a);
+
+    biased.stop_id = stop;
+    biased.n_stop_id = 2;
+    a = case_run(e, &biased);
+    assert_int_equal(a->n, 0);
+    assert_int_equal(a->r->finish, PD_FINISH_STOP);
+    case_drop(a);
+    biased.adjust.min_tokens = 5;
+    a = case_run(e, &biased);
+    assert_int_equal(a->n, 5);
+    for (size_t i = 0; i < 5; i++) assert_true(a->id[i] != 'x' && a->id[i] != 'y');
+    assert_int_equal(a->r->finish, PD_FINISH_STOP);
+    case_drop(a);
+
+    ask ends = q;
+    ends.keep_eos = true;
+    ends.adjust = (pd_adjust){.bias = always_end, .n_bias = 1};
+    a = case_run(e, &ends);
+    assert_int_equal(a->n, 0);
+    case_drop(a);
+    ends.adjust.min_tokens = 4;
+    a = case_run(e, &ends);
+    assert_int_equal(a->n, 4);
+    assert_int_equal(a->r->finish, PD_FINISH_STOP);
+    case_drop(a);
+
+    /* A penalty that outweighs every logit: no token comes twice. */
+    ask apart = q;
+    apart.adjust = (pd_adjust){.presence = 1000.0f};
+    a = case_run(e, &apart);
+    for (size_t i = 0; i < a->n; i++)
+        for (size_t j = 0; j < i; j++) assert_int_not_equal(a->id[i], a->id[j]);
+    case_drop(a);
+    case_drop(plain);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 /* ---- waiting and leaving ---- */
 
 static void wait_for(const pd_job *job, pd_job_state at_least) {
@@ -319,6 +388,8 @@ static int group_end(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals_name_the_numbers),
+        cmocka_unit_test(refusals_name_the_token),
+        cmocka_unit_test(biased_answers_end_where_they_should),
         cmocka_unit_test(cancelled_jobs_leave_at_every_stage),
         cmocka_unit_test(closing_ends_all_jobs),
         cmocka_unit_test(a_small_pool_serves_many),

@@ -57,7 +57,7 @@ static void test_defaults(void **state) {
     assert_true(r.sampling.temperature == 1.0f && r.sampling.top_p == 1.0f &&
                 r.sampling.top_k == 0);
     assert_false(r.seed_given);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     const uint64_t seed = r.sampling.seed;
     pd_request_done(&r);
     completion("{\"prompt\":\"hi\"}", &r);
@@ -81,8 +81,8 @@ static void test_fields(void **state) {
                "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_"
                "stats\":true},\"verbose\":true}",
                &r);
-    assert_int_equal(r.prompt.n, 3);
-    assert_int_equal(r.prompt.id[1], 2);
+    assert_int_equal(r.prompt->ids.n, 3);
+    assert_int_equal(r.prompt->ids.id[1], 2);
     assert_int_equal(r.max_tokens, 7); /* the newer name wins */
     assert_true(r.sampling.temperature == 0.0f && r.sampling.min_p == 0.1f);
     assert_true(r.sampling.seed == (uint64_t)-3 && r.seed_given);
@@ -91,10 +91,91 @@ static void test_fields(void **state) {
     assert_int_equal(r.n_logprobs, 100);
     assert_true(r.stream && r.include_usage && r.continuous_usage && r.ignore_eos && r.verbose);
     pd_job_params p;
-    pd_request_params(&r, &p);
+    pd_request_params(&r, 0, &p);
     assert_int_equal(p.n_tokens, 3);
     assert_string_equal(p.stop[1].text, "bb");
     pd_request_done(&r);
+}
+
+static void test_choices(void **state) {
+    pd_request r;
+    completion("{\"prompt\":[\"a\",[1,2],\"\"],\"n\":3,\"seed\":5,\"compression\":\"knorm@0.5\"}", &r);
+    assert_int_equal(r.n_prompt, 3);
+    assert_int_equal(r.n, 3);
+    assert_int_equal(r.best_of, 3);
+    assert_string_equal(r.prompt[0].text, "a");
+    assert_null(r.prompt[1].text);
+    assert_int_equal(r.prompt[1].ids.n, 2);
+    assert_int_equal(r.prompt[2].text_len, 0);
+    for (size_t i = 0; i < 3; i++) {
+        pd_job_params p;
+        pd_request_params(&r, i, &p);
+        assert_ptr_equal(p.compression, r.prompt[i].compression);
+        assert_non_null(p.compression);
+        if (i) assert_ptr_not_equal(p.compression, r.prompt[0].compression); /* each job owns its own */
+        assert_int_equal(p.follows, i > 0);
+        assert_int_equal(p.n_logprobs, -1);
+    }
+    pd_request_done(&r);
+
+    completion("{\"prompt\":[[7]],\"n\":2,\"best_of\":20}", &r);
+    pd_job_params p;
+    pd_request_params(&r, 0, &p);
+    assert_int_equal(p.n_logprobs, 0); /* what the best are told by */
+    assert_int_equal(r.n_logprobs, -1);
+    pd_request_done(&r);
+
+    pd_err err = {0};
+    assert_int_equal(decode("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"n\":128}", PD_REQUEST_CHAT, &r, &err), PD_OK);
+    assert_int_equal(r.best_of, 128);
+    pd_request_done(&r);
+    refuse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"best_of\":2}", PD_REQUEST_CHAT, "best_of");
+    refuse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"echo\":true}", PD_REQUEST_CHAT, "echo");
+
+    pd_buf many = {0};
+    pd_buf_puts(&many, "{\"prompt\":[\"a\"");
+    for (int i = 1; i < PD_REQUEST_PROMPTS_MAX; i++) pd_buf_puts(&many, ",\"a\"");
+    pd_buf_puts(&many, "]}");
+    completion(many.data, &r); /* exactly the bound */
+    pd_request_done(&r);
+    many.len -= 2;
+    pd_buf_puts(&many, ",[5]]}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "prompt");
+    pd_buf_done(&many);
+}
+
+static void test_adjust(void **state) {
+    pd_request r;
+    completion("{\"prompt\":\"x\",\"logit_bias\":{\"7\":-100,\"259\":0.5,\"3\":null},\"presence_penalty\":-2,"
+               "\"frequency_penalty\":0.25,\"repetition_penalty\":2,\"min_tokens\":16,\"stop_token_ids\":[0,259.0]}",
+               &r);
+    pd_job_params p;
+    pd_request_params(&r, 0, &p);
+    assert_int_equal(p.adjust.n_bias, 3);
+    float sum = 0;
+    for (size_t i = 0; i < 3; i++) {
+        const pd_token_bias *b = &p.adjust.bias[i];
+        assert_true(b->bias == (b->id == 7 ? -100.0f : b->id == 259 ? 0.5f : 0.0f));
+        sum += b->bias;
+    }
+    assert_true(sum == -99.5f);
+    assert_true(p.adjust.presence == -2.0f && p.adjust.frequency == 0.25f && p.adjust.repetition == 2.0f);
+    assert_int_equal(p.adjust.min_tokens, 16);
+    assert_int_equal(p.n_stop_id, 2);
+    assert_int_equal(p.stop_id[1], 259);
+    pd_request_done(&r);
+
+    pd_buf many = {0}; /* one over the bound */
+    pd_buf_puts(&many, "{\"prompt\":\"x\",\"stop_token_ids\":[0");
+    for (int i = 0; i < PD_STOP_IDS_MAX; i++) pd_buf_puts(&many, ",0");
+    pd_buf_puts(&many, "]}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "stop_token_ids");
+    pd_buf_clear(&many);
+    pd_buf_puts(&many, "{\"prompt\":\"x\",\"logit_bias\":{\"0\":0");
+    for (int i = 0; i < PD_BIAS_MAX; i++) pd_buf_printf(&many, ",\"%d\":0", i + 1);
+    pd_buf_puts(&many, "}}");
+    refuse(many.data, PD_REQUEST_COMPLETION, "logit_bias");
+    pd_buf_done(&many);
 }
 
 static void test_nulls(void **state) {
@@ -113,8 +194,11 @@ static void test_refused(void **state) {
         {"{\"prompt\":[260]}", "prompt[0]"},
         {"{\"prompt\":[0,-1]}", "prompt[1]"},
         {"{\"prompt\":[0,1e30]}", "prompt[1]"},
-        {"{\"prompt\":[\"a\",\"b\"]}", "prompt"},
-        {"{\"prompt\":[[]]}", "prompt"},
+        {"{\"prompt\":[]}", "prompt"},
+        {"{\"prompt\":[[]]}", "prompt[0]"},
+        {"{\"prompt\":[\"a\",5]}", "prompt[1]"},
+        {"{\"prompt\":[[1],[2,260]]}", "prompt[1][1]"},
+        {"{\"prompt\":[[[1]]]}", "prompt[0][0]"},
         {"{\"prompt\":{}}", "prompt"},
         {"{\"prompt\":\"x\",\"max_tokens\":2147483648}", "max_tokens"},
         {"{\"prompt\":\"x\",\"max_tokens\":-1}", "max_tokens"},
@@ -135,15 +219,38 @@ static void test_refused(void **state) {
          "stream_options.include_usage"},
         {"{\"prompt\":\"x\",\"stream_options\":{}}", "stream_options"},
         {"{\"prompt\":\"x\",\"ignore_eos\":0}", "ignore_eos"},
-        {"{\"prompt\":\"x\",\"n\":2}", "n"},
+        {"{\"prompt\":\"x\",\"n\":129}", "n"},
+        {"{\"prompt\":\"x\",\"n\":0}", "n"},
         {"{\"prompt\":\"x\",\"n\":\"1\"}", "n"},
-        {"{\"prompt\":\"x\",\"best_of\":3}", "best_of"},
-        {"{\"prompt\":\"x\",\"echo\":true}", "echo"},
+        {"{\"prompt\":[\"x\",\"y\"],\"n\":65}", "n"},
+        {"{\"prompt\":\"x\",\"best_of\":21}", "best_of"},
+        {"{\"prompt\":\"x\",\"best_of\":2,\"n\":3}", "best_of"},
+        {"{\"prompt\":\"x\",\"best_of\":2,\"stream\":true}", "best_of"},
+        {"{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\"],\"best_of\":20}", "best_of"},
+        {"{\"prompt\":\"x\",\"echo\":1}", "echo"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":101}", "prompt_logprobs"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":true}", "prompt_logprobs"},
+        {"{\"prompt\":\"x\",\"prompt_logprobs\":1,\"stream\":true}", "prompt_logprobs"},
         {"{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix"},
-        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":2}}", "logit_bias"},
-        {"{\"prompt\":\"x\",\"presence_penalty\":0.1}", "presence_penalty"},
-        {"{\"prompt\":\"x\",\"repetition_penalty\":1.1}", "repetition_penalty"},
-        {"{\"prompt\":\"x\",\"min_tokens\":3}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"logit_bias\":[1,2]}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"260\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"-1\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1 \":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"18446744073709551617\":2}}", "logit_bias"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":100.5}}", "logit_bias.1"},
+        {"{\"prompt\":\"x\",\"logit_bias\":{\"1\":\"2\"}}", "logit_bias.1"},
+        {"{\"prompt\":\"x\",\"presence_penalty\":2.1}", "presence_penalty"},
+        {"{\"prompt\":\"x\",\"frequency_penalty\":-2.1}", "frequency_penalty"},
+        {"{\"prompt\":\"x\",\"frequency_penalty\":\"1\"}", "frequency_penalty"},
+        {"{\"prompt\":\"x\",\"repetition_penalty\":0}", "repetition_penalty"},
+        {"{\"prompt\":\"x\",\"repetition_penalty\":2.5}", "repetition_penalty"},
+        {"{\"prompt\":\"x\",\"repeat_penalty\":1.5}", "repeat_penalty"},
+        {"{\"prompt\":\"x\",\"min_tokens\":17}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"min_tokens\":-1}", "min_tokens"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":5}", "stop_token_ids"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":[1,260]}", "stop_token_ids[1]"},
+        {"{\"prompt\":\"x\",\"stop_token_ids\":[\"1\"]}", "stop_token_ids[0]"},
         {"{\"prompt\":\"x\",\"tool_choice\":\"required\"}", "tool_choice"},
         {"{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\"}}", "response_format"},
         {"{\"prompt\":\"x\",\"model\":[]}", "model"},
@@ -241,6 +348,63 @@ static void test_tokenize(void **state) {
                                 PD_REQUEST_CHAT, &bare, &r, &err),
                      PD_OK);
     assert_int_equal(pd_request_tokenize(&r, &bare, &err), PD_EINVAL);
+    pd_request_done(&r);
+    pd_engine_close(e);
+}
+
+/* What the engine is asked to score, and the bound of it. */
+static void test_scores(void **state) {
+    static const struct { const char *fields; bool score; size_t top; } t[] = {
+        {"\"echo\":true", false, 0},
+        {"\"logprobs\":5", false, 0},
+        {"\"echo\":true,\"logprobs\":0", true, 0},
+        {"\"echo\":true,\"logprobs\":5", true, 5},
+        {"\"prompt_logprobs\":0", true, 0},
+        {"\"prompt_logprobs\":7,\"echo\":true,\"logprobs\":3", true, 7},
+        {"\"prompt_logprobs\":2,\"echo\":true,\"logprobs\":3", true, 3},
+        {"\"prompt_logprobs\":null,\"echo\":null", false, 0},
+    };
+    pd_engine_opts o = {.model_path = "fake"};
+    pd_engine *e = NULL;
+    assert_int_equal(pd_engine_open(&e, &o, NULL, NULL, NULL), PD_OK);
+    const pd_request_env env = {.model_id = "m", .press_model = &model, .n_vocab = 260, .tok = pd_engine_tokenizer(e)};
+    pd_request r;
+    pd_job_params p;
+    pd_err err = {0};
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        char body[200];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\",%s}", t[i].fields);
+        completion(body, &r);
+        pd_request_params(&r, 0, &p);
+        if (p.score != t[i].score || p.score_top != t[i].top) fail_msg("%s", body);
+        pd_request_done(&r);
+    }
+    for (size_t over = 0; over < 2; over++) { /* 5242 tokens (5243 with what comes first), 99 alternatives: 524300 > 524288 */
+        pd_buf body = {0};
+        pd_buf_puts(&body, "{\"prompt_logprobs\":99,\"prompt\":[0");
+        for (size_t i = 1; i < 5242 + over; i++) pd_buf_puts(&body, ",0");
+        pd_buf_puts(&body, "]}");
+        assert_int_equal(decode_env(body.data, PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+        assert_int_equal(pd_request_tokenize(&r, &env, &err), over ? PD_EINVAL : PD_OK);
+        pd_request_done(&r);
+        pd_buf_done(&body);
+    }
+    assert_string_equal(err.param, "prompt_logprobs");
+    assert_non_null(strstr(err.msg, "524288"));
+
+    /* The echo's pieces: a code point of two tokens, a special token, the BOS before a text. */
+    err = (pd_err){0};
+    static const pd_echo_cut text[] = {{0, 0}, {0, 0}, {1, 1}, {2, 1}, {3, 2}, {8, 7}}, ids[] = {{0, 0}, {5, 5}, {6, 6}};
+    assert_int_equal(decode_env("{\"prompt\":[\"a\\u00e9<eos>\",[256,98]],\"echo\":true}", PD_REQUEST_COMPLETION, &env, &r, &err), PD_OK);
+    assert_int_equal(pd_request_tokenize(&r, &env, &err), PD_OK);
+    assert_int_equal(r.echoed[0].n, 5);
+    assert_string_equal(r.echoed[0].text.data, "a\xc3\xa9<eos>");
+    assert_string_equal(r.echoed[1].text.data, "<bos>b");
+    assert_memory_equal(r.echoed[1].cut, ids, sizeof ids);
+    for (size_t i = 0; i < 6; i++)
+        if (i != 3) assert_memory_equal(&r.echoed[0].cut[i], &text[i], sizeof *text); /* 3: inside the code point */
+    pd_request_trim(&r);
+    assert_string_equal(r.echoed[1].text.data, "<bos>b"); /* still there while the answer is written */
     pd_request_done(&r);
     pd_engine_close(e);
 }
@@ -639,12 +803,12 @@ static void test_model_suffix(void **state) {
         char body[200];
         snprintf(body, sizeof body, "{\"prompt\":\"x\",\"model\":\"%s\"}", t[i].model);
         completion(body, &r);
-        assert_press(r.compression, t[i].press);
-        assert_true(r.compression->ratio == t[i].ratio);
+        assert_press(r.prompt->compression, t[i].press);
+        assert_true(r.prompt->compression->ratio == t[i].ratio);
         pd_request_done(&r);
     }
     completion("{\"prompt\":\"x\",\"model\":\"m@x\"}", &r);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     pd_request_done(&r);
     refuse("{\"prompt\":\"x\",\"model\":\"m@x@nope:0.5\"}", PD_REQUEST_COMPLETION, "model");
     refuse("{\"prompt\":\"x\",\"model\":\"m@x@knorm:1.5\"}", PD_REQUEST_COMPLETION, "model");
@@ -659,17 +823,17 @@ static void test_server_default(void **state) {
     pd_err err = {0};
     assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_press(r.compression, "knorm");
+    assert_press(r.prompt->compression, "knorm");
     pd_request_done(&r);
     assert_int_equal(decode_env("{\"prompt\":\"x\",\"compression\":\"none\"}",
                                 PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_null(r.compression);
+    assert_null(r.prompt->compression);
     pd_request_done(&r);
     env.compression = " {\"press\":\"knorm\",\"ratio\":0.5,\"scope\":\"context\"}";
     assert_int_equal(decode_env("{\"prompt\":\"x\"}", PD_REQUEST_COMPLETION, &env, &r, &err),
                      PD_OK);
-    assert_int_equal(r.compression->scope,
+    assert_int_equal(r.prompt->compression->scope,
                      PD_SCOPE_PROMPT); /* a completion has no context of its own */
     pd_request_done(&r);
     static const char *const bad[] = {"nope@0.5", "knorm", "{\"press\":\"knorm\"}", "{",
@@ -813,11 +977,14 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_adjust),
         cmocka_unit_test(test_nulls),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_neutral_values),
         cmocka_unit_test(test_messages),
         cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_scores),
         cmocka_unit_test(test_compression),
         cmocka_unit_test(test_compression_without_ratio),
         cmocka_unit_test(test_decode_presses),

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "engine/run/job.h"
+#include "engine/run/adjust.h"
 #include "engine/run/sampler.h"
 #include "tests/unit/engine_case.h"
 
@@ -127,6 +127,87 @@ static void log_probabilities_sum_to_one(void **state) {
     close_bench(b);
 }
 
+/* ---- adjusted logits: token b < 256 of the tiny llama is byte b ---- */
+
+/* vLLM's order, in double precision: ban, bias, repetition, frequency, presence. */
+static double adjusted(const pd_adjust *how, double x, int32_t id, bool ends, size_t n_done, bool in_prompt, size_t n_out) {
+    if (ends && n_done < how->min_tokens) x = -INFINITY;
+    for (size_t i = 0; i < how->n_bias; i++)
+        if (how->bias[i].id == id) x += how->bias[i].bias;
+    if ((in_prompt || n_out) && how->repetition != 0.0f) x = x > 0 ? x / how->repetition : x * how->repetition;
+    x -= how->frequency * (double)n_out;
+    return n_out ? x - how->presence : x;
+}
+
+static void logits_are_adjusted_in_order(void **state) {
+    (void)state;
+    static const pd_token_bias bias[] = {{5, 1.5f}, {60, -100.0f}, {TINY_IM_END, 100.0f}, {7, -0.25f}};
+    static const int32_t prompt[] = {5, 6, 7, 6, 5, 200}, out[] = {6, 9, 9, 60, 5, 9}, stop[] = {30};
+    static const pd_adjust cases[] = {
+        {.min_tokens = 3},
+        {.bias = bias, .n_bias = 4},
+        {.repetition = 1.3f},
+        {.repetition = 0.5f},
+        {.frequency = 0.7f},
+        {.frequency = -2.0f},
+        {.presence = 1.1f},
+        {.bias = bias, .n_bias = 4, .min_tokens = 4, .repetition = 1.7f, .frequency = 0.3f, .presence = -0.4f},
+        {.repetition = 1.0f},
+    };
+    pd_gguf *g;
+    pd_tokenizer *tok;
+    assert_int_equal(pd_gguf_open(&g, case_model(TINY_LLAMA, TINY_Q8_0), NULL), PD_OK);
+    assert_int_equal(pd_tokenizer_open(&tok, g, NULL), PD_OK);
+    bench *b = open_bench(5, 3.0f);
+    float scratch[VOCAB];
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const pd_job_params p = {.tokens = prompt, .n_tokens = 6, .n_logprobs = -1, .adjust = cases[c], .stop_id = stop, .n_stop_id = 1};
+        pd_job *job;
+        pd_adjuster a;
+        pd_finish end = PD_FINISH_NONE;
+        assert_int_equal(pd__job_new(&job, &p, tok, 8, NULL), PD_OK);
+        assert_int_equal(pd_adjuster_open(&a, job, TINY_LLAMA_VOCAB, NULL), PD_OK);
+        for (size_t n = 0; n <= 6; n++) {
+            const float *got = pd_adjuster_apply(&a, job, b->logits, scratch);
+            if (c == 8) assert_ptr_equal(got, b->logits); /* nothing asked for: nothing copied */
+            for (int32_t id = 0; id < TINY_LLAMA_VOCAB; id++) {
+                size_t n_out = 0;
+                bool in_prompt = false;
+                for (size_t i = 0; i < n; i++) n_out += out[i] == id;
+                for (size_t i = 0; i < 6; i++) in_prompt = in_prompt || prompt[i] == id;
+                const double want = adjusted(&cases[c], b->logits[id], id, pd_token_is_eog(tok, id) || id == 30, n, in_prompt, n_out);
+                if (isinf(want) ? got[id] != want : !(fabs(got[id] - want) < 1e-4))
+                    fail_msg("case %zu, %zu tokens, token %d: %g, not %g", c, n, id, got[id], want);
+            }
+            if (n == 6) break;
+            pd_adjuster_note(&a, out[n]);
+            assert_int_equal(pd__job_emit(job, out[n], 0.0f, NULL, 0, &end, NULL), PD_OK);
+        }
+        pd_adjuster_done(&a);
+        pd_job_unref(job);
+    }
+    close_bench(b);
+    pd_tokenizer_close(tok);
+    pd_gguf_close(g);
+}
+
+/* What is banned is never drawn, on any row of kernels. */
+static void a_banned_token_is_never_drawn(void **state) {
+    (void)state;
+    bench *b = open_bench(6, 1.0f);
+    for (unsigned mask = 0; mask < 2; mask++) {
+        pd_kernels_init(&b->kern, mask ? pd_cpu_detect() : 0);
+        for (size_t i = 0; i < VOCAB; i++) b->logits[i] = i % 7 == 3 ? 1.0f : -INFINITY;
+        pd_rng r = {1};
+        for (size_t k = 0; k < 3; k++)
+            for (size_t i = 0; i < 2000; i++) {
+                const pd_sampling how = {.temperature = 1.0f + (float)k, .top_p = k == 1 ? 0.9f : 1.0f, .top_k = k == 2 ? 600 : 0};
+                assert_int_equal(pd_sample(&b->s, &b->kern, b->logits, &how, &r) % 7, 3);
+            }
+    }
+    close_bench(b);
+}
+
 /* ---- the outbox: token b < 256 of the tiny llama is byte b ---- */
 
 typedef struct {
@@ -193,12 +274,41 @@ static void stop_strings_hold_cut_and_let_go(void **state) {
         {{"aab"}, 1, "aaab", "||a||", PD_FINISH_STOP},           /* the match begins inside the held text */
         {{"abc", "b"}, 2, "xab", "x|||!a", PD_FINISH_STOP},      /* the shorter one ends first */
         {{"x", "abcd", "cd"}, 3, "abcx", "||||!abc", PD_FINISH_STOP},
+        {{"ab", "abcdefgh"}, 2, "xab", "x|||", PD_FINISH_STOP},
         {{NULL}, 0, "\xC3\xA9!", "|\xC3\xA9|!|", PD_FINISH_NONE},                /* a code point goes out whole */
         {{NULL}, 0, "a\xE2\x82", "a|||!\xEF\xBF\xBD", PD_FINISH_NONE},           /* and broken at the end as U+FFFD */
         {{"\xC3\xA9"}, 1, "a\xC3\xA9", "a|||", PD_FINISH_STOP},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         box b = open_box(cases[c].stop, cases[c].n);
+        pd_buf seen = {0};
+        const pd_finish end = play(&b, cases[c].bytes, &seen);
+        if (end != cases[c].end || strcmp(seen.data, cases[c].want) != 0)
+            fail_msg("case %zu: '%s', not '%s'", c, seen.data, cases[c].want);
+        pd_buf_done(&seen);
+        close_box(&b);
+    }
+}
+
+/* Before min_tokens a stop string ends nothing; one that is complete by then never
+ * will, one that is not still may. */
+static void stop_strings_wait_for_min_tokens(void **state) {
+    (void)state;
+    static const struct {
+        const char *stop[2];
+        size_t n, min;
+        const char *bytes, *want;
+        pd_finish end;
+    } cases[] = {
+        {{"ab"}, 1, 3, "abxab", "|ab|x|||", PD_FINISH_STOP},
+        {{"ab"}, 1, 2, "abx", "|ab|x|", PD_FINISH_NONE},
+        {{"ab"}, 1, 1, "abx", "||", PD_FINISH_STOP},
+        {{"abc"}, 1, 2, "abc", "|||", PD_FINISH_STOP},           /* begun before, complete after */
+        {{"ab", "abcd"}, 2, 2, "abce", "|||abce|", PD_FINISH_NONE}, /* the short one was complete before */
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        box b = open_box(cases[c].stop, cases[c].n);
+        b.job->adjust.min_tokens = cases[c].min;
         pd_buf seen = {0};
         const pd_finish end = play(&b, cases[c].bytes, &seen);
         if (end != cases[c].end || strcmp(seen.data, cases[c].want) != 0)
@@ -219,7 +329,10 @@ int main(void) {
         cmocka_unit_test(greedy_takes_the_lower_of_equals),
         cmocka_unit_test(draws_follow_the_definition),
         cmocka_unit_test(log_probabilities_sum_to_one),
+        cmocka_unit_test(logits_are_adjusted_in_order),
+        cmocka_unit_test(a_banned_token_is_never_drawn),
         cmocka_unit_test(stop_strings_hold_cut_and_let_go),
+        cmocka_unit_test(stop_strings_wait_for_min_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, group_end);
 }
