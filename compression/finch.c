@@ -111,8 +111,9 @@ static size_t most(const pd_press_inst *inst, const pd_budget *budget, size_t la
     return keep;
 }
 
+/* A listing asks of a press whose required window nobody gave. */
 static void needs(const pd_press_inst *inst, pd_press_needs *n) {
-    pd__need_q_tail(n, (size_t)inst->p[WINDOW]);
+    pd__need_q_tail(n, isnan(inst->p[WINDOW]) ? 1 : (size_t)inst->p[WINDOW]);
 }
 
 static size_t min_tokens(const pd_press_inst *inst) {
