@@ -297,7 +297,8 @@ class Replies(ServerTest):
         ratios = data["per_layer"]["params"][0]
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))
-        self.assertEqual([p for p in data if not data[p]["takes_ratio"]], ["simlayerkv", "per_layer"])
+        self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
+                         {"simlayerkv", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
         self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]], ["composed"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
         self.assertIn("score_part", data["knorm"]["can"])
