@@ -15,6 +15,7 @@
 #   PRESSD_TEST_MODEL         SmolLM2-135M-Instruct, Q4_1
 #   PRESSD_TEST_MODEL_GEMMA   Gemma 3 270M, Q4_K_M
 #   PRESSD_TEST_VOCABS        a folder filled by tests/golden/fetch_vocabs.sh
+# PRESSD_TEST_LONG=1 makes golden ask its longest prompts too.
 # Builds are in build/tests, build/asan and build/fuzz, logs in build/testlog.
 set -euo pipefail
 PRESSD_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -6,6 +6,7 @@
 #   PRESSD_TEST_MODEL        SmolLM2-135M-Instruct Q4_1     PRESSD_TEST_MODEL_GEMMA  Gemma 3 270M Q4_K_M
 #   PRESSD_PYTHON            python3 >= 3.9, standard library only
 #   PRESSD_GOLDEN_MODES      "f32 int8"
+#   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
 # Ends in `N passed, N failed`.
@@ -15,9 +16,9 @@ python=${PRESSD_PYTHON:-python3}
 passed=0 failed=0 models=0
 
 # Run one checker against a fresh server and add its last line to the tally.
-check() { # model mode program golden
+check() { # model mode program golden [option]
     local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" "${@:5}" 2>&1 | tee >(cat >&2))
     local code=$?
     local good bad
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
@@ -43,7 +44,7 @@ suite() { # name model
         # the presses' goldens are recorded and judged by their own program, per model and mode as well
         if [ -f "$here/check_presses.py" ]; then
             for g in "$here"/data/presses_"$1"*.json.gz; do
-                [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g"
+                [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g" ${PRESSD_TEST_LONG:+--long}
             done
         fi
     done
