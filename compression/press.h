@@ -175,7 +175,10 @@ enum {
     /* Worked out by pd_press_inst_can, never declared: a scorer that needs nothing collected. */
     PD_CAN_SCORE_PART = 1u << 5,  /* score() reads keys, values and positions alone: some of the slots are a
                                      view to it as good as all */
+    PD_CAN_DEFER = 1u << 8,       /* decides at the context's end over all layers: has `deferred`; stands alone */
 };
+
+struct pd_deferred; /* deferred.h */
 
 struct pd_press {
     const char *name;            /* wire name */
@@ -212,6 +215,10 @@ struct pd_press {
     /* The plan for this layer.  NULL = the shared one: keep the best
      * pd_budget_keep() slots of each head by score().  Errors: ENOMEM. */
     pd_status (*plan)(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret, pd_err *err);
+
+    /* Instead of score and plan: the hooks of a press that decides over all layers
+     * when the whole context is in the cache (deferred.h). */
+    const struct pd_deferred *deferred;
 
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
      * protection aside: what admission reserves.  NULL = pd_budget_keep. */

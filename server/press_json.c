@@ -25,6 +25,7 @@ static json_t *can_words(unsigned can, bool *ok) {
         {PD_CAN_PRUNE_STEP, "prune_step"},
         {PD_CAN_COMPOSE, "compose"},
         {PD_CAN_SCORE_PART, "score_part"},
+        {PD_CAN_DEFER, "defer"},
     };
     json_t *list = json_array();
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {

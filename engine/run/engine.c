@@ -278,6 +278,7 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
     pd_status rc = plan(e, job, p, err);
+    job->chat = p->has_marks ? e->chat : NULL;
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);
