@@ -47,8 +47,8 @@ static pd_compression *wish(pd_press_inst *inst) {
 
 /* ---- bounds ---- */
 
-/* Watch a long answer from outside: never more than `bound` pages. */
-static void watch(pd_engine *e, const ask *q, size_t bound) {
+/* Watch a long answer from outside: never more than `bound` pages.  How often it was looked at. */
+static size_t watch(pd_engine *e, const ask *q, size_t bound) {
     pd_job *job = NULL;
     pd_err err = {0};
     if (case_submit(e, q, &job, &err) != PD_OK) fail_msg("%s", err.msg);
@@ -68,9 +68,9 @@ static void watch(pd_engine *e, const ask *q, size_t bound) {
     assert_int_equal(r->kv.tokens_seen, q->n + q->max_tokens - 1);
     if (r->kv.bytes_peak > bound * page) fail_msg("%s: peak %llu pages, %zu is the bound", q->press, (unsigned long long)(r->kv.bytes_peak / page), bound);
     assert_true(r->kv.bytes_peak > bound * page / 2); /* the bound is not a wide one */
-    assert_true(n_looks > 3);
     pd_job_unref(job);
     case_expect_idle(e);
+    return n_looks;
 }
 
 static void a_long_answer_keeps_its_bound(void **state) {
@@ -83,6 +83,7 @@ static void a_long_answer_keeps_its_bound(void **state) {
         "prefill_decoding(none,decoding:compression_interval=32,target_size=160(snapkv))",
     };
     int32_t prompt[20];
+    size_t n_looks = 0;
     case_prompt(prompt, 20, 10);
     for (int c = 0; c < 2; c++) {
         pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, &(case_opts){.ctx = 8192});
@@ -92,10 +93,11 @@ static void a_long_answer_keeps_its_bound(void **state) {
         const size_t bound = c ? layer + (info->n_layer - 1) * window : info->n_layer * layer;
         for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
             const ask q = {.tokens = prompt, .n = 20, .max_tokens = c ? TOKENS / 4 : TOKENS, .press = presses[i]};
-            watch(e, &q, bound);
+            n_looks += watch(e, &q, bound);
         }
         pd_engine_close(e);
     }
+    assert_true(n_looks > 20); /* of thousands on a machine that is not busy */
 }
 
 /* What stays grows with the text, and is what the ratio says at each pruning. */
