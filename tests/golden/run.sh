@@ -42,7 +42,7 @@ suite() { # name model
         check "$2" "$mode" check_logits.py "$here/data/logits_$1.json.gz"
         # the presses' goldens are recorded and judged by their own program, per model and mode as well
         if [ -f "$here/check_presses.py" ]; then
-            for g in "$here"/data/presses_"$1"*.json.gz; do
+            for g in "$here"/data/presses_"$1"*.json.gz "$here"/data/replays_"$1"*.json.gz; do
                 [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g"
             done
         fi
