@@ -6,7 +6,8 @@
  * to replay, runs them layer by layer over the full cache at positions n, n + 1, ...
  * (their own keys and values are forgotten layer by layer), shows the press each
  * tile of rows, and at the end takes one plan per layer, which it applies to the
- * pages.  Layers with a sliding window are replayed but neither shown nor pressed.
+ * pages.  A press may score each layer while it is prefilled, and do without replays.
+ * Layers with a sliding window are replayed but neither shown nor pressed.
  * Thread of every hook but most_rows: engine. */
 #ifndef PD_COMPRESSION_DEFERRED_H
 #define PD_COMPRESSION_DEFERRED_H
@@ -46,6 +47,11 @@ typedef struct pd_replay_rows {
 } pd_replay_rows;
 
 typedef struct pd_deferred {
+    /* score[h][slot] of a layer that was just prefilled; the press's needs are in the
+     * view.  NULL = nothing is scored before the replays.  Errors: ENOMEM, EINTERNAL. */
+    pd_status (*score)(const pd_press_inst *inst, const pd_view *view, float *const *score, pd_err *err);
+
+    /* The four below are NULL in a press that replays nothing. */
     /* Most ids one replay over n tokens may have, for admission.  Thread: any. */
     size_t (*most_rows)(const pd_press_inst *inst, size_t n);
     /* Once, when the scope is in the cache: set c->state.  Errors: ENOMEM, EINTERNAL. */
@@ -57,6 +63,9 @@ typedef struct pd_deferred {
     /* plan[n_layer]: those of layers that are not pressed are not read. */
     pd_status (*decide)(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err);
 } pd_deferred;
+
+/* EINTERNAL if a score is no number: names press, layer, head and slot. */
+pd_status pd_context_check(const pd_context *c, const char *press, pd_err *err);
 
 /* ---- helpers for presses ---- */
 

@@ -16,6 +16,15 @@ static pd_status no_memory(const pd_context *c, pd_err *err) {
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for plans of %zu layers", c->n_layer);
 }
 
+pd_status pd_context_check(const pd_context *c, const char *press, pd_err *err) {
+    for (size_t i = 0; i < c->n_layer * c->n_head_kv; i++)
+        for (size_t s = 0; c->score[i] && s < c->n; s++)
+            if (isnan(c->score[i][s]))
+                return pd_fail(err, PD_EINTERNAL, NULL, "press '%s' gave no number for layer %zu, head %zu, slot %zu", press,
+                               i / c->n_head_kv, i % c->n_head_kv, s);
+    return PD_OK;
+}
+
 size_t pd__global_keep(const pd_context *c, const pd_budget *budget, size_t n) {
     if (budget->by_count) return pd_min_size(n, pd_min_size(pd_max_size(budget->count, 1), c->n) * (n / c->n));
     return n - pd_min_size(n, (size_t)((double)n * budget->ratio));

@@ -139,7 +139,8 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->pages_reserved = most_pages(job, hp);
     /* a replay stands behind the scope */
-    const size_t behind = job->deferred ? c->press->press->deferred->most_rows(c->press, job->scope) : 0;
+    const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
+    const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;
     job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, pd_max_size(job->n_tokens, job->scope + behind));
     return PD_OK;
 }

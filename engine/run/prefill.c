@@ -69,7 +69,8 @@ static void load_prior(pd_prefill *p) {
 static void begin_layer(pd_prefill *p) {
     load_prior(p);
     /* A sliding window is a bound already: such layers are not pressed. */
-    p->collecting = p->pressed && p->seq->run->model->layer[p->layer].window == 0 && !p->seq->job->deferred;
+    p->collecting = p->pressed && p->seq->run->model->layer[p->layer].window == 0 &&
+                    (!p->seq->job->deferred || pd_replay_scores(p->seq->job));
     if (p->collecting) pd_collect_begin(&p->collect);
 }
 
@@ -95,7 +96,7 @@ pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed,
     pd_press_needs needs = {0};
     if (pressed && s->job->n_compare)
         pd_compare_needs(s->job, &needs);
-    else if (pressed && !s->job->deferred)
+    else if (pressed && (!s->job->deferred || pd_replay_scores(s->job)))
         pd_press_collect_needs(s->job->comp->press, &needs);
     else if (begin > 0 && !p->ids && s->rule.tag == PD_TAG_SCORE)
         needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
@@ -237,7 +238,7 @@ void pd_segment_next_layer(pd_prefill *p) {
 pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
     bool whole = false;
     *done = false;
-    if (p->replay) {
+    if (p->replaying) {
         PD_TRY(pd_replay_unit(p, &whole, err));
         return whole ? end_segment(p, done, err) : PD_OK;
     }

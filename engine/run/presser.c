@@ -207,9 +207,18 @@ static pd_status compare_layer(pd_prefill *p, pd_err *err) {
     return store_layer(p, err);
 }
 
+/* A deferred press scores the layer, which stays as it is for now. */
+static pd_status score_layer(pd_prefill *p, pd_err *err) {
+    pd_view view;
+    PD_TRY(stage_view(p, &view, err));
+    PD_TRY(pd_replay_score(p, &view, err));
+    return store_layer(p, err);
+}
+
 static pd_status tag_layer(pd_prefill *p, pd_err *err);
 
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
+    if (p->collecting && p->seq->job->deferred) return score_layer(p, err);
     if (p->collecting) return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
     PD_TRY(store_layer(p, err));
     return p->pressed ? PD_OK : tag_layer(p, err);

@@ -2,6 +2,7 @@
 /* Replays: token ids run over the full cache for a press that decides at the
  * context's end (compression/deferred.h).
  *
+ * A press that scores layers while they are prefilled is asked here as well.
  * A replay is a prefill segment behind the scope whose keys and values never reach
  * pages: they live in the staging layer and the next layer overwrites them.  A unit
  * is one tile of one layer, as in any prefill, so running streams wait no longer.
@@ -70,7 +71,9 @@ static pd_status template_marks(pd_context *c, const pd_chat *chat, pd_err *err)
     return rc;
 }
 
-static pd_status new_context(pd_prefill *p, struct pd_replay *r, pd_err *err) {
+static pd_status new_context(pd_prefill *p, pd_err *err) {
+    struct pd_replay *r = p->replay = calloc(1, sizeof *r);
+    if (!r) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a replay");
     pd_seq *s = p->seq;
     const pd_job *job = s->job;
     const pd_hparams *hp = &s->run->model->hp;
@@ -101,15 +104,29 @@ static pd_status begin(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     return pd_segment_open(&r->seg, r->c.n, r->c.n + r->n_ids, false, err);
 }
 
+bool pd_replay_scores(const pd_job *job) {
+    return job->deferred && job->comp->press->press->deferred->score;
+}
+
+pd_status pd_replay_score(pd_prefill *p, const pd_view *view, pd_err *err) {
+    if (!p->replay) PD_TRY(new_context(p, err));
+    const pd_press_inst *inst;
+    const pd_deferred *d = hooks(p, &inst);
+    const uint64_t t0 = pd_now_ns();
+    PD_TRY(d->score(inst, view, p->replay->c.score + p->layer * view->n_head_kv, err));
+    p->seq->press_ns += pd_now_ns() - t0;
+    return PD_OK;
+}
+
 pd_status pd_replay_open(pd_prefill *p, pd_err *err) {
-    struct pd_replay *r = calloc(1, sizeof *r);
-    if (!r) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a replay");
-    p->replay = r;
+    if (!p->replay) PD_TRY(new_context(p, err));
+    struct pd_replay *r = p->replay;
+    p->replaying = true;
     pd_stage_close(&p->stage); /* the replay has its own, as large */
     const pd_press_inst *inst;
     const pd_deferred *d = hooks(p, &inst);
     pd_press_collect_needs(inst, &r->needs);
-    PD_TRY(new_context(p, r, err));
+    if (!d->ids) return PD_OK;
     PD_TRY(template_marks(&r->c, p->seq->job->chat, err));
     PD_TRY(d->open(inst, &r->c, err));
     return begin(p, r, err);
@@ -122,6 +139,7 @@ void pd_replay_close(pd_prefill *p) {
     pd_arena_done(&r->keep);
     free(r);
     p->replay = NULL;
+    p->replaying = false;
 }
 
 pd_status pd_replay_rows_seen(pd_prefill *seg, size_t n, pd_err *err) {
@@ -155,6 +173,7 @@ static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     const uint64_t t0 = pd_now_ns();
     pd_plan *plan = pd_arena_zalloc(&r->keep, r->c.n_layer, sizeof *plan);
     if (!plan) return pd_fail(err, PD_ENOMEM, NULL, "no memory for plans");
+    PD_TRY(pd_context_check(&r->c, inst->press->name, err));
     PD_TRY(d->decide(inst, &r->c, &s->job->budget, plan, err));
     s->press_ns += pd_now_ns() - t0;
     return pd_presser_context(s, &r->c, plan, err);

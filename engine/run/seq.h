@@ -102,7 +102,8 @@ typedef struct pd_prefill {
     float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
     const int32_t *ids;        /* the segment's tokens if they are not the prompt's: a replay */
-    struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, replays are under way */
+    struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, what its deferred press knows */
+    bool replaying;            /* the scope is in the cache, the decision is not made yet */
 } pd_prefill;
 
 pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err);
@@ -127,6 +128,11 @@ void pd_segment_next_layer(pd_prefill *p);
 
 /* ---- replay.c: a press that decides when the scope is in the cache ---- */
 
+/* The job's press is one that wants to see layers as they are prefilled. */
+bool pd_replay_scores(const pd_job *job);
+/* The layer at work, just prefilled, to such a press. */
+pd_status pd_replay_score(pd_prefill *p, const pd_view *view, pd_err *err);
+/* The scope is in the cache. */
 pd_status pd_replay_open(pd_prefill *p, pd_err *err);
 void pd_replay_close(pd_prefill *p); /* nothing open is fine */
 /* One unit; *done when the plans were applied. */

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write data/replays_<name>.json.gz: what kvpress 0.5.5's presses that replay the context keep, for check_presses.py.
 
-    replays_model.py MODEL.gguf NAME [--out DIR] [--press TEXT ...] [--prompt NAME ...]
+    replays_model.py MODEL.gguf NAME [--gates] [--out DIR] [--press TEXT ...] [--prompt NAME ...]
+
+With --gates: data/gates_<name>.json.gz, fastkvzip with the gates that gates.py draws, for check_gates.py.
 
 The form of the file is presses_model.py's; a prompt with "user" is a chat of that one message and its ids are what
 the template makes of it.  The presses run as a whole on the real model, with a tokenizer that is llama.cpp's and the
@@ -24,15 +26,17 @@ import types
 
 import jinja2.sandbox
 import torch
-from kvpress import KVComposePress, KVzipPress
-from kvpress.presses import kvzip_press
+from kvpress import FastKVzipPress, KVComposePress, KVzipPress
+from kvpress.presses import fastkvzip_press, kvzip_press
 from transformers import DynamicCache
 
+import gates
 import presses_model as base
 import ref_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 WALK = 12  # tokens
+GATES_SEED = 7
 
 
 class Tokenizer:
@@ -120,17 +124,47 @@ class Compose(KVComposePress):
         self.scores = self.kept_scores
 
 
+class Fast(FastKVzipPress):
+    def compress_post(self, model):
+        found, scores = {}, torch.stack([self.score_val[i] for i in self.pressed])
+        for ratio in (*RATIOS, base.WALK_RATIO):
+            self.compression_ratio, self.score_val = ratio, list(scores)
+            view = Pressed(model, self.pressed)
+            super().compress_post(view)
+            found[ratio] = view.kept(*scores.shape[2:])
+            view.apply()
+        self.scores, self.found = scores[:, 0], found
+
+
+def fast(model, **options):
+    press, c = Fast(0.5, **options), model.config
+    group = c.num_attention_heads // c.num_key_value_heads
+    drawn = gates.draw(GATES_SEED, c.num_hidden_layers, c.num_key_value_heads, group, c.hidden_size)
+    press.gates = []
+    for i in range(c.num_hidden_layers):
+        gate = fastkvzip_press.FastKVzipGate(i, c.hidden_size, c.num_key_value_heads, group, torch.float32, gates.SIZE, gates.SIZE)
+        gate.load_state_dict({name: torch.tensor(drawn[f"layers.{i}.{name}"][1]).view(drawn[f"layers.{i}.{name}"][0])
+                              for name in gate.state_dict()})
+        press.gates.append(gate.requires_grad_(False))
+    return press
+
+
 # wire text -> the reference's press
 PRESSES = {
-    "kvzip": lambda: Zip(0.5),
-    "kvzip:layerwise=true": lambda: Zip(0.5, layerwise=True),
-    "kvzip:kvzip_plus_normalization=true,chunk_size=512": lambda: Zip(0.5, kvzip_plus_normalization=True, chunk_size=512),
-    "kvzip:n_sink=1,chunk_size=100": lambda: Zip(0.5, n_sink=1, chunk_size=100),
-    "kvcompose": lambda: Compose(compression_ratio=0.5),
-    "kvcompose:structured=false": lambda: Compose(compression_ratio=0.5, structured=False),
+    "kvzip": lambda m: Zip(0.5),
+    "kvzip:layerwise=true": lambda m: Zip(0.5, layerwise=True),
+    "kvzip:kvzip_plus_normalization=true,chunk_size=512": lambda m: Zip(0.5, kvzip_plus_normalization=True, chunk_size=512),
+    "kvzip:n_sink=1,chunk_size=100": lambda m: Zip(0.5, n_sink=1, chunk_size=100),
+    "kvcompose": lambda m: Compose(compression_ratio=0.5),
+    "kvcompose:structured=false": lambda m: Compose(compression_ratio=0.5, structured=False),
     "kvcompose:agg_task=mean,agg_group=max,agg_head=max,add_v_norm=true,add_mean_across_heads=false,keep_token_lower_bound=9":
-        lambda: Compose(compression_ratio=0.5, agg_task="mean", agg_group="max", agg_head="max", add_v_norm=True,
+        lambda m: Compose(compression_ratio=0.5, agg_task="mean", agg_group="max", agg_head="max", add_v_norm=True,
                         add_mean_across_heads=False, keep_token_lower_bound=9),
+}
+GATED = {
+    "fastkvzip": fast,
+    "fastkvzip:layerwise=true": lambda m: fast(m, layerwise=True),
+    "fastkvzip:n_sink=0,window_ratio=0.1": lambda m: fast(m, n_sink=0, window_ratio=0.1),
 }
 # title -> (of presses_model.py, tokens it is cut to, as a chat, presses: None = all)
 PROMPTS = {
@@ -142,7 +176,7 @@ PROMPTS = {
 
 def run(model, tokenizer, make, ids, pressed):
     """The press, and the cache and logits it leaves."""
-    press, cache = make(), DynamicCache()
+    press, cache = make(model), DynamicCache()
     press.pressed = pressed
     for layer in model.model.layers:
         layer.self_attn.masked_key_indices = None
@@ -168,6 +202,7 @@ def main():
     p.add_argument("model")
     p.add_argument("name")
     p.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "data"))
+    p.add_argument("--gates", action="store_true")
     p.add_argument("--press", action="append")
     p.add_argument("--prompt", action="append")
     a = p.parse_args()
@@ -179,7 +214,11 @@ def main():
     pressed = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
     doc = {"format": 2, "model": os.path.basename(a.model), "reference": "kvpress 0.5.5, f32", "stride": base.STRIDE,
            "walk_ratio": base.WALK_RATIO, "alone": True, "prompts": []}
-    path, old = os.path.join(a.out, f"replays_{a.name}.json.gz"), {}
+    presses = GATED if a.gates else PRESSES
+    if a.gates:
+        doc["gates"] = {"seed": GATES_SEED, "layers": len(kinds), "heads": model.config.num_key_value_heads, "width": model.config.hidden_size,
+                        "group": model.config.num_attention_heads // model.config.num_key_value_heads}
+    path, old = os.path.join(a.out, f"{'gates' if a.gates else 'replays'}_{a.name}.json.gz"), {}
     if os.path.exists(path):
         with gzip.open(path) as f:
             old = {entry["name"]: entry["presses"] for entry in json.load(f)["prompts"]}
@@ -194,13 +233,15 @@ def main():
             ids = tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": entry["user"]}], True),
                                    add_special_tokens=False)[0].tolist()
         entry["ids"] = ids
-        for name in PRESSES if names is None else names:
+        for name in presses:
+            if names is not None and name not in names:
+                continue
             if a.press and name not in a.press or a.prompt and title not in a.prompt:
                 if name in old.get(title, {}):
                     entry["presses"][name] = old[title][name]
                 continue
             with torch.inference_mode(), base.lower_slot_wins():
-                entry["presses"][name] = e = one_press(model, peer, tokenizer, PRESSES[name], ids, pressed)
+                entry["presses"][name] = e = one_press(model, peer, tokenizer, presses[name], ids, pressed)
             print(f"  {title}, {len(ids)} tokens, {name}: {e['walk']['text']!r}", file=sys.stderr)
         if entry["presses"]:
             doc["prompts"].append(entry)
