@@ -40,7 +40,7 @@ typedef struct pd_replay_rows {
     const float *q;          /* [n][Hq][D] rotated, unscaled */
     const float *x;          /* [n][d] attention input after its norm */
     const float *const *k, *const *v; /* [H] -> [context n + row0 + n][D]: the cache, then the replay */
-    const float *wo;         /* [d][Hq * D]; only with row0 0, and if the press needs PD_NEEDS_WO */
+    const float *wo;         /* [d][Hq * D]; if the press needs PD_NEEDS_WO */
     const pd_kernels *kern;
     pd_workers *workers;
     pd_arena *tmp;           /* of this call */
@@ -80,6 +80,11 @@ pd_status pd__plan_counts(const pd_context *c, const size_t *n_keep, pd_plan *pl
 
 /* How many of n pairs stay: n - int(n * ratio), or the count's share. */
 size_t pd__global_keep(const pd_context *c, const pd_budget *budget, size_t n);
+
+/* The larger one; NaN if either is: a model that overflowed must not decide silently. */
+static inline float pd__larger(float a, float b) {
+    return b > a || b != b ? b : a;
+}
 
 /* w[row][column] = softmax over columns of q . k * scale for the rows of query head
  * `head`; columns: the first n_sink slots of the cache, its slots [begin, end), the

@@ -53,7 +53,7 @@ static pd_status ids(const pd_press_inst *inst, pd_context *c, size_t i, const i
 /* Join the n values `x` to `to`; `first`: they are the only ones yet. */
 static void join(double how, bool first, const float *x, float *to, size_t n) {
     if (first) memcpy(to, x, n * sizeof *to);
-    for (size_t t = 0; !first && t < n; t++) to[t] = how == MAX ? fmaxf(to[t], x[t]) : to[t] + x[t];
+    for (size_t t = 0; !first && t < n; t++) to[t] = how == MAX ? pd__larger(to[t], x[t]) : to[t] + x[t];
 }
 
 static void divide(float *x, size_t n, size_t by) {

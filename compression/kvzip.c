@@ -14,7 +14,9 @@
  * A chunk that ends the prompt holds the template's suffix too, as in the reference
  * when it is given such a prompt.  Layers with a sliding window stay as they are
  * (the reference refuses such models).
- * Cost: a forward pass over the context, and (chunk + m) * m * Hq * D per chunk. */
+ * Cost: a forward pass over the context, and (chunk + m) * m * Hq * D per chunk; plus:
+ * d * Hq * D per slot and layer, and Wo in f32 once per tile.  Value norms are spread
+ * over a layer's tiles, so that no unit of work is longer than the others. */
 #include "compression/deferred.h"
 
 #include "engine/base/num.h"
@@ -24,13 +26,13 @@
 #include <string.h>
 
 enum { LAYERWISE, N_SINK, PLUS, CHUNK };
-enum { OVERLAP = 8, PROMPT_ROWS = 256 };
+enum { OVERLAP = 8, PROMPT_ROWS = 256, VALUES = 32 };
 
 typedef struct {
     const int32_t *lead[2]; /* what goes before the first chunk, and before the others */
     size_t n_lead[2];
     int32_t *ids;           /* of the replay at work */
-    float *effect;          /* [Hq][n] of the layer at work */
+    float *effect, *most;   /* plus: [Hq][n] of the layer at work: |Wo v|, and the largest weight / |x| */
 } zip;
 
 static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
@@ -42,8 +44,10 @@ static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
                        &z->n_lead[1], err));
     const size_t most = pd_max_size(z->n_lead[0], z->n_lead[1]) + OVERLAP + c->n_suffix + pd_min_size(c->n, (size_t)inst->p[CHUNK]);
     z->ids = PD_ARENA_NEW(c->keep, most, int32_t);
-    if (inst->p[PLUS] != 0.0) z->effect = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
-    if (!z->ids || (inst->p[PLUS] != 0.0 && !z->effect)) return pd_fail(err, PD_ENOMEM, NULL, "no memory for kvzip");
+    const bool plus = inst->p[PLUS] != 0.0;
+    if (plus) z->effect = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
+    if (plus) z->most = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
+    if (!z->ids || (plus && (!z->effect || !z->most))) return pd_fail(err, PD_ENOMEM, NULL, "no memory for kvzip");
     return PD_OK;
 }
 
@@ -79,19 +83,30 @@ typedef struct {
     pd_context *c;
     const pd_replay_rows *r;
     size_t n_sink, begin, end;
-    float **w; /* [thread] */
+    float **w; /* [thread]: weights, then VALUES products */
 } job;
 
-/* |Wo_q v|_2 of the chunk's slots: once per layer and chunk. */
+/* |Wo_q v|_2 of this tile's share of the chunk's slots. */
 static void effects(const job *j, size_t head, float *y) {
     const pd_context *c = j->c;
-    const size_t d = c->head_dim, h = head / (c->n_head / c->n_head_kv), ld = c->n_head * d;
+    const pd_replay_rows *r = j->r;
+    const size_t d = c->head_dim, h = head / (c->n_head / c->n_head_kv), ld = c->n_head * d, len = j->end - j->begin;
+    const size_t end = j->begin + len * (r->row0 + r->n) / r->n_all;
     float *out = ((zip *)c->state)->effect + head * c->n;
-    for (size_t t = j->begin; t < j->end; t++) {
-        cblas_sgemv(CblasRowMajor, CblasNoTrans, (int)c->n_embd, (int)d, 1.0f, j->r->wo + head * d, (int)ld,
-                    j->r->v[h] + t * d, 1, 0.0f, y, 1);
-        out[t] = cblas_snrm2((int)c->n_embd, y, 1);
+    for (size_t t = j->begin + len * r->row0 / r->n_all; t < end; t += VALUES) {
+        const size_t n = pd_min_size(VALUES, end - t);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)c->n_embd, (int)d, 1.0f, r->v[h] + t * d, (int)d,
+                    r->wo + head * d, (int)ld, 0.0f, y, (int)c->n_embd);
+        for (size_t i = 0; i < n; i++) out[t + i] = cblas_snrm2((int)c->n_embd, y + i * c->n_embd, 1);
     }
+}
+
+/* 1 / |x_row|_2 */
+static float over_input(const job *j, size_t row) {
+    const float *x = j->r->x + row * j->c->n_embd;
+    double sum = 0.0;
+    for (size_t e = 0; e < j->c->n_embd; e++) sum += (double)x[e] * x[e];
+    return (float)(1.0 / sqrt(sum));
 }
 
 static void one_head(void *ctx, size_t h, unsigned thread) {
@@ -101,21 +116,19 @@ static void one_head(void *ctx, size_t h, unsigned thread) {
     const size_t group = c->n_head / c->n_head_kv, width = pd__replay_columns(r, j->n_sink, j->begin, j->end);
     const bool plus = j->inst->p[PLUS] != 0.0;
     float *w = j->w[thread], *score = c->score[r->layer * c->n_head_kv + h] + j->begin;
+    const size_t len = j->end - j->begin;
     for (size_t head = h * group; head < (h + 1) * group; head++) {
-        const float *effect = plus ? ((zip *)c->state)->effect + head * c->n + j->begin : NULL;
-        if (plus && r->row0 == 0) effects(j, head, w);
+        float *most = plus ? ((zip *)c->state)->most + head * c->n + j->begin : score;
+        if (plus) effects(j, head, w + r->n * width);
+        if (plus && r->row0 == 0) memset(most, 0, len * sizeof *most);
         pd__replay_softmax(c, r, head, j->n_sink, j->begin, j->end, 1.0f / sqrtf((float)c->head_dim), w);
         for (size_t i = 0; i < r->n; i++) {
-            const float *row = w + i * width + j->n_sink, *x = r->x + i * c->n_embd;
-            float inv = 1.0f;
-            if (plus) {
-                double sum = 0.0;
-                for (size_t e = 0; e < c->n_embd; e++) sum += (double)x[e] * x[e];
-                inv = (float)(1.0 / sqrt(sum));
-            }
-            for (size_t t = 0; t < j->end - j->begin; t++)
-                score[t] = fmaxf(score[t], effect ? row[t] * inv * effect[t] : row[t]);
+            const float *row = w + i * width + j->n_sink, scale = plus ? over_input(j, i) : 1.0f;
+            for (size_t t = 0; t < len; t++) most[t] = pd__larger(most[t], row[t] * scale);
         }
+        if (!plus || r->row0 + r->n < r->n_all) continue;
+        const float *effect = ((zip *)c->state)->effect + head * c->n + j->begin;
+        for (size_t t = 0; t < len; t++) score[t] = pd__larger(score[t], most[t] * effect[t]);
     }
 }
 
@@ -123,7 +136,7 @@ static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const 
     job j = {.inst = inst, .c = c, .r = r};
     chunk_of(inst, c, i, &j.begin, &j.end);
     j.n_sink = pd_min_size((size_t)inst->p[N_SINK], j.begin);
-    const size_t threads = pd_workers_count(r->workers), n = pd_max_size(c->n_embd, r->n * pd__replay_columns(r, j.n_sink, j.begin, j.end));
+    const size_t threads = pd_workers_count(r->workers), n = VALUES * c->n_embd + r->n * pd__replay_columns(r, j.n_sink, j.begin, j.end);
     j.w = PD_ARENA_NEW(r->tmp, threads, float *);
     for (size_t t = 0; j.w && t < threads; t++)
         if (!(j.w[t] = PD_ARENA_NEW(r->tmp, n, float))) j.w = NULL;

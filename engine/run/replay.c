@@ -158,7 +158,7 @@ pd_status pd_replay_rows_seen(pd_prefill *seg, size_t n, pd_err *err) {
     }
     pd_replay_rows rows = {.layer = seg->layer, .row0 = seg->row, .n = n, .n_all = r->n_ids, .q = s->run->fwd.q,
                            .x = s->run->fwd.h, .k = k, .v = v, .kern = s->run->kern, .workers = s->run->workers, .tmp = tmp};
-    if (seg->row == 0 && r->needs.bits & PD_NEEDS_WO) PD_TRY(pd_presser_wo(s, seg->layer, &rows.wo, err));
+    if (r->needs.bits & PD_NEEDS_WO) PD_TRY(pd_presser_wo(s, seg->layer, &rows.wo, err));
     const pd_press_inst *inst;
     const pd_deferred *d = hooks(seg, &inst);
     PD_TRY(d->rows(inst, &r->c, r->i, &rows, err));

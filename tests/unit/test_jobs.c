@@ -205,6 +205,37 @@ static void a_cancelled_replay_leaves_nothing(void **state) {
     pd_engine_close(e);
 }
 
+/* A stream gets its steps between the units of a replay, not only between those of
+ * the prompt: seen from outside, steps are counted while units of the replay are. */
+static void a_stream_goes_on_during_a_replay(void **state) {
+    (void)state;
+    enum { TOKENS = 1200, TILE = 128, LAYERS = 3, PROMPT_UNITS = (TOKENS + TILE - 1) / TILE * LAYERS };
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    uint64_t most = 0;
+    for (int round = 0; round < 10 && most < 3; round++) {
+        pd_job *stream = submit(e, &(ask){.tokens = prompt, .n = 10, .max_tokens = 900, .keep_eos = true});
+        pd_engine_stats s;
+        pd_engine_get_stats(e, &s);
+        for (const uint64_t steps = s.decode_steps; s.decode_steps == steps;) pd_engine_get_stats(e, &s);
+        const uint64_t before = s.prefill_units;
+        pd_job *job = submit(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 1, .press = "kvzip:chunk_size=40@0.5"});
+        uint64_t first = 0, last = 0;
+        while (pd_job_get_state(job) != PD_JOB_DONE) {
+            pd_engine_get_stats(e, &s);
+            if (s.prefill_units <= before + PROMPT_UNITS || pd_job_get_state(job) == PD_JOB_DONE) continue;
+            if (!first) first = s.decode_steps;
+            last = s.decode_steps;
+        }
+        most = last - first > most ? last - first : most;
+        case_drop(case_wait(job));
+        pd_job_cancel(stream);
+        case_drop(case_wait(stream));
+        case_expect_idle(e);
+    }
+    assert_true(most >= 3);
+    pd_engine_close(e);
+}
+
 static void closing_ends_all_jobs(void **state) {
     (void)state;
     for (int round = 0; round < 20; round++) {
@@ -423,6 +454,7 @@ int main(void) {
         cmocka_unit_test(biased_answers_end_where_they_should),
         cmocka_unit_test(cancelled_jobs_leave_at_every_stage),
         cmocka_unit_test(a_cancelled_replay_leaves_nothing),
+        cmocka_unit_test(a_stream_goes_on_during_a_replay),
         cmocka_unit_test(closing_ends_all_jobs),
         cmocka_unit_test(a_small_pool_serves_many),
         cmocka_unit_test(numbers_add_up),
