@@ -11,6 +11,7 @@
 #include "engine/base/num.h"
 #include "tests/unit/against_ref.h"
 #include "tests/unit/engine_case.h"
+#include "tests/unit/press_data_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -252,6 +253,59 @@ static void pressed_equals_the_masked_reference(void **state) {
         ref_close(m);
         case_expect_idle(e);
         pd_engine_close(e);
+    }
+}
+
+static pd_compression *gates_of(const pd_press_model *model, double ratio) {
+    pd_arena arena = {0};
+    pd_spec *spec;
+    pd_err err = {0};
+    double in_text;
+    pd_compression *c = calloc(1, sizeof *c);
+    if (pd_spec_parse_text("fastkvzip:window_ratio=0.05", "press", &arena, &spec, &in_text, &err) != PD_OK ||
+        pd_spec_resolve(spec, model, &c->press, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    pd_arena_done(&arena);
+    c->ratio = ratio;
+    return c;
+}
+
+/* Layers are scored while they are prefilled, nothing is replayed, and one cut goes
+ * through all of them: what stays scores at least as much as what goes. */
+static void gates_cut_all_layers_at_one_score(void **state) {
+    (void)state;
+    for (int gemma = 0; gemma < 2; gemma++) {
+        enum { TOKENS = 200 };
+        int32_t prompt[TOKENS];
+        case_prompt(prompt, TOKENS, 61);
+        pd_engine *e = case_open(gemma ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        pd_press_model model = pd_engine_get_info(e)->press_model;
+        pd_press_data *data = pd_case_data(21, &model);
+        model.data = data;
+        answer *a = case_run(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 9, .comp = gates_of(&model, 0.6), .explain = true, .scores = true});
+        float least = INFINITY, most = -INFINITY;
+        size_t kept = 0, heads = 0;
+        for (size_t i = 0; i < model.n_layer * model.n_head_kv; i++) {
+            const pd_explain_head *h = &a->r->explain[i];
+            if (!h->scores) continue; /* of a layer with a window */
+            kept += h->n_kept;
+            heads++;
+            for (size_t s = 0, k = 0; s < TOKENS; s++) {
+                const bool stays = k < h->n_kept && h->kept[k] == (int32_t)s;
+                k += stays;
+                assert_true(h->scores[s] > 0.0f && h->scores[s] <= 1.0f);
+                assert_int_equal(h->scores[s] == 1.0f, s < 4 || s >= 190);
+                if (stays) least = fminf(least, h->scores[s]);
+                else most = fmaxf(most, h->scores[s]);
+            }
+        }
+        assert_int_equal(heads, gemma ? 1 : model.n_layer * model.n_head_kv);
+        assert_int_equal(kept, heads * TOKENS - (size_t)((double)(heads * TOKENS) * 0.6));
+        assert_true(least >= most);
+        case_drop(a);
+        case_expect_idle(e);
+        pd_engine_close(e);
+        pd_press_data_close(data);
     }
 }
 
@@ -801,6 +855,7 @@ int main(void) {
         cmocka_unit_test(scores_and_answers_do_not_mind_each_other),
         cmocka_unit_test(pressed_equals_the_masked_reference),
         cmocka_unit_test(deferred_presses_share_one_budget),
+        cmocka_unit_test(gates_cut_all_layers_at_one_score),
         cmocka_unit_test(answers_do_not_depend_on_company),
         cmocka_unit_test(answers_do_not_depend_on_threads),
         cmocka_unit_test(ratio_zero_is_dense),
