@@ -17,7 +17,8 @@ Stored per prompt and press, for each ratio (or "" for a press that has none):
   walk    WALK greedy tokens after the press at WALK_RATIO: their text and the top 5 log-probabilities
 
 Of equal scores the lower slot is kept: our rule, and one of the reference's outcomes (its top-k breaks ties by
-no rule).  A press whose budget cuts into its own window, all of one score, is left out at that ratio.
+no rule).  A press whose budget cuts into its own window, all of one score, is left out at that ratio, and one of
+whose scores any is NaN (lagkv on Gemma 3, which has key channels that are always 0) is left out at all.
 Needs torch and the packages of ref_model.py and kvpress; about ten minutes on one core.
 """
 
@@ -358,6 +359,8 @@ def one_press(model, peer, layers, ref):
     scores = None
     if isinstance(press, ScorerPress) and not isinstance(press, StreamingLLMPress):
         scores = layers.scores(ref, 0.5)
+        if any(torch.isnan(x).any() for x in scores):
+            return None
         if all(torch.equal(x, y) for x, y in zip(scores, layers.scores(ref, 0.75))):
             out["scores"] = b64(torch.stack(scores)[:, :, ::STRIDE].numpy())
         else:
@@ -417,6 +420,9 @@ def main():
                 continue
             with torch.inference_mode(), lower_slot_wins():
                 e = one_press(model, peer, layers, ref)
+            if e is None:
+                print(f"  {name}: left out, the reference gives NaN", file=sys.stderr)
+                continue
             entry["presses"][name] = e
             print(f"  {name}: {e.get('walk', {}).get('text')!r}", file=sys.stderr)
         doc["prompts"].append(entry)
