@@ -12,7 +12,8 @@
  * flat best over all layers' and heads' sorted scores give each head's count.
  *
  * DIFFERS: the unstructured reference leaves the replay's pairs in the cache, from
- * which the whole context stays readable; here nothing of the replay stays.
+ * which the whole context stays readable; here nothing of the replay stays.  (For the
+ * same reason its add_v_norm finds twice as many values as scores, and fails.)
  * DIFFERS: unstructured, each head keeps at least max(1, bound) slots; protected
  * slots stay in both.  Layers with a sliding window take no part.
  * Cost: a forward pass of L tokens over 2 L keys, its weights computed once more. */
