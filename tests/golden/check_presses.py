@@ -88,8 +88,10 @@ class Server:
         self.model = self.model or self.ask("/v1/models")["data"][0]["id"]
 
     def explain(self, prompt, press, ratio, scores):
-        r = self.ask("/v1/compression/explain", {"model": self.model, **asked(prompt), "scores": scores,
-                                                 "compression": wish(press, ratio)})
+        compression = wish(press, ratio)
+        if "scope" in prompt:
+            compression["scope"] = {"context_tokens": prompt["scope"]}
+        r = self.ask("/v1/compression/explain", {"model": self.model, **asked(prompt), "scores": scores, "compression": compression})
         if r["scope_tokens"] != len(prompt["ids"]):
             raise ValueError(f"scope_tokens is {r['scope_tokens']}, the prompt has {len(prompt['ids'])} tokens")
         if "skipped" in r:

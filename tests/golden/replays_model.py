@@ -7,7 +7,8 @@
 With --gates: data/gates_<name>.json.gz, fastkvzip with the gates that gates.py draws, for check_gates.py.
 
 The form of the file is presses_model.py's; a prompt with "user" is a chat of that one message and its ids are what
-the template makes of it.  The presses run as a whole on the real model, with a tokenizer that is llama.cpp's and the
+the template makes of it; with "scope" they end where the message does, as kvpress' own pipeline gives a context to a
+press, and nothing is generated.  The presses run as a whole on the real model, with a tokenizer that is llama.cpp's and the
 file's own template; ratios share the replay, since no score depends on them.  Of a model with sliding windows the
 layers without one alone are scored and pressed, as the server does (the reference refuses such models).
 
@@ -166,12 +167,20 @@ GATED = {
     "fastkvzip:layerwise=true": lambda m: fast(m, layerwise=True),
     "fastkvzip:n_sink=0,window_ratio=0.1": lambda m: fast(m, n_sink=0, window_ratio=0.1),
 }
-# title -> (of presses_model.py, tokens it is cut to, as a chat, presses: None = all)
+# title -> (of presses_model.py, tokens it is cut to, form, presses: None = all)
+RAW, CHAT, CONTEXT = range(3)  # CONTEXT: a chat up to the message's end
 PROMPTS = {
-    "letter chat": ("letter", 70, True, None),
-    "mixed": ("mixed", 300, False, None),
-    "long chat": ("long", 960, True, ("kvzip", "kvzip:kvzip_plus_normalization=true,chunk_size=512", "kvcompose")),
+    "letter chat": ("letter", 70, CHAT, None),
+    "mixed context": ("mixed", 300, CONTEXT, ("kvzip", "kvzip:n_sink=1,chunk_size=100", "kvcompose:structured=false")),
+    "mixed": ("mixed", 300, RAW, None),
+    "long chat": ("long", 960, CHAT, ("kvzip", "kvzip:kvzip_plus_normalization=true,chunk_size=512", "kvcompose")),
 }
+
+
+def suffix_ids(tokenizer):
+    """The ids that the template puts behind a message."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "end of it"}], True)
+    return tokenizer.encode(text[text.index("end of it") + len("end of it"):], add_special_tokens=False)[0].tolist()
 
 
 def run(model, tokenizer, make, ids, pressed):
@@ -187,11 +196,13 @@ def run(model, tokenizer, make, ids, pressed):
     return press, cache, logits
 
 
-def one_press(model, peer, tokenizer, make, ids, pressed):
+def one_press(model, peer, tokenizer, make, ids, pressed, walks):
     press, cache, logits = run(model, tokenizer, make, ids, pressed)
     long = len(ids) > base.LONG
     out = {"scores": base.b64(press.scores[:, :, ::base.STRIDE].numpy()),
            "kept": {str(r): base.record(press.found[r], press.scores, long) for r in RATIOS}}
+    if not walks:
+        return out
     got, top = base.walk(model, types.SimpleNamespace(logits=logits), cache, len(ids), WALK)
     out["walk"] = {"ids": got, "text": base.detokenize(peer, got), "top": top}
     return out
@@ -222,8 +233,8 @@ def main():
     if os.path.exists(path):
         with gzip.open(path) as f:
             old = {entry["name"]: entry["presses"] for entry in json.load(f)["prompts"]}
-    for title, (source, n, chat, names) in PROMPTS.items():
-        chat = chat and template is not None
+    for title, (source, n, form, names) in PROMPTS.items():
+        chat = form != RAW and template is not None
         text, _ = base.prompts()[source]
         ids = peer.tokenize(text)[:n]
         tokenizer = Tokenizer(peer, template if chat else None)
@@ -232,6 +243,9 @@ def main():
             entry["user"] = base.detokenize(peer, ids)
             ids = tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": entry["user"]}], True),
                                    add_special_tokens=False)[0].tolist()
+        if chat and form == CONTEXT:
+            ids = ids[:-len(suffix_ids(tokenizer))]
+            entry["scope"] = len(ids)
         entry["ids"] = ids
         for name in presses:
             if names is not None and name not in names:
@@ -241,8 +255,8 @@ def main():
                     entry["presses"][name] = old[title][name]
                 continue
             with torch.inference_mode(), base.lower_slot_wins():
-                entry["presses"][name] = e = one_press(model, peer, tokenizer, presses[name], ids, pressed)
-            print(f"  {title}, {len(ids)} tokens, {name}: {e['walk']['text']!r}", file=sys.stderr)
+                entry["presses"][name] = e = one_press(model, peer, tokenizer, presses[name], ids, pressed, form != CONTEXT)
+            print(f"  {title}, {len(ids)} tokens, {name}: {e.get('walk', {}).get('text')!r}", file=sys.stderr)
         if entry["presses"]:
             doc["prompts"].append(entry)
     data = json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
