@@ -209,7 +209,10 @@ enum {
     PD_CAN_SCORE_ALONE = 1u << 8, /* a slot's score asks for nothing but the slot: right on any part of a view */
     PD_CAN_DECODE = 1u << 9,      /* acts while tokens are generated, by a rule of its own */
     PD_DECODE_ONLY = 1u << 10,    /* and does nothing to the prompt */
+    PD_CAN_DEFER = 1u << 11,       /* decides at the context's end over all layers: has `deferred`; stands alone */
 };
+
+struct pd_deferred; /* deferred.h */
 
 struct pd_press {
     const char *name;            /* wire name */
@@ -219,6 +222,7 @@ struct pd_press {
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */
+    const char *unserved;        /* why a request for it is ENOTSUP: known by name, no hooks; NULL = served */
     const pd_param *params;
     size_t n_params;
     unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */
@@ -253,6 +257,10 @@ struct pd_press {
     /* The plan for this layer.  NULL = the shared one: keep the best
      * pd_budget_keep() slots of each head by score().  Errors: ENOMEM. */
     pd_status (*plan)(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret, pd_err *err);
+
+    /* Instead of score and plan: the hooks of a press that decides over all layers
+     * when the whole context is in the cache (deferred.h). */
+    const struct pd_deferred *deferred;
 
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
      * protection aside: what admission reserves.  NULL = pd_budget_keep. */

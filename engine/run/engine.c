@@ -314,6 +314,7 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
     job->notify_arg = choice[0].notify_arg;
     job->engine = e;
     pd_status rc = plan(e, job, p, err);
+    job->chat = p->has_marks ? e->chat : NULL;
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);

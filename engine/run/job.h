@@ -63,6 +63,8 @@ struct pd_job {
     size_t scope;                /* prompt tokens that are pressed; 0 = none */
     size_t protect_begin, protect_end;
     pd_budget budget;            /* of the scope */
+    bool deferred;               /* the press decides when the whole scope is in the cache */
+    const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t staging_bytes;      /* dense layer of its prefill */

@@ -79,6 +79,10 @@ static int measure(const layer *l, const char *text, test_view *t) {
     pd_arena_done(&a);
     if (rc != PD_OK) return fail(text, err.msg);
     if (!inst) return fail(text, "no press");
+    if (inst->press->deferred) {
+        pd_press_inst_close(inst);
+        return fail(text, "decides over all layers: no layer of it can be measured");
+    }
     if (pd_press_min_tokens(inst) <= t->view.n) {
         const pd_view view = as_asked(&t->view, inst);
         for (size_t i = 0; i < l->rounds && rc == PD_OK; i++) {
@@ -140,6 +144,7 @@ int main(int argc, char **argv) {
         for (int i = at + 1; i < argc; i++) rc |= measure(&l, argv[i], t);
         for (size_t i = 0; i < pd_press_count() && at + 1 == argc; i++) {
             char text[256];
+            if (pd_press_at(i)->deferred || pd_press_at(i)->unserved) continue;
             default_text(pd_press_at(i), text, sizeof text);
             rc |= measure(&l, text, t);
         }

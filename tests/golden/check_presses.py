@@ -36,6 +36,7 @@ EXACT = ("random", "streaming_llm")
 # where two nearly equal values change places.
 SCORE_TOL = {"non_causal_attention": 2e-3, "leverage": 0.2, "lagkv": 0.1}
 SHARED = ("adakv", "critical_adakv")  # one budget for the heads of a layer
+GLOBAL = ("kvzip", "kvcompose", "fastkvzip")  # one budget for all layers
 CHAINED = ("block", "composed", "critical", "critical_adakv")  # rank more than once: a tie in one ranking changes what the next one sees
 CHAINED_SLOTS = 0.01             # of a layer's kept slots may then be others
 CHUNKED = ("chunkkv", "entropy_gated_chunkkv")  # keep or lose whole chunks: no bound on one head
@@ -62,6 +63,11 @@ def wish(press, ratio):
     return {"press": press} if ratio is None else {"press": press, "ratio": ratio}
 
 
+def asked(prompt):
+    """The prompt's members of a request: its ids, or the one message they were made of."""
+    return {"messages": [{"role": "user", "content": prompt["user"]}]} if "user" in prompt else {"prompt": prompt["ids"]}
+
+
 class Server:
     def __init__(self, base, model, key):
         self.base, self.model, self.key = base.rstrip("/"), model, key
@@ -81,11 +87,15 @@ class Server:
     def pick_model(self):
         self.model = self.model or self.ask("/v1/models")["data"][0]["id"]
 
-    def explain(self, ids, press, ratio, scores):
-        r = self.ask("/v1/compression/explain", {"model": self.model, "prompt": ids, "scores": scores,
-                                                 "compression": wish(press, ratio)})
-        if r["scope_tokens"] != len(ids):
-            raise ValueError(f"scope_tokens is {r['scope_tokens']}, the prompt has {len(ids)} tokens")
+    def explain(self, prompt, press, ratio, scores):
+        compression = wish(press, ratio)
+        if "scope" in prompt:
+            compression["scope"] = {"context_tokens": prompt["scope"]}
+        r = self.ask("/v1/compression/explain", {"model": self.model, **asked(prompt), "scores": scores, "compression": compression})
+        if r["scope_tokens"] != len(prompt["ids"]):
+            raise ValueError(f"scope_tokens is {r['scope_tokens']}, the prompt has {len(prompt['ids'])} tokens")
+        if "skipped" in r:
+            raise ValueError(f"{press} was skipped: {r['skipped']}")
         return [[h for h in layer["heads"]] for layer in r["layers"]]
 
     def compare(self, ids, members, scores):
@@ -104,10 +114,15 @@ class Server:
                 out[key] = [layer["heads"] for layer in entry["layers"]]
         return out
 
-    def walk(self, ids, press, ratio, n, top):
-        r = self.ask("/v1/completions", {"model": self.model, "prompt": ids, "max_tokens": n, "temperature": 0,
-                                         "logprobs": top, "compression": wish(press, ratio)})
-        return r["choices"][0]
+    def walk(self, prompt, press, ratio, n, top):
+        """The text, and each token's best log-probabilities."""
+        body = {"model": self.model, **asked(prompt), "max_tokens": n, "temperature": 0, "compression": wish(press, ratio)}
+        if "user" in prompt:
+            c = self.ask("/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": top})["choices"][0]
+            return c["message"]["content"], [[t["logprob"] for t in x["top_logprobs"]] for x in c["logprobs"]["content"]]
+        c = self.ask("/v1/completions", {**body, "logprobs": top})["choices"][0]
+        # one entry per text, and the chosen token's if it is not among the best
+        return c["text"], [list(t.values()) for t in c["logprobs"]["top_logprobs"]]
 
 
 def unpack_bits(text, n_layer, n_head, n):
@@ -159,12 +174,20 @@ class Check:
 
     def ties(self, lost, got, scores):
         """The swapped slots (layer, head, slot) carry the same scores, as the server sees them."""
+        if not all("scores" in scores[l][0] for l, _, _ in lost + got):
+            return False
         a = sorted(number(scores[l][h]["scores"][t]) for l, h, t in lost)
         b = sorted(number(scores[l][h]["scores"][t]) for l, h, t in got)
         return len(a) == len(b) and all(x == y or self.near(x, y) for x, y in zip(a, b))
 
-    def by_bits(self, where, want, got, scores, chained):
-        """A layer whose sets differ: only by ties, over the whole layer, since a budget may be shared by its heads."""
+    def by_bits(self, where, want, got, scores, chained, one_budget):
+        """A layer whose sets differ: only by ties, over the whole layer, since a budget may be shared by its heads, or
+        over all layers."""
+        if one_budget:
+            pairs = [(l, h, a, b) for l, (x, y) in enumerate(zip(want, got)) for h, (a, b) in enumerate(zip(x, y))]
+            lost, new = ([(l, h, t) for l, h, a, b in pairs for t in sorted(a - b)], [(l, h, t) for l, h, a, b in pairs for t in sorted(b - a)])
+            self.expect(self.ties(lost, new, scores), f"{where}: {len(lost)} slots lost, {len(new)} instead, not ties: {lost[:3]} {new[:3]}")
+            return
         for l, heads in enumerate(want):
             lost = [(l, h, t) for h in range(len(heads)) for t in sorted(heads[h] - got[l][h])]
             new = [(l, h, t) for h in range(len(heads)) for t in sorted(got[l][h] - heads[h])]
@@ -172,7 +195,7 @@ class Check:
                 n = sum(map(len, heads))
                 self.expect(len(lost) <= max(2, CHAINED_SLOTS * n), f"{where} layer {l}: {len(lost)} of {n} slots lost")
             elif lost or new:
-                self.expect("scores" in scores[l][0] and self.ties(lost, new, scores), f"{where} layer {l}: {len(lost)} slots lost, "
+                self.expect(self.ties(lost, new, scores), f"{where} layer {l}: {len(lost)} slots lost, "
                             f"{len(new)} instead, not ties: {lost[:3]} {new[:3]}")
 
     def by_cut(self, where, entry, got, scores, tol):
@@ -199,7 +222,7 @@ class Check:
         self.tied += 1
         scores = again()
         if "bits" in entry:
-            self.by_bits(where, unpack_bits(entry["bits"], len(got), len(got[0]), n), got, scores, chained)
+            self.by_bits(where, unpack_bits(entry["bits"], len(got), len(got[0]), n), got, scores, chained, name in GLOBAL)
         else:
             self.by_cut(where, entry, got, scores, SCORE_TOL.get(name, 0))
         return False
@@ -219,7 +242,12 @@ class Check:
             self.expect(min(j) >= worst, f"{where}: worst head's Jaccard {min(j):.4f} < {worst}")
         return f"J {sum(j) / len(j):.4f} worst {min(j):.4f}"
 
-    def sizes(self, where, want, got, shared):
+    def sizes(self, where, want, got, shared, one_budget):
+        if one_budget:
+            heads = sum(map(len, got))
+            a, b = want * heads if isinstance(want, int) else sum(map(sum, want)), sum(len(h) for layer in got for h in layer)
+            self.expect(abs(a - b) <= (heads if self.mode == "int8" else 0), f"{where}: keeps {b}, not {a}")
+            return
         for l, b in enumerate(got):
             nb = [len(x) for x in b]
             na = [want] * len(b) if isinstance(want, int) else want[l]
@@ -241,20 +269,19 @@ class Check:
         self.expect(worst <= max(self.rtol, tol), f"{where}: scores differ by {worst:.2e} relative")
         return f"scores {worst:.1e}"
 
-    def walk(self, where, ids, press, ratio, gold, tol):
-        c = self.server.walk(ids, press, ratio, len(gold["ids"]), len(gold["top"][0]))
-        tops, worst = c["logprobs"]["top_logprobs"], 0.0
+    def walk(self, where, prompt, press, ratio, gold, tol):
+        text, tops = self.server.walk(prompt, press, ratio, len(gold["ids"]), len(gold["top"][0]))
+        worst = 0.0
         for i, want in enumerate(gold["top"]):
             if not self.expect(i < len(tops), f"{where}: only {len(tops)} tokens generated"):
                 break
-            # one entry per text, and the chosen token's if it is not among the best
-            got = sorted(tops[i].values(), reverse=True)[:len(want)]
+            got = sorted(tops[i], reverse=True)[:len(want)]
             if len(got) == len(want):
                 worst = max(worst, max(abs(a - b) for a, b in zip(got, want)))
             if want[0] - want[1] < WALK_MARGIN:
                 break
         else:
-            self.expect(c["text"] == gold["text"], f"{where}: generated {c['text']!r}, not {gold['text']!r}")
+            self.expect(text == gold["text"], f"{where}: generated {text!r}, not {gold['text']!r}")
         self.expect(worst <= tol, f"{where}: log-probabilities differ by {worst:.2e}")
         return f"walk {worst:.1e}"
 
@@ -266,17 +293,20 @@ class Check:
                 # no score depends on the ratio: once is enough
                 with_scores = self.mode == "f32" and "scores" in entry and i == 0
                 (scored if with_scores else plain).append((press, float(text) if text else None))
+        if self.golden.get("alone"):  # presses that no comparison takes
+            answers = {key: self.server.explain(prompt, *key, members is scored) for members in (plain, scored) for key in members}
+            return {key: [heads[l] for l in prompt["pressed"]] for key, heads in answers.items()}
         answers = {**self.server.compare(prompt["ids"], plain, False), **self.server.compare(prompt["ids"], scored, True)}
         return {key: [heads[l] for l in prompt["pressed"]] for key, heads in answers.items()}
 
     def alone(self, where, prompt, press, ratio, heads):
         """The press really applied keeps what the comparison said."""
-        own = self.server.explain(prompt["ids"], press, ratio, False)
+        own = self.server.explain(prompt, press, ratio, False)
         self.expect([[h["kept"] for h in own[l]] for l in prompt["pressed"]] == [[h["kept"] for h in layer] for layer in heads],
                     f"{where}: applied, it keeps other slots than compared")
 
     def press(self, prompt, press, entry, answers, alone):
-        ids, n, notes, tol = prompt["ids"], len(prompt["ids"]), [], WALK_TOL
+        n, notes, tol = len(prompt["ids"]), [], WALK_TOL
         name = press.split("(")[0].split(":")[0]
         shared = name in SHARED
         exact = child_name(press).split(":")[0] in EXACT
@@ -287,23 +317,23 @@ class Check:
             got = [[set(h["kept"]) for h in layer] for layer in heads]
             self.expect(all(h["kept"] == sorted(set(h["kept"])) for layer in heads for h in layer), f"{where}: not ascending")
             if f32 or ratio is not None:  # a press that decides by a threshold of its own may cross it in int8
-                self.sizes(where, e["n"], got, shared)
+                self.sizes(where, e["n"], got, shared, name in GLOBAL)
             if exact or f32:
-                again = lambda: [x for i, x in enumerate(self.server.explain(ids, press, ratio, True)) if i in prompt["pressed"]]
+                again = lambda: [x for i, x in enumerate(self.server.explain(prompt, press, ratio, True)) if i in prompt["pressed"]]
                 same = self.kept_f32(where, e, got, n, again, name)
                 self.expect(same or not exact, f"{where}: other slots")
                 if not same and text in ("", str(self.golden["walk_ratio"])):
                     tol = WALK_TIE_TOL
             elif "bits" in e and ratio in INT8_GATES:
                 want = unpack_bits(e["bits"], len(heads), len(heads[0]), n)
-                notes.append(self.kept_int8(where, ratio, want, got, shared, name in CHUNKED or n < SHORT, name))
+                notes.append(self.kept_int8(where, ratio, want, got, shared, name in CHUNKED or name in GLOBAL or n < SHORT, name))
             if "scores" in heads[0][0]:
                 notes.append(self.scores(where, unpack(entry["scores"], "f"), heads, n, SCORE_TOL.get(name, 0)))
             if alone and text in ("", str(self.golden["walk_ratio"])):
                 self.alone(where, prompt, press, ratio, heads)
         if f32 and "walk" in entry and (self.long or n <= LONG_WALK):
             ratio = None if "" in entry["kept"] else self.golden["walk_ratio"]
-            notes.append(self.walk(f"{prompt['name']} {press} walk", ids, press, ratio, entry["walk"], tol))
+            notes.append(self.walk(f"{prompt['name']} {press} walk", prompt, press, ratio, entry["walk"], tol))
         return notes
 
 
@@ -338,7 +368,7 @@ def main():
             for press, entry in chosen.items():
                 before = len(check.failures)
                 try:
-                    notes = check.press(prompt, press, entry, answers, prompt is shortest)
+                    notes = check.press(prompt, press, entry, answers, prompt is shortest and not golden.get("alone"))
                 except ValueError as e:
                     check.fail(f"{prompt['name']} {press}: {e}")
                     notes = []

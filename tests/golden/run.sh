@@ -43,15 +43,26 @@ suite() { # name model
         check "$2" "$mode" check_logits.py "$here/data/logits_$1.json.gz"
         # the presses' goldens are recorded and judged by their own program, per model and mode as well
         if [ -f "$here/check_presses.py" ]; then
-            for g in "$here"/data/presses_"$1"*.json.gz; do
+            for g in "$here"/data/presses_"$1"*.json.gz "$here"/data/replays_"$1"*.json.gz; do
                 [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g" ${PRESSD_TEST_LONG:+--long}
             done
         fi
     done
 }
 
+# fastkvzip, whose gates are drawn, imported and served
+gates() { # name model
+    [ -n "$2" ] || return 0
+    out=$("$python" "$here/check_gates.py" "$2" "$here/data/gates_$1.json.gz" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] || out="1 checks, 1 failures"
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] &&
+        passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
+}
+
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
+gates smollm2 "${PRESSD_TEST_MODEL:-}"
+gates gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"

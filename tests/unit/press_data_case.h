@@ -18,6 +18,8 @@ static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *m
         [PD_DATA_KVZAP_WEIGHT] = 0.1f, [PD_DATA_KVZAP_BIAS] = 1.0f, [PD_DATA_KVZAP_W1] = 0.2f,
         [PD_DATA_KVZAP_B1] = 1.0f, [PD_DATA_KVZAP_W2] = 0.3f, [PD_DATA_KVZAP_B2] = 1.0f,
         [PD_DATA_LUKV_CURVES] = 0.3f,
+        [PD_DATA_GATE_Q] = 0.2f, [PD_DATA_GATE_Q_BIAS] = 0.5f, [PD_DATA_GATE_K] = 0.2f, [PD_DATA_GATE_Q_NORM] = 1.0f,
+        [PD_DATA_GATE_K_NORM] = 1.0f, [PD_DATA_GATE_BASE] = 2.0f, [PD_DATA_GATE_B] = 3.0f,
     };
     pd_press_data *d = NULL;
     if (pd_press_data_new(&d, model, 0x0123456789abcdefu, NULL) != PD_OK) abort();
