@@ -16,6 +16,8 @@ import sys
 import tempfile
 import zipfile
 
+from new_press import a_new_press_is_one_file_and_one_word
+
 BIN = os.environ.get("PRESSD_BIN") or "build/tests/server/pressd"
 TESTS = []
 
@@ -283,6 +285,12 @@ def readme_names_files_that_exist():
             text = f.read()
         for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:c|h|sh|py|json|md|build))`", text):
             assert path.startswith("build/") or os.path.exists(path), f"{doc}: there is no {path}"
+
+
+# ---- the tree ----
+
+
+test(a_new_press_is_one_file_and_one_word)
 
 
 # ---- the scripts ----
