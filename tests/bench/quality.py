@@ -102,18 +102,24 @@ def to_calibrate():
 
 
 class Turns:
-    """A shared lock on a file, given up after every step; nothing without a file."""
+    """A shared lock on a file, given up for a moment between two steps once held so long; nothing without a file."""
+
+    HOLD = 120
 
     def __init__(self, path):
         self.file = open(path, "w") if path else None
+        self.since = None
 
     def __enter__(self):
-        if self.file:
+        if self.file and self.since is None:
             fcntl.flock(self.file, fcntl.LOCK_SH)
+            self.since = time.monotonic()
 
     def __exit__(self, *exc):
-        if self.file:
+        if self.file and time.monotonic() - self.since > self.HOLD:
             fcntl.flock(self.file, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(0.2)
 
 
 def say(text):
@@ -239,9 +245,20 @@ def measure(a, model, out):
         if a.press:
             presses, wrong = [(c, True) for c in CONTROLS] + [(p, True) for p in a.press if p not in CONTROLS], []
         todo = [(p, r) for p, by_ratio in presses for r in (sorted(a.ratios, reverse=True) if by_ratio else [None])]
+        before = collections.defaultdict(list)  # an earlier run's rows by press and ratio
+        for r in a.before:
+            if r["model"] == name:
+                before[r["press"], r["ratio"]].append(r)
         for done, (press, ratio) in enumerate(todo, 1):
             short = press if len(press) < 70 else re.sub(r"=[0-9.;]{30,}", "=...", press)
             what = short if ratio is None else f"{short}@{ratio:g}"
+            old = {r["text"]: r for r in before[short, "" if ratio is None else ratio]}
+            if len(old) == len(texts):
+                for t in texts:
+                    if press in CONTROLS:
+                        t.controls[press][ratio] = old[t.title]
+                    out(old[t.title])
+                continue
             try:
                 rows = [{"text": t.title, **t.pressed(press, ratio)} for t in texts]
             except (ValueError, AssertionError) as e:
@@ -258,6 +275,11 @@ def measure(a, model, out):
 
 
 # ---- what people look at ----
+
+def read(path):
+    with open(path) as f:
+        return [{k: v if k in ("model", "press", "text") or v == "" else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
+
 
 def means(rows):
     """model -> press -> ratio ("" for none) -> {what: mean over texts}"""
@@ -341,16 +363,17 @@ def main():
     p.add_argument("--work", default=os.path.join(TOP_DIR, "build", "quality"), help="folder of the press data")
     p.add_argument("--lock", help="take a shared lock on this file for each step")
     p.add_argument("--server-args", default="", help='e.g. "--compute f32"')
+    p.add_argument("--resume", help="CSV of a run with these settings that was cut off: measure what it lacks")
     p.add_argument("--from-csv", action="append", help="draw from earlier runs' CSVs")
     p.add_argument("--markdown")
     p.add_argument("--png")
     a = p.parse_args()
     a.turns = Turns(a.lock)
     rows, wrong = [], []
+    a.before = read(a.resume) if a.resume else []
     if a.from_csv:
         for path in a.from_csv:
-            with open(path) as f:
-                rows += [{k: v if k in ("model", "press", "text") or v == "" else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
+            rows += read(path)
     else:
         w = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
         w.writeheader()
