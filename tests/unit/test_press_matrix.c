@@ -8,11 +8,12 @@
  * random views that hold what it asked for and nothing more. */
 #include "tests/unit/press_case.h"
 #include "tests/unit/press_data_case.h"
+#include "tests/unit/press_draw.h"
 
 #include <cblas.h>
 #include <stdio.h>
 
-enum { N_MAX = 230, TEXT_MAX = 768, N_LAYER = 8, LAYER = 3, LEAST_MAX = 150 };
+enum { N_MAX = 230, N_LAYER = 8, LAYER = 3, LEAST_MAX = 150 };
 
 static const size_t layouts[][3] = {{6, 2, 16}, {4, 4, 32}, {3, 1, 16}, {8, 2, 16}};
 enum { N_LAYOUT = sizeof layouts / sizeof *layouts };
@@ -40,86 +41,6 @@ static int close_models(void **state) {
     for (size_t i = 0; i < N_LAYOUT; i++) pd_press_data_close(m->data[i]);
     free(m);
     return 0;
-}
-
-/* ---- trees ---- */
-
-/* A parameter in its range, small where the range has room for both. */
-static size_t draw_param(const pd_param *p, pd_rng *rng, char *at, size_t size) {
-    const double lo = p->min, hi = fmin(p->max, p->min + 40.0);
-    switch (p->type) {
-    case PD_PARAM_INT:
-        return (size_t)snprintf(at, size, "%s=%.0f", p->name, lo + floor((hi - lo + 1.0) * pd_rng_f64(rng)));
-    case PD_PARAM_BOOL:
-        return (size_t)snprintf(at, size, "%s=%s", p->name, pd_rng_u64(rng) % 2 ? "true" : "false");
-    case PD_PARAM_CHOICE: {
-        size_t n = 0;
-        while (p->choices[n]) n++;
-        return (size_t)snprintf(at, size, "%s=%s", p->name, p->choices[pd_rng_u64(rng) % n]);
-    }
-    case PD_PARAM_FLOAT_LIST: {
-        size_t n = (size_t)snprintf(at, size, "%s=", p->name);
-        for (size_t i = 0; i < N_LAYER; i++)
-            n += (size_t)snprintf(at + n, size - n, "%s%.3f", i ? ";" : "", p->min + (p->max - p->min) * pd_rng_f64(rng));
-        return n;
-    }
-    case PD_PARAM_FLOAT: break;
-    }
-    /* a range without bounds is a scale of scores: somewhere around 0 */
-    const double a = fmax(p->min, -3.0), b = fmin(p->max, a + 4.0);
-    return (size_t)snprintf(at, size, "%s=%.4f", p->name, a + (b - a) * (0.02 + 0.96 * pd_rng_f64(rng)));
-}
-
-/* "name:p=v,...": what must be given, and with `free` about half of the others. */
-static void draw_name(const pd_press *p, bool free_too, pd_rng *rng, char *text, size_t size) {
-    size_t n = (size_t)snprintf(text, size, "%s", p->name);
-    char before = ':';
-    for (size_t i = 0; i < p->n_params; i++) {
-        if (!(p->params[i].flags & PD_PARAM_REQUIRED) && !(free_too && pd_rng_u64(rng) % 2)) continue;
-        text[n++] = before;
-        before = ',';
-        n += draw_param(&p->params[i], rng, text + n, size - n);
-        assert_true(n + 1 < size);
-    }
-}
-
-static pd_press_inst *resolve(const char *text, const pd_press_model *model, pd_err *err) {
-    pd_arena arena = {0};
-    pd_spec *spec;
-    double ratio;
-    pd_press_inst *inst = NULL;
-    *err = (pd_err){0};
-    if (pd_spec_parse_text(text, "press", &arena, &spec, &ratio, err) != PD_OK) fail_msg("%s: %s", text, err->msg);
-    if (pd_spec_resolve(spec, model, &inst, err) != PD_OK) inst = NULL;
-    pd_arena_done(&arena);
-    return inst;
-}
-
-/* The press with as many of `child` inside as it must have; false if it takes none. */
-static bool around(const pd_press *p, const char *child, bool free_too, pd_rng *rng, char *text, size_t size) {
-    draw_name(p, free_too, rng, text, size);
-    if (p->max_child == 0) return child == NULL;
-    if (!child) return false;
-    size_t n = strlen(text);
-    const size_t count = p->min_child + (free_too && p->max_child > p->min_child ? pd_rng_u64(rng) % 2 : 0);
-    for (size_t i = 0; i < count; i++) n += (size_t)snprintf(text + n, size - n, "%c%s", i ? ',' : '(', child);
-    snprintf(text + n, size - n, ")");
-    return true;
-}
-
-/* The first press of the registry that `p` takes, or NULL for a leaf. */
-static const char *any_child(const pd_press *p, const pd_press_model *model, pd_rng *rng) {
-    for (size_t i = 0; p->max_child && i < pd_press_count(); i++) {
-        char text[TEXT_MAX];
-        pd_err err;
-        if (!around(p, pd_press_at(i)->name, false, rng, text, sizeof text)) continue;
-        pd_press_inst *inst = resolve(text, model, &err);
-        if (!inst) continue;
-        pd_press_inst_close(inst);
-        return pd_press_at(i)->name;
-    }
-    if (p->max_child) fail_msg("nothing can stand inside '%s'", p->name);
-    return NULL;
 }
 
 /* ---- views ---- */
@@ -352,7 +273,7 @@ static bool has_decode(const pd_press_inst *inst) {
 static pd_press_inst *draw_tree(const pd_press *p, const char *child, const pd_press_model *model, pd_rng *rng, char *text) {
     for (int tries = 0; tries < 24; tries++) {
         pd_err err;
-        around(p, child, tries < 23, rng, text, TEXT_MAX);
+        around(p, child, model, tries < 23, rng, text, TEXT_MAX);
         pd_press_inst *inst = resolve(text, model, &err);
         if (!inst) continue;
         if (pd_press_min_tokens(inst) <= LEAST_MAX) return inst;
@@ -403,12 +324,12 @@ static void every_wrapper_over_every_press(void **state) {
             pd_rng rng = {5000 + 100 * w + i};
             char inner[TEXT_MAX], text[TEXT_MAX];
             pd_err err;
-            around(p, any_child(p, &m->model[0], &rng), false, &rng, inner, sizeof inner);
+            around(p, any_child(p, &m->model[0], &rng), &m->model[0], false, &rng, inner, sizeof inner);
             pd_press_inst *inst = resolve(inner, &m->model[0], &err);
             if (!inst) fail_msg("%s: %s", inner, err.msg);
             const unsigned can = pd_press_inst_can(inst);
             pd_press_inst_close(inst);
-            around(wrapper, inner, false, &rng, text, sizeof text);
+            around(wrapper, inner, &m->model[0], false, &rng, text, sizeof text);
             inst = resolve(text, &m->model[0], &err);
             const bool may = (can & wrapper->child_must) == wrapper->child_must;
             if (inst ? !may : may && !wrapper->check) fail_msg("%s is %s: %s", text, inst ? "taken" : "refused", err.msg);
