@@ -20,7 +20,7 @@ static pd_engine *open_with_data(tiny_arch arch, pd_engine **ret) {
     close(fd);
     pd_err err = {0};
     pd_gguf *g;
-    uint64_t key;
+    uint64_t key = 0;
     pd_engine *e = case_open(arch, TINY_Q8_0, NULL);
     if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK) fail_msg("%s", err.msg);
     pd_gguf_close(g);
