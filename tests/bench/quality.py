@@ -216,7 +216,7 @@ def presses_of(s, n_layer):
         if name in NOT_HERE or name in ("random", "streaming_llm"):
             continue
         texts = WITH.get(name) or OWN.get(name) or [name]
-        if not p["runnable"]:
+        if not p["runnable"] and name not in WITH:  # by its defaults, that is
             wrong.append(f"{name} cannot be run: no press data")
         elif name not in WITH and name not in OWN and (p["accepts"] or not p["takes_ratio"]):
             wrong.append(f"{name} is neither in WITH, OWN nor NOT_HERE")
