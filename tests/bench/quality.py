@@ -333,14 +333,22 @@ def picture(rows, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    data = means(rows)
-    fig, axes = plt.subplots(1, len(data), figsize=(7 * len(data), 5.6), squeeze=False)
+    data = {m: p for m, p in means(rows).items() if len({r for cells in p.values() for r in cells} - {""}) > 1}
+    if not data:
+        return
+    fig, axes = plt.subplots(1, len(data), figsize=(8 * len(data), 5.6), squeeze=False)
     for ax, (model, presses) in zip(axes[0], data.items()):
+        own = collections.defaultdict(list)  # with their parameters' values as points of one line
+        for p, cells in presses.items():
+            if "" in cells:
+                own[p.split(":")[0]].append(cells[""])
         best = sorted((p for p in presses if p not in CONTROLS and "" not in presses[p]), key=lambda p: rank(presses[p]))
-        for p in best[:9] + list(CONTROLS):
-            cells = sorted(presses.get(p, {}).values(), key=lambda c: c["bytes"])
-            ax.plot([c["bytes"] for c in cells], [c["kl"] for c in cells], marker="o", ms=4, label=p,
-                    **({"ls": "--", "color": "0.3" if p == RANDOM else "0.6"} if p in CONTROLS else {}))
+        lines = [(p, list(presses[p].values()), {}) for p in best[:9]]
+        lines += [(p, cells, {"marker": "s", "ls": ":"}) for p, cells in own.items()]
+        lines += [(p, list(presses[p].values()), {"ls": "--", "color": "0.3" if p == RANDOM else "0.6"}) for p in CONTROLS if p in presses]
+        for p, cells, how in lines:
+            cells.sort(key=lambda c: c["bytes"])
+            ax.plot([c["bytes"] for c in cells], [c["kl"] for c in cells], label=p, ms=4, **{"marker": "o", **how})
         ax.set(title=model, xlabel="cache bytes, share of dense", ylabel="KL to the dense cache (nats)", yscale="log")
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=8)
