@@ -63,6 +63,7 @@ typedef struct pd_budget {
     double ratio;   /* [0, 1] */
     bool by_count;
     size_t count;   /* tokens per head */
+    size_t n_protected; /* most protected slots of a head; for `most` alone, plans see which they are */
 } pd_budget;
 
 /* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
@@ -263,7 +264,7 @@ struct pd_press {
     const struct pd_deferred *deferred;
 
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
-     * protection aside: what admission reserves.  NULL = pd_budget_keep. */
+     * above budget->n_protected: admission reserves both.  NULL = pd_budget_keep. */
     size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
 
     /* What it does while tokens are generated; false: nothing, with these

@@ -22,13 +22,17 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     const size_t n_protected = job->protect_end - job->protect_begin;
     size_t kept = job->n_tokens;
     /* protected tokens stay whatever the budget says */
-    if (job->scope && !job->deferred) /* a deferred press finds all of the scope dense */
-        kept += pd_min_size(job->scope, pd_press_most(c->press, &job->budget, layer, job->scope) + n_protected) - job->scope;
+    if (job->scope && !job->deferred) { /* a deferred press finds all of the scope dense */
+        pd_budget budget = job->budget;
+        budget.n_protected = n_protected;
+        kept += pd_min_size(job->scope, pd_press_most(c->press, &budget, layer, job->scope) + n_protected) - job->scope;
+    }
     const size_t slots = kept + job->max_tokens;
     pd_decode_rule rule;
     if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
     /* The size after a pruning never falls as the text grows, so the last one is the bound. */
-    const pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    last.n_protected = n_protected;
     const size_t left = pd_press_most(rule.prune, &last, layer, slots) + n_protected;
     return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }

@@ -11,7 +11,7 @@
 
 enum { PD_CASE_HIDDEN = 24, PD_CASE_SINK = 5, PD_CASE_RECENT = 20 };
 
-static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *model) {
+static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model *model, uint64_t key) {
     static const float scale[PD_DATA_N] = {
         [PD_DATA_QUERY_MEAN] = 1.0f, [PD_DATA_QUERY_COV] = 0.05f, [PD_DATA_QFILTERS] = 1.0f,
         [PD_DATA_DUO_PATTERN] = 0.5f, [PD_DATA_DUO_CALIBRATED] = 0.5f,
@@ -22,7 +22,7 @@ static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *m
         [PD_DATA_GATE_K_NORM] = 1.0f, [PD_DATA_GATE_BASE] = 2.0f, [PD_DATA_GATE_B] = 3.0f,
     };
     pd_press_data *d = NULL;
-    if (pd_press_data_new(&d, model, 0x0123456789abcdefu, NULL) != PD_OK) abort();
+    if (pd_press_data_new(&d, model, key, NULL) != PD_OK) abort();
     pd_press_data_set_hidden(d, PD_CASE_HIDDEN);
     pd_press_data_set_duo(d, PD_SET_DUO_PATTERN, PD_CASE_SINK, PD_CASE_RECENT);
     pd_press_data_set_duo(d, PD_SET_DUO_CALIBRATED, 1, 7);
@@ -40,6 +40,10 @@ static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *m
         }
     }
     return d;
+}
+
+static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *model) {
+    return pd_case_data_of(seed, model, 0x0123456789abcdefu);
 }
 
 #endif
