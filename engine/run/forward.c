@@ -200,12 +200,18 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
     add_block(f, ly->ffn_post_norm, x, n);
 }
 
+static void cap_row(const row_job *j, size_t r) {
+    j->f->kern->softcap(j->y + r * j->n_col, j->n_col, j->f->model->hp.logit_softcap);
+}
+
 static void logits_of(pd_fwd *f, const float *x, size_t n, float *logits, unsigned flags) {
     const pd_hparams *hp = &f->model->hp;
     const pd_mat *out = pd_model_out(f->model);
     const pd_lhs lhs = make_lhs(f, norm_row, x, f->model->out_norm, f->h, n, hp->n_embd, out);
     const pd_mul mul = {out, logits, hp->n_vocab};
     pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, flags);
+    if (hp->logit_softcap > 0.0f)
+        run_rows(&(row_job){.f = f, .row = cap_row, .n = n, .y = logits, .n_col = hp->n_vocab});
 }
 
 void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits) {
