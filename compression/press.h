@@ -100,7 +100,7 @@ typedef struct pd_view {
     const float *att_sum;      /* [Hq][n] sum over the scope's query rows of the softmax weight of each slot; NULL unless needed */
 
     const float *inv_freq; /* [D/2] this layer's RoPE frequencies */
-    float rope_scale;      /* attention scaling of the RoPE (1 but for YaRN) */
+    float rope_scale;      /* what its cos and sin were multiplied by (1 but for YaRN and LongRoPE) */
 
     const pd_kernels *kern;
     pd_workers *workers;   /* may be NULL */

@@ -112,7 +112,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     pd_chat_origin origin = PD_CHAT_FROM_FILE;
     PD_TRY(open_tokenizer(e, g, o->chat_template, &origin, err));
     const pd_mat_form form = o->compute == PD_COMPUTE_F32 ? PD_FORM_F32 : PD_FORM_PACKED;
-    PD_TRY(pd_model_open(&e->model, g, form, e->workers, progress, arg, err));
+    PD_TRY(pd_model_open(&e->model, g, form, o->ctx_size, e->workers, progress, arg, err));
     if (pd_tokenizer_get_info(e->tok)->n_vocab > e->model->hp.n_vocab)
         return pd_fail(err, PD_EFILE, NULL, "the vocabulary has %u tokens, the embedding matrix %zu rows",
                        pd_tokenizer_get_info(e->tok)->n_vocab, e->model->hp.n_vocab);

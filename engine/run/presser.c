@@ -19,11 +19,12 @@
 static pd_view view_base(pd_seq *s, size_t layer, pd_phase phase) {
     const pd_run *run = s->run;
     const pd_hparams *hp = &run->model->hp;
+    const pd_rope *rope = &run->model->rope[run->model->layer[layer].rope];
     return (pd_view){
         .phase = phase, .layer = (int)layer, .n_layer = (int)hp->n_layer,
         .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim, .n_embd = hp->n_embd,
-        .n_seen = s->n_seen, .inv_freq = run->model->rope[run->model->layer[layer].rope].inv_freq,
-        .rope_scale = 1.0f, .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
+        .n_seen = s->n_seen, .inv_freq = rope->inv_freq, .rope_scale = rope->scale,
+        .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
         .seed = s->job->comp ? s->job->comp->seed : 0,
     };
 }

@@ -59,6 +59,23 @@ gates() { # name model
         passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
 }
 
+# Small seeded models, one per architecture: made here, judged by recorded numbers (arch.py).
+architectures() {
+    local dir name args
+    dir=$(mktemp -d) || return
+    for name in $("$python" "$here/arch_models.py" --list); do
+        read -r -a args <<<"$("$python" "$here/arch_models.py" --args "$name")"
+        "$python" "$here/arch_models.py" "$name" "$dir/$name.gguf" # if it fails, the server says so
+        check "$dir/$name.gguf" f32 check_logits.py "$here/data/arch_$name.json.gz" "${args[@]}"
+        if [ -f "$here/data/arch_${name}_presses.json.gz" ]; then
+            check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_presses.json.gz" "${args[@]}"
+        fi
+        rm -f "$dir/$name.gguf"
+    done
+    rmdir "$dir"
+}
+
+architectures
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 gates smollm2 "${PRESSD_TEST_MODEL:-}"
