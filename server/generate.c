@@ -66,6 +66,17 @@ static void drop(pd_req *q) {
     free(g);
 }
 
+pd_request_env pd_gen_env(const pd_server *s) {
+    return (pd_request_env){
+        .model_id = s->model_id,
+        .press_model = &s->info->press_model,
+        .compression = s->cfg->compression,
+        .n_vocab = s->info->n_vocab,
+        .tok = s->tok,
+        .chat = s->chat,
+    };
+}
+
 pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
     pd_gen *g = calloc(1, sizeof *g);
     if (!g) return pd_fail(err, PD_ENOMEM, NULL, "no memory");
@@ -75,14 +86,7 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
     q->drop = drop;
     json_t *body;
     PD_TRY(pd_json_parse(&body, q->body.data, q->body.len, err));
-    const pd_request_env env = {
-        .model_id = g->srv->model_id,
-        .press_model = &g->srv->info->press_model,
-        .compression = g->srv->cfg->compression,
-        .n_vocab = g->srv->info->n_vocab,
-        .tok = g->srv->tok,
-        .chat = g->srv->chat,
-    };
+    const pd_request_env env = pd_gen_env(g->srv);
     const pd_request_kind kind = shape                           ? shape->kind
                                  : pd_json_get(body, "messages") ? PD_REQUEST_CHAT
                                                                  : PD_REQUEST_COMPLETION;

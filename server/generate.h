@@ -62,6 +62,9 @@ struct pd_gen {
     pd_err failed;         /* ended by us: timeout */
 };
 
+/* What decoding a request needs to know of the server.  Thread: any. */
+pd_request_env pd_gen_env(const struct pd_server *s);
+
 /* For pd_route.decode.  shape NULL: explain; the kind is told by "messages". */
 pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err);
 /* For pd_route.run. */

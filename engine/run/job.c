@@ -40,6 +40,10 @@ const pd_scored *pd_job_scored(const pd_job *job) {
     return !there ? NULL : job->leader ? job->leader->scored : job->scored;
 }
 
+const float *pd_job_embedding(const pd_job *job) {
+    return pd_job_get_state(job) == PD_JOB_DONE && job->result.finish == PD_FINISH_LENGTH ? job->embedding : NULL;
+}
+
 size_t pd_job_prompt_tokens(const pd_job *job) {
     return job->n_tokens;
 }
@@ -94,6 +98,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
     }
     job->n_logprobs = p->n_logprobs;
     job->score_top = p->score_top;
+    job->pool = p->pool;
     job->ignore_eos = p->ignore_eos;
     job->explain = p->explain;
     job->explain_scores = p->explain_scores;

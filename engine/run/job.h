@@ -56,6 +56,8 @@ struct pd_job {
     bool score;                  /* the leader's forks have none of their own */
     size_t score_top;
     pd_scored *scored;           /* [n_tokens] in keep */
+    pd_pooling pool;
+    float *embedding;            /* [n_embd] in keep, with a pool */
     pd_compression *comp;        /* NULL = dense */
     pd_job_compare *compare;     /* [n_compare] */
     pd_compared *compared;       /* [n_compare] in job->keep, for the result */

@@ -12,7 +12,8 @@
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
  * only for the tile that ends the prompt; all of it where the prompt's own log
- * probabilities are asked for (score.c), which are made of it in units of their own. */
+ * probabilities are asked for (score.c), which are made of it in units of their own, or
+ * the mean of all tokens (embed.c). */
 #include "engine/run/compare.h"
 
 #include "engine/base/num.h"
@@ -179,7 +180,8 @@ static void run_tile(pd_prefill *p, size_t n) {
     const bool last_layer = p->layer + 1 == hp->n_layer;
     const bool ends_prompt = p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || s->job->score || att_sum;
+    const bool pooled = s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt);
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || s->job->score || pooled || att_sum;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows;
     const bool kv_only = !output && !wants_q;
 
@@ -200,6 +202,7 @@ static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
     pd_seq *s = p->seq;
     for (size_t i = 0; s->ring.rows && i < seg_len(p); i++) pd_qring_advance(&s->ring, p->pos[i]);
     s->n_seen = p->seg_end;
+    if (s->job->pool != PD_POOL_NONE) PD_TRY(pd_embed_segment(p, err));
     if (p->seg_end < s->job->n_tokens) {
         close_segment(p);
         return open_segment(p, p->seg_end, s->job->n_tokens, false, err);

@@ -116,6 +116,13 @@ pd_status pd_score_open(pd_seq *s, pd_err *err); /* room for the job's scores; E
  * *more while rows are left; p->row counts them.  Errors: ENOMEM, EINTERNAL. */
 pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 
+/* ---- embed.c: the prompt as one vector ---- */
+
+pd_status pd_embed_open(pd_seq *s, pd_err *err); /* room for the job's embedding; ENOMEM */
+/* Once the segment went through every layer: its rows are pooled; behind the last
+ * segment the vector gets unit length.  Errors: EINTERNAL. */
+pd_status pd_embed_segment(const pd_prefill *p, pd_err *err);
+
 /* ---- presser.c: plans applied ---- */
 
 /* The layer's staging to pages: pressed if `p->pressed` and the layer is one
