@@ -218,6 +218,10 @@ size_t pd_job_prompt_tokens(const pd_job *job); /* Thread: any */
  * Thread: any. */
 const float *pd_job_embedding(const pd_job *job);
 
+/* The stop string that ended the answer, NUL-terminated; NULL if none did, and before
+ * the job is DONE.  Lives as long as the job.  Thread: any. */
+const char *pd_job_stop_string(const pd_job *job);
+
 /* ---- results: valid once DONE, borrowed from the job ---- */
 
 typedef struct pd_kv_report {

@@ -46,7 +46,7 @@ struct pd_job {
     int32_t *tokens;     /* the leader's if there is one */
     size_t n_tokens, max_tokens;
     pd_sampling sampling;
-    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
+    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX + 1];
     size_t stop_len[PD_STOP_MAX], n_stop;
     pd_adjust adjust;            /* bias: own copy */
     int32_t *stop_id;            /* own copy */
@@ -79,6 +79,7 @@ struct pd_job {
     pd_buf text;
     size_t text_released, text_taken;
     bool cut; /* a stop string ended the text: nothing may follow */
+    size_t cut_by; /* which */
     pd_arena tops; /* pd_token_prob arrays */
 
     /* engine thread only */

@@ -46,7 +46,7 @@ struct pd_job {
     /* request */
     int32_t *prompt;
     size_t n_prompt, max_tokens;
-    char *stop[PD_STOP_MAX];
+    char *stop[PD_STOP_MAX], *stopped_by;
     size_t n_stop;
     int32_t stop_id[PD_STOP_IDS_MAX];
     size_t n_stop_id, min_tokens;
@@ -312,6 +312,7 @@ static bool stop_here(pd_job *j) {
             const size_t before = (size_t)(at - j->held.data);
             let_go(j, before);
             pd_buf_clear(&j->held);
+            j->stopped_by = j->stop[i];
             return true;
         }
         for (size_t n = strlen(j->stop[i]) - 1; n > hold; n--)
@@ -539,6 +540,10 @@ void pd_engine_close(pd_engine *e) {
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
     free(e);
+}
+
+const char *pd_job_stop_string(const pd_job *j) {
+    return pd_job_get_state(j) == PD_JOB_DONE ? j->stopped_by : NULL;
 }
 
 const float *pd_job_embedding(const pd_job *j) {
