@@ -68,7 +68,7 @@ static pd_status translate_prompt(json_t *body, pd_err *err) {
     PD_TRY(check_messages(body, err));
     json_t *system = pd_json_get(body, "system");
     PD_TRY(check_system(system, err));
-    PD_TRY(pd_translate_refuse(body, "tools", err, NULL));
+    PD_TRY(pd_translate_refuse(body, "tools", err, "[]", NULL));
     PD_TRY(pd_translate_refuse(body, "tool_choice", err, "none", "auto", NULL));
     PD_TRY(pd_translate_refuse(body, "thinking", err, "disabled", NULL));
     json_object_del(body, "tool_choice");

@@ -117,11 +117,12 @@ static pd_status repeat(const json_t *body, const char *key, pd_gen *g, pd_err *
 
 static pd_status translate(json_t *body, pd_gen *g, pd_err *err) {
     int64_t n = 0;
-    static const char *const stateful[] = {"previous_response_id", "conversation", "background", "prompt"};
+    static const char *const stateful[] = {"previous_response_id", "conversation", "prompt"};
     PD_TRY(pd_json_int(body, "", "max_output_tokens", 1, INT32_MAX, &n, NULL, err));
     for (size_t i = 0; i < sizeof stateful / sizeof stateful[0]; i++)
         PD_TRY(pd_translate_refuse(body, stateful[i], err, NULL));
-    PD_TRY(pd_translate_refuse(body, "tools", err, NULL));
+    PD_TRY(pd_translate_refuse(body, "background", err, "false", NULL));
+    PD_TRY(pd_translate_refuse(body, "tools", err, "[]", NULL));
     PD_TRY(pd_translate_refuse(body, "tool_choice", err, "none", "auto", NULL));
     pd_translate_forget(body, NULL);
     PD_TRY(translate_format(body, err));

@@ -31,19 +31,21 @@ pd_status pd_translate_system(json_t *body, json_t *content, pd_err *err) {
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for the system prompt");
 }
 
-static bool is_neutral(const json_t *v) {
-    return !v || json_is_false(v) || (json_is_array(v) && json_array_size(v) == 0) ||
-           (json_is_object(v) && json_object_size(v) == 0);
+/* Is v what the word stands for: itself, its "type", or one of the two literals? */
+static bool is_word(const json_t *v, const char *word) {
+    const json_t *type = json_is_object(v) ? pd_json_get(v, "type") : v;
+    if (strcmp(word, "[]") == 0) return json_is_array(v) && json_array_size(v) == 0;
+    if (strcmp(word, "false") == 0) return json_is_false(v);
+    return json_is_string(type) && strcmp(json_string_value(type), word) == 0;
 }
 
 pd_status pd_translate_refuse(const json_t *body, const char *key, pd_err *err, ...) {
     const json_t *v = pd_json_get(body, key);
-    const json_t *type = json_is_object(v) ? pd_json_get(v, "type") : v;
-    bool ok = is_neutral(v);
+    bool ok = !v;
     va_list words;
     va_start(words, err);
     for (const char *word; !ok && (word = va_arg(words, const char *));)
-        ok = json_is_string(type) && strcmp(json_string_value(type), word) == 0;
+        ok = is_word(v, word);
     va_end(words);
     if (ok) return PD_OK;
     char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);

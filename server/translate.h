@@ -16,8 +16,8 @@ void pd_translate_forget(json_t *body, const char *keep);
 /* Message "system" of text content (a string or parts) at the front of "messages".  ENOMEM. */
 pd_status pd_translate_system(json_t *body, json_t *content, pd_err *err);
 
-/* EINVAL unless `key` is absent, null, false, an empty container or one of the words
- * behind (up to NULL), as itself or as its "type". */
+/* EINVAL unless `key` is absent, null or one of the words behind (up to NULL), as itself or
+ * as its "type"; "[]" and "false" stand for the JSON literals. */
 pd_status pd_translate_refuse(const json_t *body, const char *key, pd_err *err, ...);
 
 #endif
