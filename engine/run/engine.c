@@ -307,8 +307,8 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
-        return pd_fail(err, PD_ECONTEXT, "prompt",
-                       "this model's context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
+        return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
+                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));

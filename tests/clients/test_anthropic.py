@@ -11,7 +11,7 @@ class Messages(unittest.TestCase):
     def setUp(self):
         self.s = common.server()
         self.c = anthropic.Anthropic(base_url=f"http://127.0.0.1:{self.s.port}", api_key="none", max_retries=0, timeout=120)
-        self.ask = dict(model="any", max_tokens=12, temperature=0, system="Be brief.",
+        self.ask = dict(model="any", max_tokens=12, system="Be brief.", extra_body={"temperature": 0},
                         messages=[{"role": "user", "content": "What colour is the sky?"}])
 
     def test_message_is_what_a_chat_is(self):
@@ -38,14 +38,14 @@ class Messages(unittest.TestCase):
                          (whole.content[0].text, whole.stop_reason, whole.usage.input_tokens, whole.usage.output_tokens))
 
     def test_why_it_stopped(self):
-        m = self.c.messages.create(**self.ask, extra_body={"ignore_eos": True})
+        m = self.c.messages.create(**{**self.ask, "extra_body": {"temperature": 0, "ignore_eos": True}})
         self.assertEqual((m.stop_reason, m.stop_sequence, m.usage.output_tokens), ("max_tokens", None, 12))
         word = m.content[0].text.split()[2]
         m = self.c.messages.create(**self.ask, stop_sequences=["never said", word])
         self.assertEqual((m.stop_reason, m.stop_sequence), ("stop_sequence", word))
         self.assertNotIn(word, m.content[0].text)
         eos = self.s.ask("/tokenize", {"prompt": "<|im_end|>"})["tokens"][-1]
-        m = self.c.messages.create(**self.ask, extra_body={"logit_bias": {str(eos): 100}})
+        m = self.c.messages.create(**{**self.ask, "extra_body": {"temperature": 0, "logit_bias": {str(eos): 100}}})
         self.assertEqual((m.stop_reason, m.stop_sequence), ("end_turn", None))
 
     def test_count(self):
@@ -55,7 +55,7 @@ class Messages(unittest.TestCase):
 
     def test_press(self):
         long = {**self.ask, "messages": [{"role": "user", "content": "The sea is wide. " * 40}]}
-        m = self.c.messages.create(**long, extra_body={"compression": {"press": "knorm", "ratio": 0.5}})
+        m = self.c.messages.create(**{**long, "extra_body": {"compression": {"press": "knorm", "ratio": 0.5}}})
         self.assertEqual(m.kv_cache["press"], "knorm")
         self.assertLess(m.kv_cache["bytes"], m.kv_cache["bytes_dense"])
 

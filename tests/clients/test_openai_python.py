@@ -32,8 +32,10 @@ class OpenAI(unittest.TestCase):
 
     def test_response_as_a_stream(self):
         word = self.s.ask("/tokenize", {"prompt": " sea"})["tokens"]
-        ask = dict(model="any", input="Tell me of the sea.", temperature=0, extra_body={"compression": "knorm@0.5", "stop_token_ids": word})
-        whole = self.c.responses.create(**ask, max_output_tokens=200)
+        ends = {"min_tokens": 8, "logit_bias": {str(word[0]): 100}, "stop_token_ids": word}  # with the ninth token
+        ask = dict(model="any", input="Tell me of the sea.", temperature=0, extra_body={"compression": "knorm@0.5", **ends})
+        whole = self.c.responses.create(**ask)
+        self.assertEqual((whole.status, whole.usage.output_tokens), ("completed", 8))
         types, said = [], ""
         with self.c.responses.stream(**ask) as stream:
             for e in stream:
