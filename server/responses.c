@@ -36,10 +36,12 @@ static pd_status translate_part(const json_t *part, const char *at, json_t *list
 static pd_status translate_item(const json_t *item, size_t i, json_t *list, pd_err *err) {
     char at[64];
     snprintf(at, sizeof at, "input[%zu]", i);
-    const char *type = json_string_value(pd_json_get(item, "type"));
+    const json_t *kind = pd_json_get(item, "type");
+    const char *type = kind ? json_string_value(kind) : "message";
     const char *role = json_string_value(pd_json_get(item, "role"));
-    if (type && strcmp(type, "message") != 0)
-        return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"message\" is served", at, type);
+    if (!type || strcmp(type, "message") != 0)
+        return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"message\" is served", at,
+                       type ? type : pd_json_type_name(kind));
     if (!role) return pd_fail(err, PD_EINVAL, at, "%s must be a message with a \"role\"", at);
     json_t *content = pd_json_get(item, "content"), *parts = NULL;
     if (json_is_array(content)) {

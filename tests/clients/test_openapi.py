@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 import common
 
@@ -24,9 +25,12 @@ class OpenAPI(unittest.TestCase):
         import harness
         build = os.path.dirname(os.path.dirname(os.path.abspath(common.pressd.binary())))
         harness.BINARY = os.path.join(build, "tests", "http", "pressd_http_test")
-        server = harness.Server("--ctx-size", "64")  # answers stay short
-        self.addCleanup(server.stop)
         n = os.environ.get("PRESSD_SCHEMATHESIS_EXAMPLES", "10")
+        with unittest.mock.patch.dict(os.environ):  # settings of the tests, not of the server
+            for name in [x for x in os.environ if x.startswith("PRESSD_")]:
+                del os.environ[name]
+            server = harness.Server("--ctx-size", "64")  # answers stay short
+        self.addCleanup(server.stop)
         with tempfile.TemporaryDirectory() as where:
             r = subprocess.run(
                 [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "run", f"http://127.0.0.1:{server.port}/openapi.json",

@@ -127,6 +127,7 @@ ERRORS = [  # name, path, body, status, type, param
     ("openai: an unknown encoding_format", "/v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "invalid_request_error", "encoding_format"),
     ("openai: an empty input", "/v1/embeddings", {"input": []}, 400, "invalid_request_error", "input"),
     ("openai: a response that refers to an earlier one", "/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 400, "invalid_request_error", "previous_response_id"),
+    ("openai: an input item that is no message", "/v1/responses", {"input": [{"type": {}, "role": "user", "content": ""}]}, 400, "invalid_request_error", "input[0]"),
     ("anthropic: max_tokens is required", "/v1/messages", {"messages": HI}, 400, "invalid_request_error", "max_tokens"),
     ("anthropic: images are refused where they stand", "/v1/messages", chat(messages=[{"role": "user", "content": [{"type": "image"}]}]), 400, "invalid_request_error", "messages[0].content[0]"),
     ("anthropic: an answer begun by the caller", "/v1/messages", chat(messages=[*HI, {"role": "assistant", "content": "I"}]), 400, "invalid_request_error", "messages"),
