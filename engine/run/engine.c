@@ -233,6 +233,9 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
     if (p->adjust.n_bias > PD_BIAS_MAX)
         return pd_fail(err, PD_EINVAL, "logit_bias", "logit_bias has %zu entries; at most %d are allowed", p->adjust.n_bias, PD_BIAS_MAX);
     for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
+    if (p->pool != PD_POOL_NONE && (p->compression || p->explain || !p->max_given || p->max_tokens > 0))
+        return pd_fail(err, PD_EINVAL, "pooling", "an embedding is asked for with max_tokens %zu%s; it has no answer and no press", p->max_tokens,
+                       p->compression ? " and a press" : "");
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
     if (p->score && (p->score_top > PD_LOGPROBS_MAX || p->n_tokens > PD_SCORED_MAX / (1 + p->score_top)))
@@ -299,13 +302,13 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
 
 pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     PD_TRY(check_params(e, p, err));
-    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && p->explain))
-        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation", n, PD_CHOICES_MAX);
+    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && (p->explain || p->pool != PD_POOL_NONE)))
+        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation or embedding", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
-        return pd_fail(err, PD_ECONTEXT, "prompt",
-                       "this model's context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
+        return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
+                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));

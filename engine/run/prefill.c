@@ -12,7 +12,8 @@
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
  * only for the tile that ends the prompt; all of it where the prompt's own log
- * probabilities are asked for (score.c), which are made of it in units of their own. */
+ * probabilities are asked for (score.c), which are made of it in units of their own, or
+ * the mean of all tokens (embed.c). */
 #include "engine/run/compare.h"
 
 #include "engine/base/num.h"
@@ -181,7 +182,8 @@ static pd_status run_tile(pd_prefill *p, size_t n, pd_err *err) {
     const bool last_layer = p->layer + 1 == hp->n_layer;
     const bool ends_prompt = !p->ids && p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || att_sum;
+    const bool pooled = !p->ids && (s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt));
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || pooled || att_sum;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows || p->ids;
     const bool kv_only = !output && !wants_q;
 
@@ -204,6 +206,7 @@ static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
     pd_seq *s = p->seq;
     for (size_t i = 0; s->ring.rows && i < seg_len(p); i++) pd_qring_advance(&s->ring, p->pos[i]);
     s->n_seen = p->seg_end;
+    if (s->job->pool != PD_POOL_NONE) PD_TRY(pd_embed_segment(p, err));
     if (p->seg_end < s->job->n_tokens) {
         pd_segment_close(p);
         return pd_segment_open(p, p->seg_end, s->job->n_tokens, false, err);

@@ -139,6 +139,12 @@ void pd_replay_close(pd_prefill *p); /* nothing open is fine */
 pd_status pd_replay_unit(pd_prefill *p, bool *done, pd_err *err);
 /* Rows of a replayed segment, after to-stage.  Called by pd_segment_tile. */
 pd_status pd_replay_rows_seen(pd_prefill *p, size_t n, pd_err *err);
+/* ---- embed.c: the prompt as one vector ---- */
+
+pd_status pd_embed_open(pd_seq *s, pd_err *err); /* room for the job's embedding; ENOMEM */
+/* Once the segment went through every layer: its rows are pooled; behind the last
+ * segment the vector gets unit length.  Errors: EINTERNAL. */
+pd_status pd_embed_segment(const pd_prefill *p, pd_err *err);
 
 /* ---- presser.c: plans applied ---- */
 

@@ -841,6 +841,66 @@ static void short_scopes_are_skipped(void **state) {
     pd_engine_close(e);
 }
 
+/* One tile, several, a single token; the mean of all tokens and the last one's. */
+static void embeddings_equal_the_reference(void **state) {
+    (void)state;
+    static const size_t length[] = {1, 2, 128, 129, 300};
+    int32_t prompt[300];
+    case_prompt(prompt, 300, 77);
+    for (int arch = 0; arch < 2; arch++) {
+        const tiny_arch kind = arch ? TINY_GEMMA3 : TINY_LLAMA;
+        pd_engine *e = case_open(kind, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32, .threads = 1 + (unsigned)arch});
+        ref_model *m = ref_open(case_model(kind, TINY_F32));
+        const size_t d = ref_n_embd(m);
+        for (size_t c = 0; c < sizeof length / sizeof *length; c++) {
+            const size_t n = length[c];
+            double *h = ref_states(m, prompt, n);
+            for (pd_pooling pool = PD_POOL_MEAN; pool <= PD_POOL_LAST; pool++) {
+                answer *a = case_run(e, &(ask){.tokens = prompt, .n = n, .pool = pool});
+                const float *v = pd_job_embedding(a->job);
+                assert_non_null(v);
+                double sum = 0.0, most = 0.0, *want = calloc(d, sizeof *want);
+                for (size_t t = pool == PD_POOL_LAST ? n - 1 : 0; t < n; t++)
+                    for (size_t i = 0; i < d; i++) want[i] += h[t * d + i];
+                for (size_t i = 0; i < d; i++) sum += want[i] * want[i];
+                for (size_t i = 0; i < d; i++) most = fmax(most, fabs(v[i] - want[i] / sqrt(sum)));
+                if (!(most < 1e-4)) fail_msg("arch %d, %zu tokens, pooling %d: differs by %g", arch, n, (int)pool, most);
+                free(want);
+                case_drop(a);
+            }
+            free(h);
+        }
+        ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+/* An embedding has no token, no press and one answer. */
+static void embeddings_have_limits(void **state) {
+    (void)state;
+    int32_t prompt[8];
+    case_prompt(prompt, 8, 1);
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q4_1, &(case_opts){0});
+    const ask plain = {.tokens = prompt, .n = 8, .pool = PD_POOL_MEAN};
+    ask bad[2] = {plain, plain};
+    bad[0].max_tokens = 1;
+    bad[1].press = "knorm@0.5";
+    pd_job *job[2];
+    for (size_t i = 0; i < 2; i++) {
+        pd_err err = {0};
+        assert_int_equal(case_submit(e, &bad[i], job, &err), PD_EINVAL);
+        assert_string_equal(err.param, "pooling");
+    }
+    pd_err err = {0};
+    assert_int_equal(case_submit_n(e, &plain, 2, job, &err), PD_EINVAL);
+    answer *none = case_run(e, &(ask){.tokens = prompt, .n = 8, .max_tokens = 1});
+    assert_null(pd_job_embedding(none->job));
+    case_drop(none);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 static int group_end(void **state) {
     (void)state;
     case_cleanup();
@@ -852,6 +912,8 @@ int main(void) {
         cmocka_unit_test(dense_equals_the_reference),
         cmocka_unit_test(int8_is_near_the_reference),
         cmocka_unit_test(prompt_scores_equal_the_reference),
+        cmocka_unit_test(embeddings_equal_the_reference),
+        cmocka_unit_test(embeddings_have_limits),
         cmocka_unit_test(scores_and_answers_do_not_mind_each_other),
         cmocka_unit_test(pressed_equals_the_masked_reference),
         cmocka_unit_test(deferred_presses_share_one_budget),
