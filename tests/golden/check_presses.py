@@ -38,7 +38,7 @@ SCORE_TOL = {"non_causal_attention": 2e-3, "leverage": 0.2, "lagkv": 0.1}
 SHARED = ("adakv", "critical_adakv")  # one budget for the heads of a layer
 GLOBAL = ("kvzip", "kvcompose", "fastkvzip")  # one budget for all layers
 CHAINED = ("block", "composed", "critical", "critical_adakv")  # rank more than once: a tie in one ranking changes what the next one sees
-CHAINED_SLOTS = 0.005            # of a layer's kept slots may then be others
+CHAINED_SLOTS = 0.01            # of a layer's kept slots may then be others
 CHUNKED = ("chunkkv", "entropy_gated_chunkkv")  # keep or lose whole chunks: no bound on one head
 # kept sets of int8 activations against f32: (mean, worst head) per ratio
 INT8_GATES = {0.25: (0.96, 0.85), 0.5: (0.96, 0.85), 0.75: (0.95, 0.80)}  # 0.9 leaves too few slots to say
@@ -227,7 +227,7 @@ class Check:
             self.by_cut(where, entry, got, scores, SCORE_TOL.get(name, 0))
         return False
 
-    def kept_int8(self, where, ratio, want, got, shared, loose):
+    def kept_int8(self, where, ratio, want, got, shared, loose, name):
         j = [len(a & b) / max(1, len(a | b)) for lw, lg in zip(want, got) for a, b in zip(lw, lg)]
         mean, worst = INT8_GATES[ratio]
         mean -= 0.02 * loose + INT8_MEAN.get(name, 0) + 0.03 * (len(j) < FEW_HEADS)
@@ -326,7 +326,7 @@ class Check:
                     tol = WALK_TIE_TOL
             elif "bits" in e and ratio in INT8_GATES:
                 want = unpack_bits(e["bits"], len(heads), len(heads[0]), n)
-                notes.append(self.kept_int8(where, ratio, want, got, shared, name in CHUNKED or name in GLOBAL or n < SHORT))
+                notes.append(self.kept_int8(where, ratio, want, got, shared, name in CHUNKED or name in GLOBAL or n < SHORT, name))
             if "scores" in heads[0][0]:
                 notes.append(self.scores(where, unpack(entry["scores"], "f"), heads, n, SCORE_TOL.get(name, 0)))
             if alone and text in ("", str(self.golden["walk_ratio"])):
