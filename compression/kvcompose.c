@@ -16,7 +16,8 @@
  * same reason its add_v_norm finds twice as many values as scores, and fails.)
  * DIFFERS: unstructured, each head keeps at least max(1, bound) slots; protected
  * slots stay in both.  Layers with a sliding window take no part.
- * Cost: a forward pass of L tokens over 2 L keys, its weights computed once more. */
+ * Cost: a forward pass of L tokens over 2 L keys, its weights computed once more; a
+ * layer's heads are sorted when its last row was seen, so that the decision is short. */
 #include "compression/deferred.h"
 
 #include "engine/base/num.h"
@@ -28,14 +29,23 @@
 enum { STRUCTURED, AGG_TASK, AGG_GROUP, AGG_HEAD, V_NORM, MEAN_HEADS, BOUND };
 enum { MAX, MEAN };
 
+typedef struct {
+    float *a;      /* [Hq][n] of the layer at work */
+    float *sorted; /* [layers * H][n] scores, best first; of layers that are pressed */
+} compose;
+
 static pd_status no_memory(const pd_context *c, pd_err *err) {
     return pd_fail(err, PD_ENOMEM, NULL, "no memory to score %zu tokens", c->n);
 }
 
 static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
     (void)inst;
-    c->state = PD_ARENA_NEW(c->keep, c->n_head * c->n, float); /* a of the layer at work */
-    return c->state ? PD_OK : no_memory(c, err);
+    compose *z = c->state = pd_arena_zalloc(c->keep, 1, sizeof *z);
+    size_t heads;
+    if (!z || !pd_mul_size(c->n_layer, c->n_head_kv, &heads)) return no_memory(c, err);
+    z->a = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
+    z->sorted = pd_arena_alloc(c->keep, heads, c->n * sizeof *z->sorted);
+    return z->a && z->sorted ? PD_OK : no_memory(c, err);
 }
 
 static size_t most_rows(const pd_press_inst *inst, size_t n) {
@@ -72,18 +82,34 @@ static void one_head(void *ctx, size_t head, unsigned thread) {
     const job *j = ctx;
     pd_context *c = j->c;
     const pd_replay_rows *r = j->r;
-    float *w = j->w[thread], *a = (float *)c->state + head * c->n;
+    float *w = j->w[thread], *a = ((compose *)c->state)->a + head * c->n;
     pd__replay_softmax(c, r, head, 0, 0, c->n, c->attn_scale, w);
     for (size_t i = 0; i < r->n; i++)
         join(j->inst->p[AGG_TASK], r->row0 + i == 0, w + i * pd__replay_columns(r, 0, 0, c->n), a, c->n);
 }
 
+static int descending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+static void sort_head(void *ctx, size_t h, unsigned thread) {
+    (void)thread;
+    const job *j = ctx;
+    const size_t i = j->r->layer * j->c->n_head_kv + h, n = j->c->n;
+    float *to = ((compose *)j->c->state)->sorted + i * n;
+    memcpy(to, j->c->score[i], n * sizeof *to);
+    for (size_t t = 0; t < n; t++)
+        if (isnan(to[t])) return; /* no order: the decision will be refused */
+    qsort(to, n, sizeof *to, descending);
+}
+
 /* From the layer's a to its scores. */
-static pd_status finish_layer(const job *j, pd_err *err) {
+static pd_status finish_layer(job *j, pd_err *err) {
     const pd_press_inst *inst = j->inst;
     pd_context *c = j->c;
     const size_t heads = c->n_head_kv, group = c->n_head / heads, d = c->head_dim;
-    float *a = c->state, **score = c->score + j->r->layer * heads, *mean = pd_arena_zalloc(j->r->tmp, c->n, sizeof *mean);
+    float *a = ((compose *)c->state)->a, **score = c->score + j->r->layer * heads, *mean = pd_arena_zalloc(j->r->tmp, c->n, sizeof *mean);
     if (!mean) return no_memory(c, err);
     if (inst->p[AGG_TASK] == MEAN) divide(a, c->n_head * c->n, j->r->n_all);
     for (size_t h = 0; h < heads; h++) {
@@ -98,6 +124,7 @@ static pd_status finish_layer(const job *j, pd_err *err) {
     }
     for (size_t h = 0; inst->p[MEAN_HEADS] != 0.0 && h < heads; h++)
         j->r->kern->axpy_f32(1.0f, mean, score[h], c->n);
+    pd_workers_run(j->r->workers, sort_head, j, heads);
     return PD_OK;
 }
 
@@ -113,20 +140,12 @@ static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const 
     return r->row0 + r->n == r->n_all ? finish_layer(&j, err) : PD_OK;
 }
 
-static int descending(const void *a, const void *b) {
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x < y) - (x > y);
-}
-
-/* The rank curves: `curves` of n each from the heads' sorted scores. */
-static pd_status curves_of(const pd_press_inst *inst, pd_context *c, const size_t *list, size_t n_list, float *curve, pd_err *err) {
+/* The rank curves, n each, from the heads' sorted scores. */
+static void curves_of(const pd_press_inst *inst, const pd_context *c, const size_t *list, size_t n_list, float *curve) {
     const bool structured = inst->p[STRUCTURED] != 0.0;
     const size_t heads = c->n_head_kv, n = c->n, n_curve = structured ? n_list / heads : n_list;
-    float *sorted = PD_ARENA_NEW(c->keep, n, float);
-    if (!sorted) return no_memory(c, err);
     for (size_t i = 0; i < n_list; i++) {
-        memcpy(sorted, c->score[list[i]], n * sizeof *sorted);
-        qsort(sorted, n, sizeof *sorted, descending);
+        const float *sorted = ((const compose *)c->state)->sorted + list[i] * n;
         float *to = curve + (structured ? i / heads : i) * n;
         join(inst->p[AGG_HEAD], !structured || i % heads == 0, sorted, to, n);
         if (structured && i % heads == heads - 1 && inst->p[AGG_HEAD] == MEAN) divide(to, n, heads);
@@ -134,7 +153,6 @@ static pd_status curves_of(const pd_press_inst *inst, pd_context *c, const size_
     for (size_t i = 0; i < n_curve; i++)
         for (size_t k = 0; k < n && k < (size_t)inst->p[BOUND]; k++) curve[i * n + k] += 1e9f;
     for (size_t i = 1; structured && i < n_curve; i++) join(MAX, false, curve + i * n, curve, n);
-    return PD_OK;
 }
 
 static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err) {
@@ -150,7 +168,7 @@ static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budge
     float *curve = PD_ARENA_NEW(c->keep, n_curve * n, float);
     uint32_t *best = PD_ARENA_NEW(c->keep, n_curve * n, uint32_t);
     if (!curve || !best) return no_memory(c, err);
-    PD_TRY(curves_of(inst, c, list, n_list, curve, err));
+    curves_of(inst, c, list, n_list, curve);
     /* compute_n_kept of the reference, over ranks */
     const pd_budget whole = budget->by_count
         ? (pd_budget){.by_count = true, .count = pd__global_keep(c, budget, n_curve * n)} : *budget;
