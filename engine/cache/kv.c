@@ -13,7 +13,7 @@ enum { N = PD_PAGE_TOKENS };
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
                      pd_err *err) {
-    *kv = (pd_kv){.pool = pool, .codec = codec, .kern = kern,
+    *kv = (pd_kv){.pool = pool, .codec = *codec, .kern = kern,
                   .n_layer = n_layer, .n_head_kv = n_head_kv, .head_dim = head_dim};
     size_t total = 0;
     for (size_t l = 0; l < n_layer; l++) /* + 1: a window may straddle one page more */
@@ -73,7 +73,7 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
         size_t run = pd_min_size(N - slot, n - i);
         if (idx) run = 1;
         const size_t row = idx ? idx[i] : i;
-        kv->codec->write(kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride);
+        pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride);
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
         kh->n += (uint32_t)run;
         i += run;
@@ -83,14 +83,12 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
 
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    float skip[2][512];
-    assert((k && v) || kv->head_dim <= 512);
     for (size_t i = 0; i < kh->n; i++) {
         const size_t at = kh->first + i;
         const uint32_t id = kh->page[at / N];
         if (k || v)
-            kv->codec->read(kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
-                            k ? k + i * kv->head_dim : skip[0], v ? v + i * kv->head_dim : skip[1]);
+            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
+                          k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL);
         if (pos) pos[i] = pd_kvpool_pos(kv->pool, id)[at % N];
     }
 }
@@ -102,7 +100,7 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
         const size_t from = kh->first + keep[i];
         if (from == i) continue;
         const uint32_t src = kh->page[from / N], dst = kh->page[i / N];
-        kv->codec->move(pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
+        pd_codec_move(&kv->codec, pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
         pd_kvpool_pos(kv->pool, dst)[i % N] = pd_kvpool_pos(kv->pool, src)[from % N];
     }
     const uint32_t n_page = (uint32_t)pd_div_up(n, N);

@@ -26,7 +26,7 @@ typedef struct pd_kv_head {
 
 typedef struct pd_kv {
     pd_kvpool *pool;
-    const pd_codec *codec;
+    pd_codec codec;
     const pd_kernels *kern;
     size_t n_layer, n_head_kv, head_dim;
     pd_kv_head *head;    /* [n_layer][n_head_kv] */
