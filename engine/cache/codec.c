@@ -305,13 +305,20 @@ bool pd_kv_type_parse(const char *name, pd_kv_type *ret) {
 /* ---- pages ---- */
 
 void pd_codec_write(const pd_codec *c, const pd_kernels *kern, void *page, size_t d, size_t slot, size_t n,
-                    const float *k, const float *v, size_t stride) {
-    c->k->write(kern, page, d, slot, n, k, stride);
+                    const float *k, const float *v, size_t stride, const float *centre) {
+    float row[ROW_MAX];
+    for (size_t i = 0; i < n && centre; i++) {
+        for (size_t j = 0; j < d; j++) row[j] = k[i * stride + j] - centre[j];
+        c->k->write(kern, page, d, slot + i, 1, row, d);
+    }
+    if (!centre) c->k->write(kern, page, d, slot, n, k, stride);
     c->v->write(kern, pd_codec_v(c, page, d), d, slot, n, v, stride);
 }
 
-void pd_codec_read(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, size_t slot, float *k, float *v) {
+void pd_codec_read(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, size_t slot, float *k, float *v,
+                   const float *centre) {
     if (k) c->k->read(kern, page, d, slot, k);
+    if (k && centre) kern->axpy_f32(1.0f, centre, k, d);
     if (v) c->v->read(kern, (const char *)page + c->k->bytes(d), d, slot, v);
 }
 
@@ -320,7 +327,8 @@ void pd_codec_move(const pd_codec *c, const void *src, size_t from, void *dst, s
     c->v->move((const char *)src + c->k->bytes(d), from, pd_codec_v(c, dst, d), to, d);
 }
 
-const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, float *tmp) {
+const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, float *tmp,
+                           const float *centre) {
     if (c->key == PD_KV_F32) return page;
     if (c->key == PD_KV_F16) {
         kern->f16_to_f32(page, tmp, d * N);
@@ -328,7 +336,7 @@ const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void
     }
     float row[ROW_MAX];
     for (size_t s = 0; s < N; s++) {
-        c->k->read(kern, page, d, s, row);
+        pd_codec_read(c, kern, page, d, s, row, NULL, centre);
         for (size_t j = 0; j < d; j++) tmp[j * N + s] = row[j];
     }
     return tmp;

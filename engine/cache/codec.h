@@ -9,6 +9,10 @@
  * largest power of two, repeated), which spreads a large channel over all of them;
  * the query is rotated likewise and the output back (QuaRot, 2404.00456).
  *
+ * Keys in few bits are stored as their difference from a centre, one row for all
+ * slots of a head (kv.h): <q, centre> is the same for every slot, so no softmax sees it
+ * (SageAttention, 2410.02367), and what is left needs smaller steps.
+ *
  * A row is stored when its token comes: nothing waits for a page to fill.  One
  * type = one row of codec.c.  Thread: any (pages are the engine's). */
 #ifndef PD_ENGINE_CACHE_CODEC_H
@@ -65,17 +69,18 @@ static inline void *pd_codec_v(const pd_codec *c, void *page, size_t head_dim) {
     return (char *)page + c->k->bytes(head_dim);
 }
 
-void pd_codec_write(const pd_codec *c, const pd_kernels *kern, void *page, size_t head_dim,
-                    size_t slot, size_t n, const float *k, const float *v, size_t stride);
+/* centre [head_dim]: taken off the keys that are written, added to those read; NULL = 0. */
+void pd_codec_write(const pd_codec *c, const pd_kernels *kern, void *page, size_t head_dim, size_t slot,
+                    size_t n, const float *k, const float *v, size_t stride, const float *centre);
 /* k, v may be NULL. */
 void pd_codec_read(const pd_codec *c, const pd_kernels *kern, const void *page, size_t head_dim,
-                   size_t slot, float *k, float *v);
+                   size_t slot, float *k, float *v, const float *centre);
 void pd_codec_move(const pd_codec *c, const void *src, size_t from, void *dst, size_t to,
                    size_t head_dim);
 
 /* The keys of a page as f32 [head_dim][16]: in tmp (as many floats), or where they are. */
 const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void *page,
-                           size_t head_dim, float *tmp);
+                           size_t head_dim, float *tmp, const float *centre);
 
 /* What x becomes when it is written and read back, in place.  f16 and f32 alone. */
 void pd_kv_round(pd_kv_type t, const pd_kernels *kern, float *x, size_t n);

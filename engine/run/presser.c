@@ -317,7 +317,7 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
             pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
-                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d);
+                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
     }
 }
 
@@ -368,7 +368,8 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
         for (size_t i = 0; i < n; i++) {
             const size_t slot = kh->first + kh->n - n + i;
             const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
-            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d, v[h] + i * d);
+            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d,
+                          v[h] + i * d, pd_kv_centre(&s->kv, layer, h));
             pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
         }
     }

@@ -268,8 +268,10 @@ static void do_append(world *w, size_t l, size_t h) {
         const size_t row = by_index ? idx[i] : i;
         /* what the type makes of a row is another test's business */
         const pd_codec *c = &w->kv.codec;
-        pd_codec_write(c, w->kv.kern, w->scratch, w->d, i % N, 1, k + row * stride + h * w->d, v + row * stride + h * w->d, w->d);
-        pd_codec_read(c, w->kv.kern, w->scratch, w->d, i % N, nh->k + (nh->n + i) * w->d, nh->v + (nh->n + i) * w->d);
+        pd_codec_write(c, w->kv.kern, w->scratch, w->d, i % N, 1, k + row * stride + h * w->d, v + row * stride + h * w->d, w->d,
+                       pd_kv_centre(&w->kv, l, h));
+        pd_codec_read(c, w->kv.kern, w->scratch, w->d, i % N, nh->k + (nh->n + i) * w->d, nh->v + (nh->n + i) * w->d,
+                      pd_kv_centre(&w->kv, l, h));
         nh->pos[nh->n + i] = pos[row];
     }
     nh->n += n;
@@ -492,10 +494,10 @@ static void few_bits_are_off_by_half_a_step(void **state) {
             uint8_t *page = calloc(2, pd_codec_page_bytes(&codec, d));
             float x[2][256], y[2][256], z[2][256];
             for (size_t i = 0; i < 2 * d; i++) x[i / d][i % d] = (i % 19 == 3 ? 20.0f : 1.0f) * (pd_rng_f32(&rng) - 0.5f);
-            pd_codec_write(&codec, &kern, page, d, 5, 1, x[0], x[1], d);
-            pd_codec_read(&codec, &kern, page, d, 5, y[0], y[1]);
-            pd_codec_write(&codec, &kern, page, d, 15, 1, y[0], y[1], d);
-            pd_codec_read(&codec, &kern, page, d, 15, z[0], z[1]);
+            pd_codec_write(&codec, &kern, page, d, 5, 1, x[0], x[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 5, y[0], y[1], NULL);
+            pd_codec_write(&codec, &kern, page, d, 15, 1, y[0], y[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 15, z[0], z[1], NULL);
             for (int part = 0; part < 2; part++) {
                 double off = 0.0, length = 0.0;
                 for (size_t i = 0; i < d; i++) {
@@ -522,8 +524,8 @@ static void few_bits_are_off_by_half_a_step(void **state) {
             /* a row of zeros, and one too small to divide by, are zeros */
             memset(x, 0, sizeof x);
             x[0][7] = 1e-42f;
-            pd_codec_write(&codec, &kern, page, d, 0, 1, x[0], x[1], d);
-            pd_codec_read(&codec, &kern, page, d, 0, y[0], y[1]);
+            pd_codec_write(&codec, &kern, page, d, 0, 1, x[0], x[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 0, y[0], y[1], NULL);
             for (size_t i = 0; i < 2 * d; i++) assert_true(y[i / d][i % d] == 0.0f);
             free(page);
         }
