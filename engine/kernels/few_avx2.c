@@ -47,6 +47,7 @@ FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const ui
     __m256 s[MAX_NG][2];
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm256_setzero_ps();
     for (size_t b = 0; b < n_grp; b++) {
+        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
         for (int half = 0; half < 2; half++) {
             __m256i dot[MAX_NG];
             for (int g = 0; g < ng; g++) dot[g] = _mm256_setzero_si256();
@@ -126,6 +127,7 @@ FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const ui
     for (size_t b = 0; b < dim / GROUP; b++) {
         for (size_t i = 0; i < (q4 ? 4 : 8); i++)
             _mm_prefetch((const char *)later + (b * (q4 ? 4 : 8) + i) * 64, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
         for (int g = 0; g < ng; g++)
             for (int half = 0; half < 2; half++)
                 _mm256_storeu_ps(w[g] + 8 * half,

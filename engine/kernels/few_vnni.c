@@ -68,6 +68,7 @@ FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const ui
                 dot[g][1] = _mm512_dpbusd_epi32(dot[g][1], v[1], four(at_q + 4));
             }
         }
+        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
         const __m512 d = steps(part, dim, b, q4);
         for (int g = 0; g < ng; g++) {
             const size_t at = (g0 + (size_t)g) * n_grp + b;
@@ -123,6 +124,7 @@ FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const ui
         const int nb = b + 1 < n_grp ? 2 : 1;
         for (size_t i = 0; i < (size_t)nb * (q4 ? 4 : 8); i++)
             _mm_prefetch((const char *)later + (b * (q4 ? 4 : 8) + i) * 64, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
         for (int i = 0; i < nb; i++) {
             const __m512 d = steps(part, dim, b + (size_t)i, q4);
             for (int g = 0; g < ng; g++)
