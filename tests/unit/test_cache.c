@@ -549,6 +549,105 @@ static void types_have_names(void **state) {
     assert_int_equal(pd_codec_page_bytes(&mixed, 64), (1024 + 64) + (512 + 64));
 }
 
+/* Attention in every pair of types against softmax in f64 over the rows as they are read
+ * back: rotations, centre and mixing cancel.  What is left is the query's rounding to
+ * int8 where keys have few bits: of D numbers each by max|q'| / 254 <= |q| / 254, so a
+ * score by e <= sqrt(D) / 254 * |q| * max|k - centre|, a weight by exp(2 e); and the
+ * roundings of f32, D u sum|q k| of the score. */
+static void attention_agrees_with_the_rows_read_back(void **state) {
+    (void)state;
+    enum { D = 64, G = 3, FIRST = 5, ROWS = 75, PAGES = 5, STRIDE = 16 * PAGES };
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    pd_rng rng = {17};
+    static float k[ROWS][D], v[ROWS][D], tmp[G * STRIDE], scratch[4096], acc[G * D];
+    float centre[D], q[G * D], m[G], l[G];
+    assert_true(pd_codec_attn_floats(G, D) <= sizeof scratch / sizeof *scratch);
+    for (size_t c = 0; c < D; c++) centre[c] = 3.0f * pd_rng_f32(&rng);
+    for (int key = PD_KV_F16; key < PD_KV_TYPES; key++) {
+        for (int value = PD_KV_F16; value < PD_KV_TYPES; value++) {
+            const pd_codec codec = pd_codec_of((pd_kv_type)key, (pd_kv_type)value);
+            const float *shift = pd_kv_type_group(codec.key) > 1 ? centre : NULL;
+            uint8_t *page[PAGES];
+            for (size_t i = 0; i < PAGES; i++) page[i] = calloc(1, pd_codec_page_bytes(&codec, D));
+            double far = 0.0;
+            for (size_t i = 0; i < ROWS; i++) {
+                for (size_t c = 0; c < D; c++) {
+                    k[i][c] = centre[c] + 0.5f * pd_rng_f32(&rng);
+                    v[i][c] = pd_rng_f32(&rng); /* below 2 when read back */
+                }
+                const size_t at = FIRST + i;
+                pd_codec_write(&codec, &kern, page[at / N], D, at % N, 1, k[i], v[i], D, shift);
+                pd_codec_read(&codec, &kern, page[at / N], D, at % N, k[i], v[i], shift);
+                double d2 = 0.0;
+                for (size_t c = 0; c < D; c++) d2 += pow((double)k[i][c] - (double)centre[c], 2);
+                far = fmax(far, sqrt(d2));
+            }
+            for (size_t i = 0; i < G * D; i++) q[i] = 0.5f * pd_rng_f32(&rng);
+            pd_codec_attn(&codec, &kern, q, G, D, (const void *const *)page, FIRST, ROWS, tmp, STRIDE, scratch, m, l, acc);
+            for (size_t g = 0; g < G; g++) {
+                double s[ROWS], max = -INFINITY, sum = 0.0, q2 = 0.0, most = 0.0;
+                for (size_t c = 0; c < D; c++) q2 += (double)q[g * D + c] * (double)q[g * D + c];
+                for (size_t i = 0; i < ROWS; i++) {
+                    double abs = 0.0;
+                    s[i] = 0.0;
+                    for (size_t c = 0; c < D; c++) {
+                        s[i] += (double)q[g * D + c] * (double)k[i][c];
+                        abs += fabs((double)q[g * D + c] * (double)k[i][c]);
+                    }
+                    max = fmax(max, s[i]);
+                    most = fmax(most, abs);
+                }
+                for (size_t i = 0; i < ROWS; i++) sum += s[i] = exp(s[i] - max);
+                const double e = D * 0x1p-24 * most + (shift ? sqrt((double)D) / 254.0 * sqrt(q2) * far : 0.0);
+                for (size_t c = 0; c < D; c++) {
+                    double want = 0.0;
+                    for (size_t i = 0; i < ROWS; i++) want += s[i] / sum * (double)v[i][c];
+                    const double got = (double)acc[g * D + c] / (double)l[g];
+                    if (!(fabs(got - want) <= 2.0 * expm1(2.0 * e) + 2e-5))
+                        fail_msg("keys %s, values %s, head %zu, channel %zu: %g, not %g (within %g)", pd_kv_type_name(codec.key),
+                                 pd_kv_type_name(codec.value), g, c, got, want, 2.0 * expm1(2.0 * e));
+                }
+            }
+            for (size_t i = 0; i < PAGES; i++) free(page[i]);
+        }
+    }
+}
+
+/* A head's first keys give its centre; it stays while the head holds slots. */
+static void keys_in_few_bits_have_a_centre(void **state) {
+    (void)state;
+    world w;
+    open_world(&w, PD_KV_Q4, PD_KV_F16, 64, 100);
+    static float k[40 * 64], v[40 * 64], got[80 * 64];
+    int32_t pos[40];
+    for (int32_t i = 0; i < 40; i++) {
+        pos[i] = i;
+        for (size_t c = 0; c < 64; c++) k[(size_t)i * 64 + c] = 500.0f + (float)c + 0.1f * pd_rng_f32(&w.rng);
+    }
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 40, NULL), PD_OK);
+    const float *centre = pd_kv_centre(&w.kv, 0, 1);
+    assert_true(fabsf(centre[63] - 563.0f) < 0.06f);
+    pd_kv_read(&w.kv, 0, 1, got, NULL, NULL); /* 500 in 4 bits would be off by 30 */
+    for (size_t i = 0; i < 40 * 64; i++) assert_true(fabsf(got[i] - k[i]) < 0.1f);
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 1, NULL), PD_OK);
+    assert_true(fabsf(centre[63] - 563.0f) < 0.06f);
+    world copy;
+    open_world(&copy, PD_KV_Q4, PD_KV_F16, 64, 100);
+    assert_int_equal(pd_kv_copy(&copy.kv, &w.kv, NULL), PD_OK);
+    pd_kv_read(&copy.kv, 0, 1, got, NULL, NULL);
+    for (size_t i = 0; i < 40 * 64; i++) assert_true(fabsf(got[i] - k[i]) < 0.1f);
+    close_world(&copy);
+    assert_true(pd_kv_centre(&w.kv, 1, 2)[0] == 0.0f); /* a head of its own */
+    assert_int_equal(pd_kv_append(&w.kv, 1, 2, k, v, 64, pos, NULL, 3, NULL), PD_OK);
+    assert_true(pd_kv_centre(&w.kv, 1, 2)[0] == 0.0f); /* three say little */
+    pd_kv_drop_front(&w.kv, 0, 1, 41);
+    for (size_t i = 0; i < 40 * 64; i++) k[i] = -1.0f;
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 20, NULL), PD_OK);
+    assert_true(fabsf(centre[63] + 1.0f) < 1e-5f);
+    close_world(&w);
+}
+
 /* ---- one pool for each kind of page ---- */
 
 static void pools_are_made_when_wanted_and_add_up(void **state) {
@@ -616,6 +715,8 @@ int main(void) {
         cmocka_unit_test(f16_rounds_as_it_stores),
         cmocka_unit_test(resident_memory_falls_with_the_cache),
         cmocka_unit_test(few_bits_are_off_by_half_a_step),
+        cmocka_unit_test(attention_agrees_with_the_rows_read_back),
+        cmocka_unit_test(keys_in_few_bits_have_a_centre),
         cmocka_unit_test(types_have_names),
         cmocka_unit_test(pools_are_made_when_wanted_and_add_up),
     };
