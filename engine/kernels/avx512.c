@@ -463,6 +463,43 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
     attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
+FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    for (size_t i = p0; i < p1; i++) {
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
+    }
+}
+
+FORCE_INLINE void values_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t i = p0; i < p1; i++) {
+        const size_t j0 = i == p0 ? head : 0, j1 = i + 1 == p1 ? used : 16;
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        values(p->tmp + (i - p0) * 16, p->tmp_stride, p->n_group, p->head_dim, part, later, f16, j0, j1, p->acc);
+    }
+}
+
+static void scores_f16(const pd_part_pass *p) {
+    scores_part(p, true);
+}
+
+static void scores_f32(const pd_part_pass *p) {
+    scores_part(p, false);
+}
+
+static void values_f16(const pd_part_pass *p) {
+    values_part(p, true);
+}
+
+static void values_f32(const pd_part_pass *p) {
+    values_part(p, false);
+}
+
 /* ---- attention of a prompt's tile (tile.h): 4 vectors of 16 rows ---- */
 
 enum { TILE_VEC = 4, TILE_PITCH = 64 };
@@ -666,6 +703,10 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
+    k->scores_f16 = scores_f16;
+    k->scores_f32 = scores_f32;
+    k->values_f16 = values_f16;
+    k->values_f32 = values_f32;
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

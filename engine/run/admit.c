@@ -122,9 +122,24 @@ static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
     return p->n_tokens;
 }
 
-pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err) {
+/* The types of the job's pages. */
+static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native, pd_err *err) {
+    const pd_compression *c = job->comp;
+    job->kv_key = c && c->kv_key ? c->kv_key : native;
+    job->kv_value = c && c->kv_value ? c->kv_value : native;
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim);
+    const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
+    if (hp->head_dim % group == 0) return PD_OK;
+    return pd_fail(err, PD_EINVAL, "compression.kv_type",
+                   "compression.kv_type stores keys as %s and values as %s in groups of %zu numbers; this model's heads have %zu",
+                   pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
+}
+
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
+    PD_TRY(plan_types(job, hp, native, err));
     if (c && c->protect_system && p->has_marks) {
         job->protect_begin = pd_min_size(p->marks.system_begin, p->n_tokens);
         job->protect_end = pd_min_size(p->marks.system_end, p->n_tokens);
@@ -138,7 +153,7 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->deferred = false;
     if (job->scope) {
-        PD_TRY(plan_budget(job, hp, page_bytes, err));
+        PD_TRY(plan_budget(job, hp, job->page_bytes, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
     }
     job->pages_reserved = most_pages(job, hp);

@@ -37,7 +37,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
-    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim;
+    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
     a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 2);
@@ -156,8 +156,8 @@ static void step_task(void *ctx, size_t task, unsigned thread) {
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     float *m = a->part + task * part_floats(hp), *l = m + group, *acc = l + group;
-    kv->codec->attn(a->kern, q, group, d, pages, first, end - first, hp->attn_softcap, tmp,
-                    PAGES * N + 2 * N, m, l, acc);
+    pd_codec_attn(&kv->codec, a->kern, q, group, d, pages, first, end - first, hp->attn_softcap, tmp, PAGES * N + 2 * N,
+                  q + group * d, m, l, acc);
 }
 
 /* Join the chunks of one head, in slot order. */

@@ -235,6 +235,8 @@ typedef struct pd_kv_report {
     uint64_t bytes;          /* resident pages when the answer ended */
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;
+    pd_kv_type kv_key, kv_value; /* how the pages store numbers, never NATIVE */
+    size_t page_bytes;
     double press_ms;
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
@@ -274,14 +276,16 @@ typedef struct pd_job_result {
 
 const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  Thread: any */
 
-/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio
- * (explain's forecast); page rounding included.  Thread: any. */
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio);
+/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio in pages of
+ * this size (explain's forecast); page rounding included.  Thread: any. */
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes);
 
 /* ---- counters, for /metrics: plain atomics, never block.  Thread: any ---- */
 
 typedef struct pd_engine_stats {
-    uint64_t pages_total, pages_free, pages_seq, pages_store; /* total = free + seq + store */
+    /* total = free + seq + store; in native pages, of which pages of fewer bits are fractions */
+    uint64_t pages_total, pages_free, pages_seq, pages_store;
+    uint64_t kv_bytes_type[2][PD_KV_TYPES]; /* pages in use: keys, then values, by type */
     uint64_t kv_bytes_resident; /* pages in use */
     uint64_t kv_bytes_dirty;    /* free pages whose memory was not returned yet (hysteresis) */
     uint64_t kv_bytes_staging;  /* dense layer(s) of running prefills */

@@ -148,12 +148,18 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->protect_end = leader->protect_end;
     job->budget = leader->budget;
     job->skipped = leader->skipped;
+    job->kv_key = leader->kv_key;
+    job->kv_value = leader->kv_value;
+    job->page_bytes = leader->page_bytes;
     job->pages_reserved = leader->pages_reserved;
     job->sampling.seed = choice->seed;
     job->notify_arg = choice->notify_arg;
     memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);
     job->result.kv.name = leader->result.kv.name;
     job->result.kv.ratio_requested = leader->result.kv.ratio_requested;
+    job->result.kv.kv_key = leader->kv_key;
+    job->result.kv.kv_value = leader->kv_value;
+    job->result.kv.page_bytes = leader->page_bytes;
     job->engine = leader->engine;
     *ret = job;
     return PD_OK;

@@ -68,6 +68,8 @@ struct pd_job {
     bool deferred;               /* the press decides when the whole scope is in the cache */
     const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
+    pd_kv_type kv_key, kv_value; /* how its pages store numbers, never NATIVE */
+    size_t page_bytes;           /* of its pages */
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
@@ -111,6 +113,11 @@ pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_pr
 /* Release held text, publish the result (finish, err, timing; kv is already in)
  * and notify.  Thread: engine. */
 void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
+
+/* Bytes of the most pages it may ever hold. */
+static inline uint64_t pd__job_reserved(const pd_job *job) {
+    return job->pages_reserved * job->page_bytes;
+}
 
 void pd__job_set_state(pd_job *job, pd_job_state state);
 

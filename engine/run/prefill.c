@@ -132,8 +132,8 @@ static void stage_task(void *ctx, size_t task, unsigned thread) {
     const pd_stage *st = &j->p->stage;
     const size_t d = hp->head_dim, nkv = hp->n_head_kv * d, r0 = task * STAGE_ROWS, r1 = pd_min_size(j->n, r0 + STAGE_ROWS);
     float *k = run->fwd.k + r0 * nkv, *v = run->fwd.v + r0 * nkv;
-    run->codec->round(run->kern, k, (r1 - r0) * nkv);
-    run->codec->round(run->kern, v, (r1 - r0) * nkv);
+    pd_kv_round(run->codec.key, run->kern, k, (r1 - r0) * nkv);
+    pd_kv_round(run->codec.value, run->kern, v, (r1 - r0) * nkv);
     for (size_t r = r0; r < r1; r++, k += nkv, v += nkv) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
             const size_t at = (st->n_prior[h] + j->p->row + r) * d;
@@ -143,8 +143,9 @@ static void stage_task(void *ctx, size_t task, unsigned thread) {
     }
 }
 
-/* Keys and values of the tile behind what staging holds, as the pages will hold
- * them: what a tile attends to is then what decode attends to. */
+/* Keys and values of the tile behind what staging holds, as native pages will hold
+ * them: what a tile attends to is then what decode attends to.  Fewer bits come when
+ * the layer is stored: a segment is read, and judged by a press, at full precision. */
 static void to_stage(const pd_prefill *p, size_t n) {
     stage_job job = {p, n};
     pd_workers_run(p->seq->run->workers, stage_task, &job, pd_div_up(n, STAGE_ROWS));

@@ -356,8 +356,8 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            s->kv.codec->write(s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d, i % PD_PAGE_TOKENS,
-                               1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d);
+            pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
+                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
     }
 }
 
@@ -408,7 +408,8 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
         for (size_t i = 0; i < n; i++) {
             const size_t slot = kh->first + kh->n - n + i;
             const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
-            s->kv.codec->read(s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d, v[h] + i * d);
+            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d,
+                          v[h] + i * d, pd_kv_centre(&s->kv, layer, h));
             pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
         }
     }
@@ -469,6 +470,6 @@ pd_status pd_presser_step(pd_seq *s, pd_err *err) {
     }
     if (!worked) return PD_OK;
     s->press_ns += pd_now_ns() - t0;
-    assert(pd_kvpool_check(&s->run->pool));
+    assert(pd_kvpools_check(&s->run->pools));
     return PD_OK;
 }

@@ -84,7 +84,7 @@ static void drop_cancelled(pd_engine *e, bool all) {
 /* ---- sequences ---- */
 
 static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err) {
-    e->reserved -= s->job->pages_reserved;
+    e->reserved -= pd__job_reserved(s->job);
     pd_seq_close(s, finish, err);
     free(s);
     atomic_fetch_sub(&e->n_running, 1);
@@ -93,7 +93,7 @@ static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err
 static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
     pd_job *job = e->filling->job;
     pd_prefill_close(&e->prefill);
-    e->reserved -= job->n_fork * job->pages_reserved;
+    e->reserved -= job->n_fork * pd__job_reserved(job);
     end_forks(job, finish, err);
     end_seq(e, e->filling, finish, err);
     e->filling = NULL;
@@ -108,8 +108,7 @@ static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *
 }
 
 static bool fits(const pd_engine *e, const pd_job *job) {
-    const uint64_t pages = (e->reserved + job->n_choice * job->pages_reserved) * e->run.pool.page_bytes;
-    return pages + job->staging_bytes <= e->info.kv_pool_bytes;
+    return e->reserved + job->n_choice * pd__job_reserved(job) + job->staging_bytes <= e->info.kv_pool_bytes;
 }
 
 static void admit(pd_engine *e) {
@@ -118,7 +117,7 @@ static void admit(pd_engine *e) {
     pd_err err = {0};
     pd_seq *s = calloc(1, sizeof *s);
     atomic_fetch_add(&e->n_running, 1);
-    e->reserved += job->n_choice * job->pages_reserved;
+    e->reserved += job->n_choice * pd__job_reserved(job);
     job->t_start = pd_now_ns();
     pd__job_set_state(job, PD_JOB_PREFILL);
     for (size_t i = 0; i < job->n_fork; i++) {
@@ -127,7 +126,7 @@ static void admit(pd_engine *e) {
     }
     if (!s) {
         pd_fail(&err, PD_ENOMEM, NULL, "no memory for a sequence");
-        e->reserved -= job->n_choice * job->pages_reserved;
+        e->reserved -= job->n_choice * pd__job_reserved(job);
         atomic_fetch_sub(&e->n_running, 1);
         end_forks(job, PD_FINISH_ERROR, &err);
         pd__job_finish(job, PD_FINISH_ERROR, &err);
@@ -178,7 +177,7 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
         if (pd_seq_fork(s, from, job, &err) == PD_OK) begin(e, s);
         else end_seq(e, s, PD_FINISH_ERROR, &err);
     } else {
-        e->reserved -= job->pages_reserved;
+        e->reserved -= pd__job_reserved(job);
         if (cancelled(job)) {
             pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
         } else {
@@ -284,18 +283,19 @@ static void publish(pd_engine *e) {
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes;
+        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += s->ring.bytes;
+        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes;
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes +
+                   pd_kv_centre_bytes(&e->filling->kv);
     }
-    resident = (uint64_t)atomic_load(&e->run.pool.n_seq) * e->run.pool.page_bytes;
+    resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);
     atomic_store_explicit(&e->c_staging, staging, memory_order_relaxed);
     atomic_store_explicit(&e->c_scratch, scratch, memory_order_relaxed);
@@ -309,7 +309,7 @@ void *pd__engine_main(void *arg) {
     for (;;) {
         const bool idle = !e->filling && e->n_seq == 0 && !e->ready && !e->wait;
         if (idle) {
-            pd_kvpool_trim(&e->run.pool, 0); /* nobody needs the hysteresis now */
+            pd_kvpools_trim(&e->run.pools); /* nobody needs the hysteresis now */
             publish(e);
         }
         take_inbox(e, idle);

@@ -4,6 +4,7 @@
 #define PD_ENGINE_RUN_SEQ_H
 
 #include "engine/cache/kv.h"
+#include "engine/cache/pools.h"
 #include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
@@ -19,8 +20,8 @@ typedef struct pd_run {
     const pd_model *model;
     const pd_kernels *kern;
     pd_workers *workers;
-    const pd_codec *codec;
-    pd_kvpool pool;
+    pd_codec codec; /* native: f16, or f32 */
+    pd_kvpools pools;
     pd_fwd fwd;
     pd_attn attn;
     pd_sampler sampler;
@@ -34,7 +35,7 @@ typedef struct pd_run {
 } pd_run;
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                      pd_codec_id codec, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
+                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
 void pd_run_done(pd_run *r);
 uint64_t pd_run_scratch_bytes(const pd_run *r);
 
@@ -172,9 +173,10 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, pages_reserved and staging_bytes for job->max_tokens.
- * Errors: EBUDGET (a byte budget below one page per head). */
-pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err);
+ * protection, kv_key, kv_value, page_bytes, pages_reserved and staging_bytes for
+ * job->max_tokens.  Errors: EBUDGET (a byte budget below one page per head); EINVAL
+ * (kv_type asks for whole groups of head_dim). */
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 

@@ -36,7 +36,7 @@ struct pd_engine {
     pd_seq *ready, **ready_end; /* sequences that wait for a place in the batch, in order */
     pd_seq *filling;    /* the one in prefill, or NULL */
     pd_prefill prefill;
-    uint64_t reserved;  /* pages promised to running sequences */
+    uint64_t reserved;  /* bytes of pages promised to running sequences */
 
     /* counters: written by the engine thread, read by anyone, relaxed */
     _Atomic unsigned n_running, n_waiting;

@@ -7,6 +7,7 @@
 #   PRESSD_PYTHON            python3 >= 3.9, standard library only
 #   PRESSD_GOLDEN_MODES      "f32 int8"
 #   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
+#   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
 # Ends in `N passed, N failed`.
@@ -82,6 +83,12 @@ gates smollm2 "${PRESSD_TEST_MODEL:-}"
 gates gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+fi
+if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
+    kv_types=${PRESSD_KV_TYPES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_kv_types} top=$here/../..
+    out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" "$top/engine/kernels/scalar.c" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 fi

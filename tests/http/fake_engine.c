@@ -235,8 +235,12 @@ static void write_report(pd_job *j) {
     kv->tokens_evicted = evicted * N_LAYER * N_HEAD_KV;
     kv->tokens_kept = (double)held;
     kv->pages = pages_of(held);
-    kv->bytes = kv->pages * PAGE_BYTES;
-    kv->bytes_after_prefill = pages_of(held - j->n_out) * PAGE_BYTES;
+    kv->kv_key = c && c->kv_key ? c->kv_key : PD_KV_F16;
+    kv->kv_value = c && c->kv_value ? c->kv_value : PD_KV_F16;
+    const pd_codec codec = pd_codec_of(kv->kv_key, kv->kv_value);
+    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM);
+    kv->bytes = kv->pages * kv->page_bytes;
+    kv->bytes_after_prefill = pages_of(held - j->n_out) * kv->page_bytes;
     kv->bytes_dense = (uint64_t)(j->n_prompt + j->n_out) * TOKEN_BYTES;
     kv->bytes_peak = kv->bytes + (uint64_t)j->n_prompt * TOKEN_BYTES / N_LAYER;
     kv->press_ms = evicted ? 0.25 : 0.0;
@@ -735,8 +739,8 @@ const pd_job_result *pd_job_get_result(const pd_job *j) {
     return pd_job_get_state(j) == PD_JOB_DONE ? &j->result : NULL;
 }
 
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio) {
-    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, n)) * PAGE_BYTES;
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes) {
+    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, n)) * page_bytes;
 }
 
 void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {

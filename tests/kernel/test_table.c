@@ -119,6 +119,23 @@ static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *c
     l[0] *= 1.01f;
 }
 
+/* The last slot is wrong, or left out. */
+#define BAD_PART(type)                                     \
+    static void bad_scores_##type(const pd_part_pass *p) { \
+        scalar_row().scores_##type(p);                     \
+        p->tmp[p->first % 16 + p->n - 1] += 0.1f;          \
+    }                                                      \
+    static void bad_values_##type(const pd_part_pass *p) { \
+        pd_part_pass late = *p;                            \
+        late.n--;                                          \
+        scalar_row().values_##type(&late);                 \
+    }
+BAD_PART(f16)
+BAD_PART(f32)
+BAD_PART(q8)
+BAD_PART(q4)
+#undef BAD_PART
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -159,6 +176,14 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(panel_row, bad_row);
     BREAK(attn_pages_f16, bad_attn16);
     BREAK(attn_pages_f32, bad_attn32);
+    BREAK(scores_f16, bad_scores_f16);
+    BREAK(scores_f32, bad_scores_f32);
+    BREAK(scores_q8, bad_scores_q8);
+    BREAK(scores_q4, bad_scores_q4);
+    BREAK(values_f16, bad_values_f16);
+    BREAK(values_f32, bad_values_f32);
+    BREAK(values_q8, bad_values_q8);
+    BREAK(values_q4, bad_values_q4);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);
