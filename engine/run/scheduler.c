@@ -306,6 +306,7 @@ static void publish(pd_engine *e) {
 
 void *pd__engine_main(void *arg) {
     pd_engine *e = arg;
+    pd_workers_pin(e->workers);
     for (;;) {
         const bool idle = !e->filling && e->n_seq == 0 && !e->ready && !e->wait;
         if (idle) {
