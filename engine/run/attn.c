@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention (see attn.h).
  *
- * Tile: one task = 32 tokens, all query heads of one KV head (kernels.h,
- * attn_tile); blocks above the diagonal or below the window are skipped.
+ * Tile: one task = 32 tokens (16 if that gives too few tasks), all query heads of one KV
+ * head (kernels.h, attn_tile); blocks above the diagonal or below the window are skipped.
  * Step: one task = up to 16 pages of one (sequence, KV head); the group's query
  * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order. */
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 32, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
+enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
@@ -67,7 +67,7 @@ typedef struct {
     const pd_stage *s;
     const float *q;
     float *out;
-    size_t row0, n, n_block; /* blocks of TOKENS per KV head */
+    size_t row0, n, block, n_block; /* tokens of a block; blocks per KV head */
     uint32_t window;
     float *sums; /* pd_attn_tile_sums */
     size_t stride;
@@ -90,7 +90,7 @@ static pd_attn_rows rows_of(const tile_job *j, size_t kv_head, size_t r0, size_t
 
 static void tile_task(void *ctx, size_t task, unsigned thread) {
     const tile_job *j = ctx;
-    const size_t r0 = task % j->n_block * TOKENS, n = pd_min_size(TOKENS, j->n - r0);
+    const size_t r0 = task % j->n_block * j->block, n = pd_min_size(j->block, j->n - r0);
     const pd_attn_rows rows = rows_of(j, task / j->n_block, r0, n, thread);
     if (j->a->exact)
         j->a->kern->attn_tile_f32(&rows);
@@ -99,9 +99,11 @@ static void tile_task(void *ctx, size_t task, unsigned thread) {
 }
 
 void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out) {
-    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n,
-                    .n_block = pd_div_up(n, TOKENS), .window = window};
-    pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head_kv * job.n_block);
+    const size_t heads = a->model->hp.n_head_kv, want = 3 * (size_t)pd_workers_count(a->workers);
+    const size_t block = heads * pd_div_up(n, TOKENS) < want ? TOKENS_FEW : TOKENS;
+    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n, .block = block,
+                    .n_block = pd_div_up(n, block), .window = window};
+    pd_workers_run(a->workers, tile_task, &job, heads * job.n_block);
 }
 
 /* SUM_SLOTS columns of one KV head, all rows in order: a column's sum does not
