@@ -92,7 +92,7 @@ static inline size_t pd_codec_attn_floats(size_t n_group, size_t head_dim) {
     return n_group * (row + 16) + 16;
 }
 void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group,
-                   size_t head_dim, const void *const *pages, size_t first, size_t n, float softcap,
+                   size_t head_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
                    float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);
 
 #endif

@@ -125,17 +125,18 @@ typedef struct pd_kernels {
      * Partial attention of the G query heads of that KV head over slots
      * [first, first + n) counted from the start of pages[0]; n >= 1.
      *   q    [G][head_dim], already scaled;  softcap as in pd_attn_rows
+     *   n_next  pages behind those of the range that will be read next: a hint
      *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
      *   m[g] = max score,  l[g] = sum exp(score - m),
      *   acc  [G][head_dim] = sum exp(score - m) * v
      * head_dim % 16 == 0, 1 <= G <= 16.  Slots outside [first, first + n) may
      * hold anything, NaN included; tmp's contents are undefined afterwards. */
     void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float softcap,
-                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
     void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float softcap,
-                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
 
     /* ---- the same in two passes, K and V of different types ----
      * scores: tmp = <q, k> of every slot of the pages (those outside [first, first + n)

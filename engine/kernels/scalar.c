@@ -221,14 +221,16 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float softcap,
-                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
     attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float softcap,
-                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
     attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 

@@ -3,12 +3,14 @@
  *
  * Segment 1 is the press's scope (the whole prompt by default), segment 2 what
  * follows it; segment 2 attends to the pressed cache, as kvpress's question
- * does.  Inside a segment a unit is (layer, tile of 128 tokens):
+ * does.  Inside a segment a unit is (layer, tile of up to 128 tokens) or a layer's end:
  *
  *     for each layer:  for each tile:  norm, q k v, rope, k v -> staging,
  *                                      attention, output, feed-forward
  *                      then staging -> pages (presser.c)
  *
+ * How a segment is cut in tiles changes no bit (--compute f32 excepted, whose
+ * tiles are therefore always 128): the scheduler cuts as time allows.
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
  * only for the tile that ends the prompt; all of it where the prompt's own log
@@ -102,11 +104,7 @@ pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed,
     else if (begin > 0 && !p->ids && s->rule.tag == PD_TAG_SCORE)
         needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
     PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, PD_TILE, err));
-    for (size_t i = 0; i < n; i++) {
-        p->pos[i] = (int32_t)(begin + i);
-        pd_fwd_embed(&s->run->fwd, p->ids ? p->ids[i] : s->job->tokens[begin + i], p->x + i * d);
-    }
-    for (size_t r = 0; r < m->hp.n_rope; r++) pd_rope_table(m, r, p->pos, n, p->cos[r], p->sin[r]);
+    for (size_t i = 0; i < n; i++) p->pos[i] = (int32_t)(begin + i);
     begin_layer(p);
     return PD_OK;
 }
@@ -115,6 +113,18 @@ pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err) {
     *p = (pd_prefill){.seq = seq};
     const size_t scope = seq->job->scope, n = seq->job->n_tokens;
     return scope ? pd_segment_open(p, 0, scope, true, err) : pd_segment_open(p, 0, n, false, err);
+}
+
+/* Embeddings and RoPE tables of the next n rows: made with the first layer's
+ * tiles, so that opening a long segment takes no time. */
+static void enter(pd_prefill *p, size_t n) {
+    const pd_run *run = p->seq->run;
+    const pd_hparams *hp = &run->model->hp;
+    const size_t half = hp->head_dim / 2;
+    for (size_t i = p->row; i < p->row + n; i++)
+        pd_fwd_embed(&run->fwd, p->ids ? p->ids[i] : p->seq->job->tokens[p->seg_begin + i], p->x + i * hp->n_embd);
+    for (size_t r = 0; r < hp->n_rope; r++)
+        pd_rope_table(run->model, r, p->pos + p->row, n, p->cos[r] + p->row * half, p->sin[r] + p->row * half);
 }
 
 typedef struct {
@@ -188,6 +198,7 @@ static pd_status run_tile(pd_prefill *p, size_t n, pd_err *err) {
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows || p->ids;
     const bool kv_only = !output && !wants_q;
 
+    if (p->layer == 0) enter(p, n);
     pd_fwd_qkv(f, p->layer, x, n, kv_only, 0);
     if (p->collecting || p->collect.x) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
     if (!kv_only && !p->ids) to_ring(p, n);
@@ -225,34 +236,21 @@ static pd_status end_segment(pd_prefill *p, bool *done, pd_err *err) {
     return p->seq->job->score ? PD_OK : next_segment(p, done, err);
 }
 
-pd_status pd_segment_tile(pd_prefill *p, bool *layer_done, pd_err *err) {
-    const size_t n = pd_min_size(PD_TILE, seg_len(p) - p->row);
-    PD_TRY(run_tile(p, n, err));
-    p->row += n;
+pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err) {
+    p->tile = pd_min_size(p->seq->run->attn.exact ? PD_TILE : rows, seg_len(p) - p->row);
+    PD_TRY(run_tile(p, p->tile, err));
+    p->row += p->tile;
     *layer_done = p->row == seg_len(p);
-    if (*layer_done) p->row = 0;
     return PD_OK;
 }
 
 void pd_segment_next_layer(pd_prefill *p) {
     p->layer++;
+    p->row = 0;
     begin_layer(p);
 }
 
-pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
-    bool whole = false;
-    *done = false;
-    if (p->replaying) {
-        PD_TRY(pd_replay_unit(p, &whole, err));
-        return whole ? end_segment(p, done, err) : PD_OK;
-    }
-    if (p->layer == p->seq->run->model->hp.n_layer) { /* all read, being scored */
-        bool more;
-        PD_TRY(pd_score_unit(p, &more, err));
-        return more ? PD_OK : next_segment(p, done, err);
-    }
-    PD_TRY(pd_segment_tile(p, &whole, err));
-    if (!whole) return PD_OK;
+static pd_status end_layer(pd_prefill *p, bool *done, pd_err *err) {
     pd_seq_note_peak(p->seq, p->stage.bytes);
     PD_TRY(pd_presser_layer(p, err));
     pd_seq_note_peak(p->seq, p->stage.bytes);
@@ -260,6 +258,32 @@ pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
         pd_segment_next_layer(p);
         return PD_OK;
     }
+    p->row = 0;
     if (p->pressed && p->seq->job->deferred) return pd_replay_open(p, err);
     return end_segment(p, done, err);
+}
+
+bool pd_prefill_at_end(const pd_prefill *p) {
+    return p->row == seg_len(p);
+}
+
+pd_status pd_prefill_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
+    bool whole = false;
+    *done = false;
+    p->tile = 0;
+    if (p->replaying) {
+        PD_TRY(pd_replay_unit(p, rows, &whole, err));
+        return whole ? end_segment(p, done, err) : PD_OK;
+    }
+    if (p->layer == p->seq->run->model->hp.n_layer) { /* all read, being scored */
+        bool more;
+        PD_TRY(pd_score_unit(p, &more, err));
+        return more ? PD_OK : next_segment(p, done, err);
+    }
+    if (p->row < seg_len(p)) {
+        PD_TRY(pd_segment_tile(p, rows, &whole, err));
+        /* Such tags read the last row's query, which a decode step would overwrite. */
+        if (!whole || p->seq->tags.kind != PD_TAG_ATTENTION) return PD_OK;
+    }
+    return end_layer(p, done, err);
 }

@@ -438,7 +438,7 @@ static pd_status tag_layer(pd_prefill *p, pd_err *err) {
         pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], n, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
     if (!question) return PD_OK;
     if (s->tags.kind == PD_TAG_ATTENTION) {
-        const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = (n - 1) % PD_TILE;
+        const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = p->tile - 1;
         pd_tags_attend(&s->tags, &s->run->attn, &s->kv, p->layer, s->run->fwd.q + last * nq);
         return PD_OK;
     }

@@ -179,7 +179,7 @@ static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     return pd_presser_context(s, &r->c, plan, err);
 }
 
-pd_status pd_replay_unit(pd_prefill *p, bool *done, pd_err *err) {
+pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
     struct pd_replay *r = p->replay;
     *done = r->n_ids == 0;
     if (*done) {
@@ -188,7 +188,8 @@ pd_status pd_replay_unit(pd_prefill *p, bool *done, pd_err *err) {
         return PD_OK;
     }
     bool whole = false;
-    PD_TRY(pd_segment_tile(&r->seg, &whole, err));
+    PD_TRY(pd_segment_tile(&r->seg, rows, &whole, err));
+    p->tile = r->seg.tile;
     if (!whole) return PD_OK;
     pd_seq_note_peak(p->seq, r->seg.stage.bytes);
     if (r->seg.layer + 1 < r->c.n_layer) {

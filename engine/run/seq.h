@@ -13,7 +13,9 @@
 #include "engine/run/sampler.h"
 #include "engine/run/tags.h"
 
-enum { PD_TILE = PD_ATTN_TILE }; /* prefill rows per unit: a layer of them takes a few ms */
+/* Prefill rows per unit: at most PD_TILE, a layer of which takes a few ms, and whole
+ * PD_TILE_CUTs, which nothing is summed across. */
+enum { PD_TILE = PD_ATTN_TILE, PD_TILE_CUT = 32 };
 
 /* What the engine thread works with. */
 typedef struct pd_run {
@@ -95,6 +97,7 @@ typedef struct pd_prefill {
     bool pressed;              /* the segment is the press's scope */
     bool collecting;           /* and the layer at work is one that is pressed */
     size_t layer, row;         /* next unit: this layer, this row of the segment */
+    size_t tile;               /* rows of the last unit */
     float *x;                  /* [seg tokens][n_embd] hidden states */
     float *cos[PD_ROPE_MAX], *sin[PD_ROPE_MAX]; /* [seg tokens][D/2] */
     int32_t *pos;              /* [seg tokens] */
@@ -109,9 +112,13 @@ typedef struct pd_prefill {
 
 pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err);
 void pd_prefill_close(pd_prefill *p);
-/* Run one unit.  *done when the prompt is in the cache; then the last token's
- * logits are in run->logits (unless the job wants no token). */
-pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err);
+/* The next unit ends a layer; else it is a tile of tokens. */
+bool pd_prefill_at_end(const pd_prefill *p);
+/* Run one unit: a tile of at most `rows` tokens (whole PD_TILE_CUTs, up to
+ * PD_TILE; the result is the same bits for any), or the end of a layer.  *done
+ * when the prompt is in the cache; then the last token's logits are in
+ * run->logits (unless the job wants no token). */
+pd_status pd_prefill_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err);
 
 /* ---- score.c: the prompt's own log probabilities ---- */
 
@@ -123,8 +130,9 @@ pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 /* The parts replay.c drives itself. */
 pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err);
 void pd_segment_close(pd_prefill *p);
-/* The next tile; *layer_done after the last of a layer (p->layer is still that one). */
-pd_status pd_segment_tile(pd_prefill *p, bool *layer_done, pd_err *err);
+/* The next tile, of at most `rows` tokens as in pd_prefill_unit; *layer_done after the last of
+ * a layer (p->layer is still that one). */
+pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err);
 void pd_segment_next_layer(pd_prefill *p);
 
 /* ---- replay.c: a press that decides when the scope is in the cache ---- */
@@ -137,7 +145,7 @@ pd_status pd_replay_score(pd_prefill *p, const pd_view *view, pd_err *err);
 pd_status pd_replay_open(pd_prefill *p, pd_err *err);
 void pd_replay_close(pd_prefill *p); /* nothing open is fine */
 /* One unit; *done when the plans were applied. */
-pd_status pd_replay_unit(pd_prefill *p, bool *done, pd_err *err);
+pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err);
 /* Rows of a replayed segment, after to-stage.  Called by pd_segment_tile. */
 pd_status pd_replay_rows_seen(pd_prefill *p, size_t n, pd_err *err);
 /* ---- embed.c: the prompt as one vector ---- */

@@ -175,6 +175,8 @@ static void gemm(const pd_kernels *k, unsigned bits, unsigned block, size_t n_ro
 
 /* ---- attention ---- */
 
+enum { CHUNK = 16 }; /* pages of a call, as in engine/run/attn.h */
+
 typedef struct {
     const pd_kernels *k;
     size_t n_head, n_group, dim, n;
@@ -184,9 +186,10 @@ typedef struct {
 
 static void run_attn(void *p) {
     attn_arg *a = p;
-    for (size_t h = 0; h < a->n_head; h++)
-        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + h * (a->n / 16), 0, a->n, 0.0f,
-                             a->tmp, a->n + 16, a->m, a->l, a->acc);
+    const size_t n_page = a->n_head * a->n / 16;
+    for (size_t i = 0; i < n_page; i += CHUNK) /* as the engine does */
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + i, 0, 16 * CHUNK,
+                             i + CHUNK < n_page ? CHUNK : 0, 0.0f, a->tmp, a->n + 16, a->m, a->l, a->acc);
 }
 
 /* The same pages in the same order: keys, then values. */
@@ -199,7 +202,7 @@ static void run_read_pages(void *p) {
                 read_block((const char *)a->pages[h * n_page + i] + at * half, half);
 }
 
-static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n) {
+static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n, bool scattered) {
     pd_rng rng = {2};
     attn_arg a = {.k = k, .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
     const size_t n_page = n_head * n / 16, elems = 32 * dim;
@@ -211,7 +214,7 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
         k->f32_to_f16(x, kv + i * elems, elems);
         a.pages[i] = kv + i * elems;
     }
-    for (size_t i = n_page - 1; i > 0; i--) { /* scattered, as a pool in use is */
+    for (size_t i = n_page - 1; scattered && i > 0; i--) { /* as a pool in use is */
         const size_t j = pd_rng_u64(&rng) % (i + 1);
         const void *t = a.pages[i];
         a.pages[i] = a.pages[j];
@@ -225,7 +228,7 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
     a.acc = alloc(n_group * dim * sizeof *a.acc);
     const double s = best(run_attn, &a), bytes = (double)(n_page * elems * 2);
     char what[96];
-    snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu", n_group, dim, n, n_head);
+    snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu%s", n_group, dim, n, n_head, scattered ? "" : " in order");
     report("-", "read pages", what, bytes / best(run_read_pages, &a) * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, bytes / s * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
@@ -249,14 +252,13 @@ typedef struct {
     float *q, *tmp, *scratch, *m, *l, *acc;
 } type_arg;
 
-enum { CHUNK = 16 };
 
 static void run_type(void *p) {
     type_arg *a = p;
     const size_t n_page = a->n / 16;
     for (size_t h = 0; h < a->n_head; h++)
         for (size_t i = 0; i < n_page; i += CHUNK)
-            pd_codec_attn(&a->codec, a->k, a->q, a->n_group, a->dim, a->pages + h * n_page + i, 0, 16 * CHUNK, 0.0f, a->tmp,
+            pd_codec_attn(&a->codec, a->k, a->q, a->n_group, a->dim, a->pages + h * n_page + i, 0, 16 * CHUNK, 0, 0.0f, a->tmp,
                           16 * CHUNK + 32, a->scratch, a->m, a->l, a->acc);
 }
 
@@ -360,12 +362,14 @@ static void bench_row(const pd_kernels *k, const char *filter) {
         gemm(k, 8, 16, 1536, 576, 64);
     }
     if (chosen(filter, "attn")) {
-        attention(k, 90, 3, 64, 2048);
-        attention(k, 90, 3, 64, 8192);
-        attention(k, 8, 4, 256, 2048);
-        attention(k, 8, 4, 256, 8192);
-        attention(k, 16, 8, 128, 4096);
-        attention(k, 1, 3, 64, 2048); /* 0.5 MB: in L2 */
+        attention(k, 90, 3, 64, 2048, true);
+        attention(k, 90, 3, 64, 2048, false);
+        attention(k, 90, 3, 64, 8192, true);
+        attention(k, 90, 3, 64, 8192, false);
+        attention(k, 8, 4, 256, 2048, true);
+        attention(k, 8, 4, 256, 8192, true);
+        attention(k, 16, 8, 128, 4096, true);
+        attention(k, 1, 3, 64, 2048, true); /* 0.5 MB: in L2 */
     }
     for (pd_kv_type t = PD_KV_F16; t < PD_KV_TYPES && chosen(filter, "types"); t++) {
         attention_in(k, t, 90, 3, 64, 2048);

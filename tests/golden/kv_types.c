@@ -64,7 +64,7 @@ static void start(pd_engine *e, pd_seq *s, const int32_t *ids, int kind) {
     pd_prefill pre;
     bool done = false;
     pd_status rc = pd_prefill_open(&pre, s, &err);
-    while (rc == PD_OK && !done) rc = pd_prefill_unit(&pre, &done, &err);
+    while (rc == PD_OK && !done) rc = pd_prefill_unit(&pre, PD_TILE, &done, &err);
     if (rc != PD_OK) stop("prefill", &err);
     pd_prefill_close(&pre);
 }

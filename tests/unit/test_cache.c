@@ -584,7 +584,7 @@ static void attention_agrees_with_the_rows_read_back(void **state) {
                 far = fmax(far, sqrt(d2));
             }
             for (size_t i = 0; i < G * D; i++) q[i] = 0.5f * pd_rng_f32(&rng);
-            pd_codec_attn(&codec, &kern, q, G, D, (const void *const *)page, FIRST, ROWS, 0.0f, tmp, STRIDE, scratch, m, l, acc);
+            pd_codec_attn(&codec, &kern, q, G, D, (const void *const *)page, FIRST, ROWS, 0, 0.0f, tmp, STRIDE, scratch, m, l, acc);
             for (size_t g = 0; g < G; g++) {
                 double s[ROWS], max = -INFINITY, sum = 0.0, q2 = 0.0, most = 0.0;
                 for (size_t c = 0; c < D; c++) q2 += (double)q[g * D + c] * (double)q[g * D + c];
