@@ -49,7 +49,7 @@ guidellm() {
 
 aiperf() {
     "$CLIENTS_VENV/bin/aiperf" profile --model any --url "http://127.0.0.1:$port" --endpoint-type completions --streaming \
-        --tokenizer "${AIPERF_TOKENIZER:-builtin}" --request-count 6 --concurrency 2 --isl 64 --osl 12 \
+        --tokenizer "$work/tokenizer" --request-count 6 --concurrency 2 --isl 64 --osl 12 \
         --extra-inputs ignore_eos:true --artifact-dir "$work/aiperf" --ui none >"$work/aiperf.log" 2>&1 &&
         python3 "$here/harness/check.py" aiperf "$work/aiperf" 6 12 || { tail -n 30 "$work/aiperf.log"; return 1; }
 }

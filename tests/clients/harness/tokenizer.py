@@ -2,6 +2,7 @@
 """tokenizer.py MODEL.gguf FOLDER: the byte-level BPE of a GGUF file as a Hugging Face tokenizer, for tools that
 count tokens or send ids.  Digits stand alone, as SmolLM2's tokenizer has it."""
 
+import os
 import sys
 
 from gguf import GGUFReader
@@ -20,6 +21,8 @@ def main():
     eos = tokens[fields["tokenizer.ggml.eos_token_id"].contents()]
     fast = PreTrainedTokenizerFast(tokenizer_object=t, eos_token=eos, additional_special_tokens=special)
     fast.save_pretrained(sys.argv[2])
+    with open(os.path.join(sys.argv[2], "config.json"), "w") as f:  # loaders look for one first
+        f.write('{"model_type": "llama"}\n')
 
 
 main()
