@@ -65,6 +65,10 @@ architectures() {
         fi
     done
     rm -rf "$dir"
+    local out
+    out=$("$python" "$here/check_refused.py" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
 
 architectures
