@@ -4,17 +4,19 @@
 
     arch_models.py --list
     arch_models.py --args NAME        # what the server is to be started with
-    arch_models.py NAME OUT.gguf
+    arch_models.py NAME OUT.gguf [DATA.safetensors]
 
 Weights are made, not stored: number i of a tensor is the i-th 16-bit number of SHAKE-128 over model and
 tensor name, so the server's file and the reference's model (arch.py) have the same bits anywhere.  Tensors
 have transformers' names and order here; to_gguf() turns them into what llama.cpp's converter writes: its
-names, Q and K rows of arch llama in pairs, Gemma's norms plus 1.
+names, Q and K rows of arch llama in pairs, Gemma's norms plus 1.  The second file is press data of the same
+kind, for the presses that need some.
 """
 
 import array
 import collections
 import hashlib
+import json
 import math
 import re
 import struct
@@ -338,9 +340,11 @@ def pack_value(v):
     return struct.pack("<I", kind) + pack(kind, v)
 
 
-def write(name, path):
-    """The model as a GGUF file, all tensors f32."""
+def write(name, path, change=None):
+    """The model as a GGUF file, all tensors f32; change(tensors, metadata) may spoil it."""
     tensors, meta = to_gguf(SPECS[name], weights(name)), metadata(name)
+    if change:
+        change(tensors, meta)
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(meta))]
     head += [pack(STRING, k) + pack_value(v) for k, v in meta.items()]
     at, data = 0, []
@@ -358,6 +362,84 @@ def write(name, path):
         f.write(head + bytes(-len(head) % ALIGN) + b"".join(data))
 
 
+# ---- press data ----
+
+HIDDEN = 24
+DUO = {"sink_size": 5, "recent_size": 20}
+
+
+def press_data(name):
+    """Tensor name -> Tensor, as compression/press_data.c lists them."""
+    s = SPECS[name]
+    curves, d = 99, s.dim
+    shapes = {  # shape, scale, offset; kvzap's keeps its scores from 0, where no difference is small
+        "expected_attention.query_mean": ((s.layers, HEADS, d), 1.0, 0.0),
+        "expected_attention.query_cov": ((s.layers, HEADS, d, d), 0.05, 0.0),
+        "qfilter.filters": ((s.layers, KV_HEADS, d), 1.0, 0.0),
+        "duo_attention.pattern": ((s.layers, KV_HEADS), 0.28, 0.5),
+        "kvzap.linear.weight": ((s.layers, KV_HEADS, EMBD), 0.1, 0.0), "kvzap.linear.bias": ((s.layers, KV_HEADS), 1.0, 6.0),
+        "kvzap.mlp.0.weight": ((s.layers, HIDDEN, EMBD), 0.2, 0.0), "kvzap.mlp.0.bias": ((s.layers, HIDDEN), 1.0, 0.0),
+        "kvzap.mlp.2.weight": ((s.layers, KV_HEADS, HIDDEN), 0.3, 0.0), "kvzap.mlp.2.bias": ((s.layers, KV_HEADS), 1.0, 12.0),
+    }
+    out = {k: Tensor(shape, uniform(f"{name}/{k}", math.prod(shape), scale, offset)) for k, (shape, scale, offset) in shapes.items()}
+    noise = uniform(f"{name}/lukv.curves", curves * s.layers * KV_HEADS, 0.2)
+    per = s.layers * KV_HEADS
+    out["lukv.curves"] = Tensor((curves, s.layers, KV_HEADS), array.array(
+        "f", [min(max((i // per + 1) / 100 + x, 0.0), 1.0) for i, x in enumerate(noise)]))
+    return out
+
+
+MASK = (1 << 64) - 1
+
+
+def fnv(data, h=0xCBF29CE484222325):
+    for b in data:
+        h = (h ^ b) * 0x100000001B3 & MASK
+    return h
+
+
+def spread(z):
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return z ^ z >> 31
+
+
+def model_key(name):
+    """compression/model_key.c's number of the file that write() makes."""
+    s = SPECS[name]
+    key = fnv(s.arch.encode())
+    for k, v in metadata(name).items():
+        if k.startswith(s.arch + ".") and isinstance(v, (bool, int, float)):
+            if isinstance(v, float):  # as the file holds it
+                raw = struct.pack("<d", struct.unpack("<f", struct.pack("<f", v))[0])
+            else:
+                raw = struct.pack("<Q", int(v))
+            key += spread(fnv(raw, fnv(k.encode())))
+    for k, t in to_gguf(s, weights(name)).items():
+        cols = t.shape[-1]
+        rows = len(t.data) // cols
+        h = fnv(struct.pack("<QQQQQ", 0, *(list(t.shape[::-1]) + [1] * (4 - len(t.shape)))), fnv(k.encode()))
+        for r in (0, rows // 2, rows - 1):
+            h = fnv(t.data[r * cols:(r + 1) * cols].tobytes(), h)
+        key += spread(h)
+    return spread(key & MASK)
+
+
+def write_press_data(name, path):
+    meta = {"format": "pressd press data 1", "model_key": f"{model_key(name):016x}", "model_name": name}
+    meta.update({f"duo_attention.pattern.{k}": str(v) for k, v in DUO.items()})
+    head, at, data = {"__metadata__": meta}, 0, []
+    for k, t in press_data(name).items():
+        raw = t.data.tobytes()
+        head[k] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [at, at + len(raw)]}
+        data.append(raw)
+        at += len(raw)
+    head = json.dumps(head).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(head)) + head + b"".join(data))
+
+
 def main():
     if sys.argv[1:] == ["--list"]:
         print("\n".join(SPECS))
@@ -365,10 +447,12 @@ def main():
     if sys.argv[1:2] == ["--args"] and sys.argv[2:] and sys.argv[2] in SPECS:
         print(" ".join(SPECS[sys.argv[2]].args))
         return 0
-    if len(sys.argv) != 3 or sys.argv[1] not in SPECS:
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in SPECS:
         print(__doc__, file=sys.stderr)
         return 2
     write(sys.argv[1], sys.argv[2])
+    if len(sys.argv) == 4:
+        write_press_data(sys.argv[1], sys.argv[3])
     return 0
 
 

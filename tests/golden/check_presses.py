@@ -120,7 +120,7 @@ class Server:
         if "user" in prompt:
             c = self.ask("/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": top})["choices"][0]
             return c["message"]["content"], [[t["logprob"] for t in x["top_logprobs"]] for x in c["logprobs"]["content"]]
-        c = self.ask("/v1/completions", {**body, "logprobs": top})["choices"][0]
+        c = self.ask("/v1/completions", {**body, "logprobs": top, "ignore_eos": True})["choices"][0]
         # one entry per text, and the chosen token's if it is not among the best
         return c["text"], [list(t.values()) for t in c["logprobs"]["top_logprobs"]]
 
@@ -263,7 +263,8 @@ class Check:
                 i += per
                 if not self.expect(len(s) == n, f"{where} layer {l} head {h}: {len(s)} scores, not {n}"):
                     continue
-                floor = 0.01 * sum(map(abs, w)) / per  # scores that cross zero have no relative error there
+                # scores that cross zero have no relative error there, only that of the terms they are the sum of
+                floor = 0.05 * sum(map(abs, w)) / per
                 for k, x in enumerate(w):
                     worst = max(worst, abs(number(s[k * stride]) - x) / max(abs(x), floor, 1e-30))
         self.expect(worst <= max(self.rtol, tol), f"{where}: scores differ by {worst:.2e} relative")
@@ -332,7 +333,8 @@ class Check:
             if alone and text in ("", str(self.golden["walk_ratio"])):
                 self.alone(where, prompt, press, ratio, heads)
         if f32 and "walk" in entry and (self.long or n <= LONG_WALK):
-            ratio = None if "" in entry["kept"] else self.golden["walk_ratio"]
+            # nothing is kept of the prompt's own by a press that prunes while decoding: it says its sizes itself
+            ratio = None if "" in entry["kept"] or not entry["kept"] else self.golden["walk_ratio"]
             notes.append(self.walk(f"{prompt['name']} {press} walk", prompt, press, ratio, entry["walk"], tol))
         return notes
 

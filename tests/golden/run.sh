@@ -66,14 +66,19 @@ architectures() {
     dir=$(mktemp -d) || return
     for name in $("$python" "$here/arch_models.py" --list); do
         read -r -a args <<<"$("$python" "$here/arch_models.py" --args "$name")"
-        "$python" "$here/arch_models.py" "$name" "$dir/$name.gguf" # if it fails, the server says so
+        # if it fails, the server says so
+        "$python" "$here/arch_models.py" "$name" "$dir/$name.gguf" "$dir/$name.safetensors"
+        args+=(--press-data "$dir/$name.safetensors")
         check "$dir/$name.gguf" f32 check_logits.py "$here/data/arch_$name.json.gz" "${args[@]}"
         if [ -f "$here/data/arch_${name}_presses.json.gz" ]; then
             check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_presses.json.gz" "${args[@]}"
         fi
-        rm -f "$dir/$name.gguf"
     done
-    rmdir "$dir"
+    rm -rf "$dir"
+    local out
+    out=$("$python" "$here/check_refused.py" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
 
 architectures
