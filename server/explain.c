@@ -7,6 +7,7 @@
  * the loop; the job's result is constant by then. */
 #include "server/generate.h"
 #include "server/json.h"
+#include "server/meta.h"
 #include "server/reply.h"
 #include "server/router.h"
 #include "server/server.h"
@@ -75,6 +76,7 @@ static void write_reply(pd_req *q) {
                   "\"bytes_peak\":%llu",
                   g->n_prompt, r->scope_tokens, (unsigned long long)kv->bytes,
                   (unsigned long long)kv->bytes_dense, (unsigned long long)kv->bytes_peak);
+    pd_meta_kv_type(out, kv, g->srv->info);
     pd_buf_printf(out, ",\"press_ms\":%.3f", kv->press_ms);
     if (kv->skipped) {
         pd_buf_puts(out, ",\"skipped\":");

@@ -50,8 +50,7 @@ static void layers(pd_buf *out, const pd_kv_report *kv) {
     pd_buf_putc(out, ']');
 }
 
-/* As a request may ask for it; bits with the steps of few bits. */
-static void kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
     const char *key = pd_kv_type_name(kv->kv_key), *value = pd_kv_type_name(kv->kv_value);
     if (kv->kv_key == kv->kv_value)
         pd_buf_printf(out, ",\"kv_type\":\"%s\"", key);
@@ -75,7 +74,7 @@ static void kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     member_u64(out, "bytes_peak", kv->bytes_peak);
     member_u64(out, "page_tokens", info->page_tokens);
     member_u64(out, "pages", kv->pages);
-    kv_type(out, kv, info);
+    pd_meta_kv_type(out, kv, info);
     member_ms(out, "press_ms", kv->press_ms);
     if (kv->skipped) {
         pd_buf_puts(out, ",\"skipped\":");

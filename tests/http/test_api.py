@@ -278,6 +278,7 @@ class Replies(ServerTest):
         self.assertEqual(kv["layers"][0]["bytes"] % 288, 0)
         e = self.s.post("/v1/compression/explain", {"prompt": "a" * 200, "compression": wish, "ratios": [0.5]})
         self.assertEqual(e.json["forecast"][0]["bytes"], e.json["bytes"])
+        self.assertEqual((e.json["kv_type"], e.json["bits_per_value"]), ("q4", 4.5))
 
     def test_skipped(self):
         j = self.s.complete("short", compression={"press": "knorm", "ratio": 0.5, "min_tokens": 100}).json
