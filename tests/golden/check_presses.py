@@ -48,7 +48,7 @@ INT8_MEAN = {"leverage": 0.06}  # lower by so much where the score itself is ill
 FEW_HEADS = 30  # of so few (Gemma 3 has three) a mean says less
 MEMBERS, MEMBERS_SCORES = 32, 8  # presses asked at a time: a reply of some ten megabytes
 SHORT = 200     # a prompt below has too few slots for a bound on one head
-LONG_PROMPT, LONG_WALK = 2000, 500
+LONG_PROMPT, LONG_ALONE, LONG_WALK = 2000, 500, 500
 WALK_TOL = 1e-3
 WALK_TIE_TOL = 5e-2  # tied slots are other tokens (knorm: equal tokens have equal keys in layer 0), so the walk moves a little
 WALK_MARGIN = 0.01  # below this the greedy token may differ, and the walk ends
@@ -345,7 +345,7 @@ def main():
     p.add_argument("base", help="http://127.0.0.1:8080")
     p.add_argument("--golden", default=os.path.join(here, "data", "presses_smollm2-135m.json.gz"))
     p.add_argument("--mode", choices=("f32", "int8"), default="f32")
-    p.add_argument("--long", action="store_true")
+    p.add_argument("--long", action="store_true", default=bool(os.environ.get("PRESSD_TEST_LONG")), help="or PRESSD_TEST_LONG=1")
     p.add_argument("--rtol", type=float, default=1e-4)
     p.add_argument("--model", help="default: the first the server lists")
     p.add_argument("--api-key")
@@ -362,7 +362,7 @@ def main():
     try:
         server.pick_model()
         for prompt in golden["prompts"]:
-            if a.prompt and prompt["name"] not in a.prompt or len(prompt["ids"]) > LONG_PROMPT and not a.long:
+            if a.prompt and prompt["name"] not in a.prompt or len(prompt["ids"]) > (LONG_ALONE if golden.get("alone") else LONG_PROMPT) and not a.long:
                 continue
             print(f"{prompt['name']}: {len(prompt['ids'])} tokens", flush=True)
             chosen = {k: v for k, v in prompt["presses"].items() if not a.press or any(x in k for x in a.press)}

@@ -17,9 +17,9 @@ python=${PRESSD_PYTHON:-python3}
 passed=0 failed=0 models=0
 
 # Run one checker against a fresh server and add its last line to the tally.
-check() { # model mode program golden [option]
+check() { # model mode program golden [server's options]
     local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" "${@:5}" 2>&1 | tee >(cat >&2))
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" "${@:5}" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
     local code=$?
     local good bad
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
@@ -45,7 +45,7 @@ suite() { # name model
         # the presses' goldens are recorded and judged by their own program, per model and mode as well
         if [ -f "$here/check_presses.py" ]; then
             for g in "$here"/data/presses_"$1"*.json.gz "$here"/data/replays_"$1"*.json.gz; do
-                [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g" ${PRESSD_TEST_LONG:+--long}
+                [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g"
             done
         fi
     done

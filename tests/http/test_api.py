@@ -326,7 +326,8 @@ class Replies(ServerTest):
                          ("number per layer", None, True, 0, 1))
         self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
                          {"simlayerkv", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
-        self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]], ["composed"])
+        self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]],
+                         ["composed", "prefill_decoding"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
         self.assertIn("score_part", data["knorm"]["can"])
         self.assertNotIn("score_part", data["snapkv"]["can"])
