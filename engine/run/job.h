@@ -69,6 +69,7 @@ struct pd_job {
     const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
     uint64_t pages_reserved;     /* most pages it may ever hold */
+    uint64_t pages_promised;     /* of them, what it may still come to; less when the prompt is pressed */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;

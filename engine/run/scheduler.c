@@ -84,7 +84,7 @@ static void drop_cancelled(pd_engine *e, bool all) {
 /* ---- sequences ---- */
 
 static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err) {
-    e->reserved -= s->job->pages_reserved;
+    e->reserved -= s->job->pages_promised;
     pd_seq_close(s, finish, err);
     free(s);
     atomic_fetch_sub(&e->n_running, 1);
@@ -93,7 +93,7 @@ static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err
 static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
     pd_job *job = e->filling->job;
     pd_prefill_close(&e->prefill);
-    e->reserved -= job->n_fork * job->pages_reserved;
+    e->reserved -= job->n_fork * job->pages_promised;
     end_forks(job, finish, err);
     end_seq(e, e->filling, finish, err);
     e->filling = NULL;
@@ -178,7 +178,7 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
         if (pd_seq_fork(s, from, job, &err) == PD_OK) begin(e, s);
         else end_seq(e, s, PD_FINISH_ERROR, &err);
     } else {
-        e->reserved -= job->pages_reserved;
+        e->reserved -= job->pages_promised;
         if (cancelled(job)) {
             pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
         } else {
@@ -189,6 +189,15 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
     pd_job_unref(job);
 }
 
+/* The prompt is in: a press may have left less of it than admission had to count on. */
+static void give_back(pd_engine *e, const pd_seq *s) {
+    pd_job *job = s->job;
+    const uint64_t left = pd_admit_left(s);
+    e->reserved -= (1 + job->n_fork) * (job->pages_promised - left);
+    for (size_t i = 0; i < job->n_fork; i++) job->fork[i]->pages_promised = left;
+    job->pages_promised = left;
+}
+
 static void prefilled(pd_engine *e) {
     pd_seq *s = e->filling;
     pd_job *job = s->job;
@@ -196,6 +205,7 @@ static void prefilled(pd_engine *e) {
     pd_prefill_close(&e->prefill);
     e->filling = NULL;
     atomic_fetch_add_explicit(&e->c_prompt, job->n_tokens, memory_order_relaxed);
+    give_back(e, s);
     /* Copied before the first token; `s` last, since the job may be gone after it. */
     job->n_fork = 0;
     for (size_t i = 0; i < n_fork; i++) begin_fork(e, s, job->fork[i]);

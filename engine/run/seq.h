@@ -172,9 +172,12 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, pages_reserved and staging_bytes for job->max_tokens.
+ * protection, pages_reserved (and pages_promised) and staging_bytes for job->max_tokens.
  * Errors: EBUDGET (a byte budget below one page per head). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err);
+/* Most pages a sequence may come to hold from here on, whose prompt is in: what it holds and what
+ * max_tokens tokens can add, or what is promised already if that is less. */
+uint64_t pd_admit_left(const pd_seq *s);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 
