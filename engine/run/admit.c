@@ -48,15 +48,38 @@ static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
     return pages;
 }
 
+/* Pages of a full layer that holds what it does when max_tokens more come and a decode
+ * press keeps to its rule. */
+static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
+    const pd_job *job = s->job;
+    const pd_hparams *hp = &s->run->model->hp;
+    const pd_decode_rule *rule = &s->rule;
+    const size_t total = job->n_tokens + job->max_tokens;
+    size_t left = total, more = job->max_tokens, slots = 0;
+    if (rule->prune) {
+        pd_budget last = pd_decode_budget(rule, total);
+        last.n_protected = job->protect_end - job->protect_begin;
+        left = pd_press_most(rule->prune, &last, layer, total) + last.n_protected;
+        more = pd_min_size(more, rule->interval + 1);
+    }
+    uint64_t pages = 0;
+    for (size_t h = 0; h < hp->n_head_kv; h++) {
+        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        slots += n;
+        pages += pd_div_up(pd_min_size(n + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
+    }
+    if (!rule->prune || !rule->prune->press->plan) return pages;
+    /* its plan may give one head what another loses */
+    return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + more);
+}
+
 uint64_t pd_admit_left(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
-    const size_t more = s->job->max_tokens;
     uint64_t pages = 0;
-    for (size_t l = 0; l < hp->n_layer; l++)
-        for (size_t h = 0; h < hp->n_head_kv; h++) {
-            const size_t w = hp->window[l], n = pd_kv_at(&s->kv, l, h)->n + more;
-            pages += w ? pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1 : pd_div_up(n, PD_PAGE_TOKENS);
-        }
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + s->job->max_tokens : 0;
+        pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
+    }
     return pages < s->job->pages_promised ? pages : s->job->pages_promised;
 }
 

@@ -12,6 +12,7 @@
  * prompt costs them that and no more. */
 #include "engine/run/state.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 enum { SLICE_MS = 20 };
@@ -279,6 +280,7 @@ static void decode(pd_engine *e) {
         pd_finish finish = PD_FINISH_NONE;
         pd_err fault = {0};
         const float *logits = e->run.logits + i * e->model->hp.n_vocab;
+        assert(s->kv.n_pages <= s->job->pages_promised);
         pd_status rc = pd_presser_step(s, &fault);
         if (rc == PD_OK) rc = pd_seq_sample(s, logits, &finish, &fault);
         if (rc == PD_OK) count_token(e);

@@ -176,7 +176,8 @@ size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer
  * Errors: EBUDGET (a byte budget below one page per head). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err);
 /* Most pages a sequence may come to hold from here on, whose prompt is in: what it holds and what
- * max_tokens tokens can add, or what is promised already if that is less. */
+ * max_tokens tokens can add, less what its decode press will take; or what is promised already if
+ * that is less. */
 uint64_t pd_admit_left(const pd_seq *s);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);

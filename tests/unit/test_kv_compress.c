@@ -273,6 +273,33 @@ static void freed_pages_are_promised_again(void **state) {
     if (most[0] != 1 || most[1] < 3) fail_msg("%u run together dense, %u pressed", most[0], most[1]);
 }
 
+/* The second promise covers what comes, and no more than a few pages above it. */
+static void promises_are_kept_and_narrow(void **state) {
+    (void)state;
+    static const struct {
+        const char *press;
+        size_t slack; /* pages promised and not held at the end; 3 layers of 2 heads */
+    } cases[] = {{NULL, 6}, {"kv_compress@0.8", 6}, {"adakv:alpha_safeguard=0(keydiff)@0.7", 6}, {"knorm@0.5", 6},
+                 {"prefill_decoding(kv_compress,decoding:compression_interval=4,target_size=40(knorm))@0.8", 7},
+                 {"prefill_decoding(kv_compress,decoding:compression_interval=4,target_size=40(adakv:alpha_safeguard=0(keydiff)))@0.8", 30},
+                 {"decoding:compression_interval=4,target_size=40(adakv:alpha_safeguard=0(keydiff))", 80}};
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t n = 100; n < 260; n += 33) {
+            int32_t prompt[260];
+            case_prompt(prompt, n, 90 + n);
+            answer *a = case_run(e, &(ask){.tokens = prompt, .n = n, .max_tokens = 120, .press = cases[i].press});
+            const uint64_t held = a->r->kv.pages, promised = a->job->pages_promised;
+            if (held > promised || held + cases[i].slack < promised)
+                fail_msg("%s: %zu tokens and 120 more hold %llu pages, %llu were promised", cases[i].press ? cases[i].press : "dense", n,
+                         (unsigned long long)held, (unsigned long long)promised);
+            assert_true(promised <= a->job->pages_reserved);
+            case_drop(a);
+        }
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 static int group_end(void **state) {
     (void)state;
     case_cleanup();
@@ -286,6 +313,7 @@ int main(void) {
         cmocka_unit_test(whole_pages_hold_the_budget),
         cmocka_unit_test(bytes_are_used_up),
         cmocka_unit_test(freed_pages_are_promised_again),
+        cmocka_unit_test(promises_are_kept_and_narrow),
     };
     return cmocka_run_group_tests(tests, NULL, group_end);
 }
