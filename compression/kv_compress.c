@@ -13,6 +13,8 @@
  * protected_window_size stay.  As many full pages stay as hold the budget, so a ratio
  * takes memory exactly; budget_tokens is the paper's max_cache_tokens.
  *
+ * The paper's window is 8 queries; on SmolLM2 at ratio 0.75 (six texts) 8, 32, 64, 128 gave a KL of
+ * .084, .046, .038, .040, one budget for each layer or head .059, .081, and weights unsquared .072.
  * The paper has no sinks and compresses further while it decodes; here a decode press
  * of the request may do that.
  * Cost: metric_window_size * Hq * L * D multiply-adds, L / 2 times that for null; all layers
@@ -130,7 +132,7 @@ static const char *const allocations[] = {"all", "layer", "head", NULL};
 static const pd_param params[] = {
     [AGGREGATION] = {.name = "metric_aggregation", .type = PD_PARAM_CHOICE, .def = L2_SUM, .max = 1, .choices = aggregations,
                      .doc = "sums of squared weights, or of the weights"},
-    [METRIC_WINDOW] = {.name = "metric_window_size", .type = PD_PARAM_INT, .def = 8, .min = 1, .max = 65536, .flags = PD_PARAM_NULLABLE,
+    [METRIC_WINDOW] = {.name = "metric_window_size", .type = PD_PARAM_INT, .def = 64, .min = 1, .max = 65536, .flags = PD_PARAM_NULLABLE,
                        .doc = "last queries whose attention counts; null: all of them, which costs another pass over Q K^T"},
     [BUFFER] = {.name = "metric_collection_buffer_size", .type = PD_PARAM_INT, .def = 10, .min = 0, .max = 65536,
                 .doc = "with metric_window_size null: a token's attention counts from this many tokens behind it on"},

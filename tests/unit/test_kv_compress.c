@@ -118,7 +118,8 @@ static void metric_is_the_formula(void **state) {
         const char *press;
         size_t w, near, half;
         bool squares;
-    } cases[] = {{"kv_compress", 8, 0, 3, true},
+    } cases[] = {{"kv_compress", 64, 0, 3, true},
+                 {"kv_compress:metric_window_size=8", 8, 0, 3, true},
                  {"kv_compress:metric_aggregation=l1_sum,metric_window_size=30,kernel_size=1", 30, 0, 0, false},
                  {"kv_compress:metric_window_size=null", SIZE_MAX, 10, 3, true},
                  {"kv_compress:metric_window_size=null,metric_collection_buffer_size=3,kernel_size=5,metric_aggregation=l1_sum", SIZE_MAX, 3, 2, false},
