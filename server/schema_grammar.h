@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A JSON schema (2020-12 and what OpenAI's structured output uses of it) as GBNF:
+ * every text of the grammar is JSON that the schema accepts.
+ *
+ * Members come in the order of `properties`, optional ones may be left out, others
+ * come only where additionalProperties is given.  Between tokens there is at most
+ * one blank, or a new line and 16 blanks, so that no answer is endless white space.
+ * Thread: any. */
+#ifndef PD_SERVER_SCHEMA_GRAMMAR_H
+#define PD_SERVER_SCHEMA_GRAMMAR_H
+
+#include "server/json.h"
+
+enum { PD_SCHEMA_RULES_MAX = 2000, PD_SCHEMA_DEPTH_MAX = 32 };
+
+/* GBNF with a rule root, appended to *out.  `path` names the schema in errors.
+ * Errors: EINVAL naming the JSON path of a keyword that is not served or a value
+ * that is wrong; the limits above; ENOMEM. */
+pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err);
+
+/* Any JSON object. */
+void pd_json_grammar(pd_buf *out);
+
+/* A GBNF string of s[0..n). */
+void pd_gbnf_text(pd_buf *out, const char *s, size_t n);
+
+#endif
