@@ -55,9 +55,9 @@ static void f16_round(const pd_kernels *kern, float *x, size_t n) {
 }
 
 static void f16_attn(const pd_kernels *kern, const float *q, size_t n_group, size_t d,
-                     const void *const *pages, size_t first, size_t n, float *tmp,
+                     const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
                      size_t tmp_stride, float *m, float *l, float *acc) {
-    kern->attn_pages_f16(q, n_group, d, pages, first, n, tmp, tmp_stride, m, l, acc);
+    kern->attn_pages_f16(q, n_group, d, pages, first, n, softcap, tmp, tmp_stride, m, l, acc);
 }
 
 /* ---- f32 ---- */
@@ -96,9 +96,9 @@ static void f32_round(const pd_kernels *kern, float *x, size_t n) {
 }
 
 static void f32_attn(const pd_kernels *kern, const float *q, size_t n_group, size_t d,
-                     const void *const *pages, size_t first, size_t n, float *tmp,
+                     const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
                      size_t tmp_stride, float *m, float *l, float *acc) {
-    kern->attn_pages_f32(q, n_group, d, pages, first, n, tmp, tmp_stride, m, l, acc);
+    kern->attn_pages_f32(q, n_group, d, pages, first, n, softcap, tmp, tmp_stride, m, l, acc);
 }
 
 static const pd_codec codecs[] = {

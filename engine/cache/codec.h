@@ -30,8 +30,8 @@ typedef struct pd_codec {
     /* What x becomes when it is written and read back, in place. */
     void (*round)(const pd_kernels *kern, float *x, size_t n);
     void (*attn)(const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
-                 const void *const *pages, size_t first, size_t n, float *tmp, size_t tmp_stride,
-                 float *m, float *l, float *acc);
+                 const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
+                 size_t tmp_stride, float *m, float *l, float *acc);
 } pd_codec;
 
 const pd_codec *pd_codec_get(pd_codec_id id); /* lives forever */

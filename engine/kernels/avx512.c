@@ -166,6 +166,17 @@ static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
     }
 }
 
+/* tanh y = 2 sigmoid(2 y) - 1 */
+static void cap_f32(float *x, size_t n, float cap) {
+    const __m512 in = _mm512_set1_ps(2.0f / cap), out = _mm512_set1_ps(2.0f * cap);
+    const __m512 less = _mm512_set1_ps(cap);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m512 s = sigmoid16(_mm512_mul_ps(_mm512_maskz_loadu_ps(k, x + i), in));
+        _mm512_mask_storeu_ps(x + i, k, _mm512_fmsub_ps(s, out, less));
+    }
+}
+
 static void f32_to_f16(const float *x, uint16_t *y, size_t n) {
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
@@ -411,8 +422,8 @@ FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t
 }
 
 FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                             size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                             float *acc, bool f16) {
+                             size_t first, size_t n, float softcap, float *tmp, size_t stride,
+                             float *m, float *l, float *acc, bool f16) {
     const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
     const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
     const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
@@ -423,6 +434,7 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
     const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
     for (size_t g = 0; g < n_group; g++) {
         float *x = tmp + g * stride;
+        if (softcap > 0.0f) cap_f32(x, n_slot, softcap);
         const __m512 none = _mm512_set1_ps(-INFINITY);
         _mm512_mask_storeu_ps(x, lanes(head), none);
         _mm512_mask_storeu_ps(x + n_slot - 16, (__mmask16)~lanes(used), none);
@@ -440,15 +452,15 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
 /* ---- attention of a prompt's tile (tile.h): 4 vectors of 16 rows ---- */
@@ -625,7 +637,7 @@ static void tile_column(const float *s, size_t n, const int32_t *lo, const int32
 
 const pd__tile_ops pd__tile_avx512 = {
     .lanes = 16, .max_vec = TILE_VEC, .pack = tile_pack, .scores = tile_scores,
-    .softmax = tile_softmax, .values = tile_values, .column = tile_column, .unpack = tile_unpack,
+    .softmax = tile_softmax, .values = tile_values, .cap = cap_f32, .column = tile_column, .unpack = tile_unpack,
 };
 
 static void attn_tile(const pd_attn_rows *t) {
@@ -647,6 +659,7 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     k->rope = rope;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->softcap = cap_f32;
     k->f32_to_f16 = f32_to_f16;
     k->f16_to_f32 = f16_to_f32;
     k->quantize_act = quantize_act;

@@ -101,6 +101,11 @@ static pd_status test_vectors(st *t) {
     PD_TRY(same(t, "silu_mul", y[0], y[1], ST_N, 1e-5f));
     for (int i = 0; i < 2; i++) row[i]->gelu_mul(a, b, ST_N, y[i]);
     PD_TRY(same(t, "gelu_mul", y[0], y[1], ST_N, 1e-5f));
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], a, sizeof a);
+        row[i]->softcap(y[i], ST_N, 0.5f);
+    }
+    PD_TRY(same(t, "softcap", y[0], y[1], ST_N, 1e-6f));
     uint16_t h[2][ST_N];
     for (int i = 0; i < 2; i++) row[i]->f32_to_f16(a, h[i], ST_N);
     for (size_t i = 0; i < ST_N; i++)
@@ -148,7 +153,7 @@ static pd_status test_matrix(st *t, unsigned bits, unsigned block) {
     return same(t, "panel_row", r[0], r[1], ST_COL, 1e-6f * 255);
 }
 
-static pd_status test_attention(st *t, bool f16) {
+static pd_status test_attention(st *t, bool f16, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     const char *entry = f16 ? "attn_pages_f16" : "attn_pages_f32";
     enum { FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = 64 };
@@ -165,10 +170,10 @@ static pd_status test_attention(st *t, bool f16) {
     fill(t, q, ST_GROUP * ST_DIM);
     for (int i = 0; i < 2; i++) {
         if (f16)
-            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
+            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, cap, tmp, STRIDE, m[i], l[i],
                                    acc[i]);
         else
-            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
+            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, cap, tmp, STRIDE, m[i], l[i],
                                    acc[i]);
     }
     PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-6f * ST_DIM));
@@ -176,7 +181,7 @@ static pd_status test_attention(st *t, bool f16) {
     return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-5f * N);
 }
 
-static pd_status test_tile(st *t, bool fast) {
+static pd_status test_tile(st *t, bool fast, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
     float q[TOK * LD], k[SLOTS * ST_DIM], v[SLOTS * ST_DIM];
@@ -191,7 +196,7 @@ static pd_status test_tile(st *t, bool fast) {
         const pd_attn_rows a = {.q = q, .k = k, .v = v, .out = out[i], .m = m[i], .l = l[i],
                                 .n_tok = TOK, .n_group = ST_GROUP, .head_dim = ST_DIM, .ld = LD,
                                 .ld_ml = TOK, .n_before = BEFORE, .window = WINDOW, .scale = 0.2f,
-                                .tmp = tmp};
+                                .softcap = cap, .tmp = tmp};
         (fast ? row[i]->attn_tile_fast : row[i]->attn_tile_f32)(&a);
         (fast ? row[i]->attn_tile_sums_fast : row[i]->attn_tile_sums_f32)(&a, 0, SLOTS, sums[i],
                                                                           SLOTS);
@@ -212,8 +217,10 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_matrix(&t, 4, 32));
     PD_TRY(test_matrix(&t, 8, 32));
     PD_TRY(test_matrix(&t, 8, 16));
-    PD_TRY(test_attention(&t, true));
-    PD_TRY(test_attention(&t, false));
-    PD_TRY(test_tile(&t, false));
-    return test_tile(&t, true);
+    PD_TRY(test_attention(&t, true, 0.0f));
+    PD_TRY(test_attention(&t, false, 0.0f));
+    PD_TRY(test_attention(&t, false, 3.0f));
+    PD_TRY(test_tile(&t, false, 0.0f));
+    PD_TRY(test_tile(&t, false, 3.0f));
+    return test_tile(&t, true, 0.0f);
 }

@@ -42,6 +42,7 @@ typedef struct pd_attn_rows {
     size_t n_tok, n_group, head_dim, ld, ld_ml; /* n_tok, n_group >= 1; head_dim % 16 == 0 */
     size_t n_before, window;
     float scale;
+    float softcap; /* c: scores become c tanh(score / c) (Gemma 2); 0 = as they are */
     float *tmp; /* 64-byte aligned, pd_attn_rows_floats */
 } pd_attn_rows;
 
@@ -76,6 +77,8 @@ typedef struct pd_kernels {
     /* y = silu(g) * u;   y = gelu_tanh(g) * u.  y may be g or u. */
     void (*silu_mul)(const float *g, const float *u, size_t n, float *y);
     void (*gelu_mul)(const float *g, const float *u, size_t n, float *y);
+    /* x = cap * tanh(x / cap) in place, cap > 0; off by at most 6e-7 cap. */
+    void (*softcap)(float *x, size_t n, float cap);
     /* IEEE half, round to nearest even. */
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
@@ -103,18 +106,18 @@ typedef struct pd_kernels {
      *
      * Partial attention of the G query heads of that KV head over slots
      * [first, first + n) counted from the start of pages[0]; n >= 1.
-     *   q    [G][head_dim], already scaled
+     *   q    [G][head_dim], already scaled;  softcap as in pd_attn_rows
      *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
      *   m[g] = max score,  l[g] = sum exp(score - m),
      *   acc  [G][head_dim] = sum exp(score - m) * v
      * head_dim % 16 == 0, 1 <= G <= 16.  Slots outside [first, first + n) may
      * hold anything, NaN included; tmp's contents are undefined afterwards. */
     void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
     void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

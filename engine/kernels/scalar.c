@@ -115,6 +115,10 @@ static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
     }
 }
 
+static void cap_f32(float *x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+}
+
 /* ---- quantised matrices ---- */
 
 static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s) {
@@ -193,8 +197,8 @@ static float page_at(const void *page, size_t i, bool f16) {
 }
 
 static void attn_pages(const float *q, size_t n_group, size_t head_dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t tmp_stride, float *m, float *l,
-                       float *acc, bool f16) {
+                       size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride,
+                       float *m, float *l, float *acc, bool f16) {
     for (size_t g = 0; g < n_group; g++, q += head_dim, tmp += tmp_stride, acc += head_dim) {
         for (size_t i = 0; i < n; i++) {
             const void *page = pages[(first + i) / PD_PAGE_TOKENS];
@@ -203,6 +207,7 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
             for (size_t c = 0; c < head_dim; c++)
                 tmp[i] += q[c] * page_at(page, c * PD_PAGE_TOKENS + slot, f16);
         }
+        if (softcap > 0.0f) cap_f32(tmp, n, softcap);
         m[g] = max_f32(tmp, n);
         l[g] = exp_sum_f32(tmp, n, m[g]);
         memset(acc, 0, head_dim * sizeof *acc);
@@ -216,15 +221,15 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+                           const void *const *pages, size_t first, size_t n, float softcap,
+                           float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
 /* ---- attention of a prompt's tile ---- */
@@ -233,6 +238,7 @@ static float row_score(const pd_attn_rows *t, size_t i, size_t g, size_t slot) {
     const float *q = t->q + i * t->ld + g * t->head_dim, *k = t->k + slot * t->head_dim;
     float s = 0.0f;
     for (size_t c = 0; c < t->head_dim; c++) s += q[c] * t->scale * k[c];
+    if (t->softcap > 0.0f) cap_f32(&s, 1, t->softcap);
     return s;
 }
 
@@ -287,6 +293,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .rope = rope,
         .silu_mul = silu_mul,
         .gelu_mul = gelu_mul,
+        .softcap = cap_f32,
         .f32_to_f16 = f32_to_f16,
         .f16_to_f32 = f16_to_f32,
         .quantize_act = quantize_act,

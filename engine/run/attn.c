@@ -85,7 +85,8 @@ static pd_attn_rows rows_of(const tile_job *j, size_t kv_head, size_t r0, size_t
                           .m = a->row_max + row, .l = a->row_sum + row, .n_tok = n, .n_group = group,
                           .head_dim = d, .ld = nq, .ld_ml = PD_ATTN_TILE,
                           .n_before = j->s->n_prior[kv_head] + j->row0 + r0, .window = j->window,
-                          .scale = hp->attn_scale, .tmp = a->tile + thread * a->tile_floats};
+                          .scale = hp->attn_scale, .softcap = hp->attn_softcap,
+                          .tmp = a->tile + thread * a->tile_floats};
 }
 
 static void tile_task(void *ctx, size_t task, unsigned thread) {
@@ -155,7 +156,8 @@ static void step_task(void *ctx, size_t task, unsigned thread) {
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     float *m = a->part + task * part_floats(hp), *l = m + group, *acc = l + group;
-    kv->codec->attn(a->kern, q, group, d, pages, first, end - first, tmp, PAGES * N + 2 * N, m, l, acc);
+    kv->codec->attn(a->kern, q, group, d, pages, first, end - first, hp->attn_softcap, tmp,
+                    PAGES * N + 2 * N, m, l, acc);
 }
 
 /* Join the chunks of one head, in slot order. */

@@ -13,6 +13,9 @@ static pd_status check_member(const pd_compression *c, const char *at, pd_err *e
     if (!c->press || c->decode || c->scope != PD_SCOPE_PROMPT || c->budget == PD_BUDGET_BYTES || c->protect_system)
         return pd_fail(err, PD_EINVAL, at, "%s: a press to compare has ratio or budget_tokens, and no scope, "
                        "protect_system, budget_bytes or decode", at);
+    if (pd_press_inst_can(c->press) & PD_CAN_DEFER)
+        return pd_fail(err, PD_EINVAL, at, "%s: '%s' decides over all layers from a replay of the prompt: ask for it alone, "
+                       "as compression", at, c->press->press->name);
     return PD_OK;
 }
 

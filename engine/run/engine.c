@@ -112,7 +112,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     pd_chat_origin origin = PD_CHAT_FROM_FILE;
     PD_TRY(open_tokenizer(e, g, o->chat_template, &origin, err));
     const pd_mat_form form = o->compute == PD_COMPUTE_F32 ? PD_FORM_F32 : PD_FORM_PACKED;
-    PD_TRY(pd_model_open(&e->model, g, form, e->workers, progress, arg, err));
+    PD_TRY(pd_model_open(&e->model, g, form, o->ctx_size, e->workers, progress, arg, err));
     if (pd_tokenizer_get_info(e->tok)->n_vocab > e->model->hp.n_vocab)
         return pd_fail(err, PD_EFILE, NULL, "the vocabulary has %u tokens, the embedding matrix %zu rows",
                        pd_tokenizer_get_info(e->tok)->n_vocab, e->model->hp.n_vocab);
@@ -233,6 +233,9 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
     if (p->adjust.n_bias > PD_BIAS_MAX)
         return pd_fail(err, PD_EINVAL, "logit_bias", "logit_bias has %zu entries; at most %d are allowed", p->adjust.n_bias, PD_BIAS_MAX);
     for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
+    if (p->pool != PD_POOL_NONE && (p->compression || p->explain || !p->max_given || p->max_tokens > 0))
+        return pd_fail(err, PD_EINVAL, "pooling", "an embedding is asked for with max_tokens %zu%s; it has no answer and no press", p->max_tokens,
+                       p->compression ? " and a press" : "");
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
     if (p->score && (p->score_top > PD_LOGPROBS_MAX || p->n_tokens > PD_SCORED_MAX / (1 + p->score_top)))
@@ -299,13 +302,13 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
 
 pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     PD_TRY(check_params(e, p, err));
-    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && p->explain))
-        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation", n, PD_CHOICES_MAX);
+    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && (p->explain || p->pool != PD_POOL_NONE)))
+        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation or embedding", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
-        return pd_fail(err, PD_ECONTEXT, "prompt",
-                       "this model's context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
+        return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
+                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
@@ -314,6 +317,7 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
     job->notify_arg = choice[0].notify_arg;
     job->engine = e;
     pd_status rc = plan(e, job, p, err);
+    job->chat = p->has_marks ? e->chat : NULL;
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);

@@ -105,6 +105,9 @@ typedef struct pd_adjust {
     float presence;            /* subtracted once if in the answer */
 } pd_adjust;
 
+/* One vector of a prompt: which of its tokens' final hidden states. */
+typedef enum { PD_POOL_NONE, PD_POOL_MEAN, PD_POOL_LAST } pd_pooling;
+
 typedef struct pd_job_params {
     const int32_t *tokens; /* the prompt, copied; n_tokens >= 1 */
     size_t n_tokens;
@@ -122,6 +125,7 @@ typedef struct pd_job_params {
     bool score;            /* log probabilities of the prompt's tokens: pd_job_scored */
     size_t score_top;      /* alternatives of each, <= PD_LOGPROBS_MAX; tokens * (1 + this) <= PD_SCORED_MAX */
     pd_grammar *grammar;   /* the answer's text must match it, and ends with it; shared, NULL = any */
+    pd_pooling pool;       /* pd_job_embedding; such a job has no token, press or other answer */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */
     bool explain_scores;
@@ -209,6 +213,16 @@ typedef struct pd_scored {
  * as long as the job.  Thread: any. */
 const pd_scored *pd_job_scored(const pd_job *job);
 size_t pd_job_prompt_tokens(const pd_job *job); /* Thread: any */
+
+/* [n_embd] of unit length: the final hidden states (behind the output norm, as
+ * transformers' last_hidden_state) of the prompt's tokens, pooled as params.pool says.
+ * NULL unless asked for, and before the job is DONE.  Lives as long as the job.
+ * Thread: any. */
+const float *pd_job_embedding(const pd_job *job);
+
+/* The stop string that ended the answer, NUL-terminated; NULL if none did, and before
+ * the job is DONE.  Lives as long as the job.  Thread: any. */
+const char *pd_job_stop_string(const pd_job *job);
 
 /* ---- results: valid once DONE, borrowed from the job ---- */
 

@@ -46,7 +46,7 @@ struct pd_job {
     int32_t *tokens;     /* the leader's if there is one */
     size_t n_tokens, max_tokens;
     pd_sampling sampling;
-    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
+    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX + 1];
     size_t stop_len[PD_STOP_MAX], n_stop;
     pd_adjust adjust;            /* bias: own copy */
     int32_t *stop_id;            /* own copy */
@@ -57,6 +57,8 @@ struct pd_job {
     bool score;                  /* the leader's forks have none of their own */
     size_t score_top;
     pd_scored *scored;           /* [n_tokens] in keep */
+    pd_pooling pool;
+    float *embedding;            /* [n_embd] in keep, with a pool */
     pd_compression *comp;        /* NULL = dense */
     pd_job_compare *compare;     /* [n_compare] */
     pd_compared *compared;       /* [n_compare] in job->keep, for the result */
@@ -64,6 +66,8 @@ struct pd_job {
     size_t scope;                /* prompt tokens that are pressed; 0 = none */
     size_t protect_begin, protect_end;
     pd_budget budget;            /* of the scope */
+    bool deferred;               /* the press decides when the whole scope is in the cache */
+    const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t staging_bytes;      /* dense layer of its prefill */
@@ -78,6 +82,7 @@ struct pd_job {
     pd_buf text;
     size_t text_released, text_taken;
     bool cut; /* a stop string ended the text: nothing may follow */
+    size_t cut_by; /* which */
     pd_arena tops; /* pd_token_prob arrays */
 
     /* engine thread only */

@@ -98,6 +98,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
     }
     if (job->score) PD_TRY(pd_score_open(s, err));
+    if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     PD_TRY(pd_constraint_open(&s->constraint, job, &run->tree, err));
     return open_decode(s, slots, err);

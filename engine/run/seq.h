@@ -104,6 +104,9 @@ typedef struct pd_prefill {
     pd_collect collect;
     float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
+    const int32_t *ids;        /* the segment's tokens if they are not the prompt's: a replay */
+    struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, what its deferred press knows */
+    bool replaying;            /* the scope is in the cache, the decision is not made yet */
 } pd_prefill;
 
 pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err);
@@ -119,7 +122,41 @@ pd_status pd_score_open(pd_seq *s, pd_err *err); /* room for the job's scores; E
  * *more while rows are left; p->row counts them.  Errors: ENOMEM, EINTERNAL. */
 pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 
+/* The parts replay.c drives itself. */
+pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err);
+void pd_segment_close(pd_prefill *p);
+/* The next tile; *layer_done after the last of a layer (p->layer is still that one). */
+pd_status pd_segment_tile(pd_prefill *p, bool *layer_done, pd_err *err);
+void pd_segment_next_layer(pd_prefill *p);
+
+/* ---- replay.c: a press that decides when the scope is in the cache ---- */
+
+/* The job's press is one that wants to see layers as they are prefilled. */
+bool pd_replay_scores(const pd_job *job);
+/* The layer at work, just prefilled, to such a press. */
+pd_status pd_replay_score(pd_prefill *p, const pd_view *view, pd_err *err);
+/* The scope is in the cache. */
+pd_status pd_replay_open(pd_prefill *p, pd_err *err);
+void pd_replay_close(pd_prefill *p); /* nothing open is fine */
+/* One unit; *done when the plans were applied. */
+pd_status pd_replay_unit(pd_prefill *p, bool *done, pd_err *err);
+/* Rows of a replayed segment, after to-stage.  Called by pd_segment_tile. */
+pd_status pd_replay_rows_seen(pd_prefill *p, size_t n, pd_err *err);
+/* ---- embed.c: the prompt as one vector ---- */
+
+pd_status pd_embed_open(pd_seq *s, pd_err *err); /* room for the job's embedding; ENOMEM */
+/* Once the segment went through every layer: its rows are pooled; behind the last
+ * segment the vector gets unit length.  Errors: EINTERNAL. */
+pd_status pd_embed_segment(const pd_prefill *p, pd_err *err);
+
 /* ---- presser.c: plans applied ---- */
+
+struct pd_context;
+/* Plans of a deferred press to the pages. */
+pd_status pd_presser_context(pd_seq *s, const struct pd_context *c, const pd_plan *plan, pd_err *err);
+/* wo [d][Hq * D] of a layer from run->tmp.  Errors: ENOMEM. */
+pd_status pd_presser_wo(pd_seq *s, size_t layer, const float **wo, pd_err *err);
+
 
 /* The layer's staging to pages: pressed if `p->pressed` and the layer is one
  * that is pressed, else all (a window's worth in windowed layers). */

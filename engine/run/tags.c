@@ -98,6 +98,7 @@ static void attend_head(void *ctx, size_t h, unsigned thread) {
     }
     for (size_t g = 0; g < group; g++) {
         float *row = j->t->score + (h * group + g) * j->t->stride;
+        if (hp->attn_softcap > 0.0f) kern->softcap(row, kh->n, hp->attn_softcap);
         const float sum = kern->exp_sum_f32(row, kh->n, kern->max_f32(row, kh->n));
         kern->axpy_f32(1.0f / (sum * (float)group), row, tag, kh->n);
     }

@@ -184,8 +184,8 @@ typedef struct {
 static void run_attn(void *p) {
     attn_arg *a = p;
     for (size_t h = 0; h < a->n_head; h++)
-        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + h * (a->n / 16), 0, a->n, a->tmp,
-                             a->n + 16, a->m, a->l, a->acc);
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + h * (a->n / 16), 0, a->n, 0.0f,
+                             a->tmp, a->n + 16, a->m, a->l, a->acc);
 }
 
 /* The same pages in the same order: keys, then values. */

@@ -21,6 +21,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -45,13 +46,15 @@ struct pd_job {
     /* request */
     int32_t *prompt;
     size_t n_prompt, max_tokens;
-    char *stop[PD_STOP_MAX];
+    char *stop[PD_STOP_MAX], *stopped_by;
     size_t n_stop;
     int32_t stop_id[PD_STOP_IDS_MAX];
     size_t n_stop_id, min_tokens;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     pd_scored *scored;
+    pd_pooling pool;
+    float *embedding;
     pd_compression *compression;
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
@@ -267,6 +270,19 @@ static void let_go(pd_job *j, size_t n) {
     pd_buf_drop(&j->held, n);
 }
 
+/* A direction that the tokens and the pooling tell. */
+static void embed(pd_job *j) {
+    const size_t d = N_HEAD * HEAD_DIM;
+    j->embedding = PD_ARENA_NEW(&j->arena, d, float);
+    double sum = 0.0;
+    for (size_t i = 0; i < d; i++) {
+        const int32_t id = j->prompt[j->pool == PD_POOL_LAST ? j->n_prompt - 1 : i % j->n_prompt];
+        j->embedding[i] = 1.0f + (float)((size_t)id * (i + 1) % 17);
+        sum += (double)j->embedding[i] * j->embedding[i];
+    }
+    for (size_t i = 0; i < d; i++) j->embedding[i] = (float)(j->embedding[i] / sqrt(sum));
+}
+
 static void finish(pd_job *j, pd_finish f) {
     const uint64_t now = pd_now_ns();
     pd_job_timing *t = &j->result.timing;
@@ -275,6 +291,7 @@ static void finish(pd_job *j, pd_finish f) {
         if (j->held.len) let_go(j, j->held.len);
     }
     j->result.finish = f;
+    if (j->pool != PD_POOL_NONE) embed(j);
     j->result.scope_tokens = j->n_prompt;
     t->prompt_n = j->shift ? 0 : j->n_prompt;
     t->predicted_n = j->n_out;
@@ -295,6 +312,7 @@ static bool stop_here(pd_job *j) {
             const size_t before = (size_t)(at - j->held.data);
             let_go(j, before);
             pd_buf_clear(&j->held);
+            j->stopped_by = j->stop[i];
             return true;
         }
         for (size_t n = strlen(j->stop[i]) - 1; n > hold; n--)
@@ -524,6 +542,14 @@ void pd_engine_close(pd_engine *e) {
     free(e);
 }
 
+const char *pd_job_stop_string(const pd_job *j) {
+    return pd_job_get_state(j) == PD_JOB_DONE ? j->stopped_by : NULL;
+}
+
+const float *pd_job_embedding(const pd_job *j) {
+    return pd_job_get_state(j) == PD_JOB_DONE && j->result.finish == PD_FINISH_LENGTH ? j->embedding : NULL;
+}
+
 const pd_engine_info *pd_engine_get_info(const pd_engine *e) { return &e->info; }
 const pd_tokenizer *pd_engine_tokenizer(const pd_engine *e) { return &the_tokenizer; }
 const pd_chat *pd_engine_chat(const pd_engine *e) { return &the_chat; }
@@ -625,6 +651,7 @@ static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, 
     j->min_tokens = p->adjust.min_tokens;
     j->n_logprobs = p->n_logprobs;
     j->ignore_eos = p->ignore_eos;
+    j->pool = p->pool;
     if (p->score) score(j, p->score_top);
     j->explain = p->explain;
     j->explain_scores = p->explain_scores;

@@ -294,10 +294,16 @@ class Replies(ServerTest):
         self.assertIn("knorm", data)
         for p in data.values():
             self.assertEqual({"name", "reference_class", "kind", "source", "params", "ratio", "runnable"} - set(p), set())
+        for name in ("kvgrad", "restorekv"):
+            self.assertFalse(data[name]["runnable"])
+            self.assertEqual(data[name]["can"], [])
+            refused = self.s.post("/v1/completions", {"prompt": "a", "compression": {"press": name, "ratio": 0.5}})
+            self.check_error(refused, 501, "not_supported_error", "compression.press", data[name]["reason"].split(": ")[1][:60])
         ratios = data["per_layer"]["params"][0]
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))
-        self.assertEqual([p for p in data if not data[p]["takes_ratio"]], ["simlayerkv", "per_layer"])
+        self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
+                         {"simlayerkv", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
         self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]], ["composed"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
         self.assertIn("score_part", data["knorm"]["can"])

@@ -87,6 +87,9 @@ static void bad_narrow(const float *x, uint16_t *y, size_t n) {
     scalar_row().f32_to_f16(x, y, n);
     y[n - 1] ^= 1;
 }
+static void bad_cap(float *x, size_t n, float cap) {
+    scalar_row().softcap(x, n, 1.1f * cap);
+}
 static void bad_widen(const uint16_t *x, float *y, size_t n) {
     scalar_row().f16_to_f32(x, y, n);
     y[0] = -y[0];
@@ -104,14 +107,15 @@ static void bad_row(const pd_panels *w, size_t r, float *dst) {
     scalar_row().panel_row(w, r - 1, dst);
 }
 static void bad_attn16(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                       float *acc) {
-    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, tmp, stride, m, l, acc);
+                       size_t first, size_t n, float softcap, float *tmp, size_t stride,
+                       float *m, float *l, float *acc) {
+    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, softcap, tmp, stride, m,
+                                 l, acc);
 }
 static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                       float *acc) {
-    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, tmp, stride, m, l, acc);
+                       size_t first, size_t n, float softcap, float *tmp, size_t stride,
+                       float *m, float *l, float *acc) {
+    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, softcap, tmp, stride, m, l, acc);
     l[0] *= 1.01f;
 }
 
@@ -147,6 +151,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(rope, bad_rope);
     BREAK(silu_mul, bad_unit);
     BREAK(gelu_mul, bad_unit);
+    BREAK(softcap, bad_cap);
     BREAK(f32_to_f16, bad_narrow);
     BREAK(f16_to_f32, bad_widen);
     BREAK(quantize_act, bad_quantize);
