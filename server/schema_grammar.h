@@ -1,11 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A JSON schema (2020-12 and what OpenAI's structured output uses of it) as GBNF:
- * every text of the grammar is JSON that the schema accepts.
+ * every text of the grammar is JSON that the schema accepts.  The reverse does not
+ * hold; left out of what a schema would allow are
+ *   - members that `properties` does not name, and members in another order than
+ *     there, so additionalProperties reads as false unless it is all there is;
+ *   - white space but one blank, or a new line and 16 blanks, between tokens (no
+ *     answer is endless white space); numbers beyond 16 digits;
+ *   - nesting beyond the grammar's depth.
  *
- * Members come in the order of `properties`, optional ones may be left out, others
- * come only where additionalProperties is given.  Between tokens there is at most
- * one blank, or a new line and 16 blanks, so that no answer is endless white space.
- * Thread: any. */
+ * oneOf is served where no value can be valid in two branches (other types, other
+ * constants, a required member with other constants), allOf where it merges into one
+ * object, `type` beside $ref and anyOf where it says nothing new.  nullable is OpenAPI
+ * 3.0's, the one keyword that JSON Schema would not know.  Thread: any. */
 #ifndef PD_SERVER_SCHEMA_GRAMMAR_H
 #define PD_SERVER_SCHEMA_GRAMMAR_H
 

@@ -25,7 +25,7 @@ enum {
     PD_GRAMMAR_NEST_MAX = 64,        /* parentheses */
     PD_GRAMMAR_REPEAT_MAX = 16384,   /* {m,n} */
     PD_GRAMMAR_DEPTH_MAX = 256,      /* calls under way: deeper nesting is not allowed to begin */
-    PD_GRAMMAR_PATHS_MAX = 2048,     /* ways to read the bytes so far, at once */
+    PD_GRAMMAR_PATHS_MAX = 2048,     /* ways to read the bytes so far, at once: more fail the matcher */
 };
 
 typedef struct pd_grammar pd_grammar;
@@ -42,9 +42,10 @@ void pd_grammar_unref(pd_grammar *g); /* NULL is fine */
 
 typedef struct pd_token_tree pd_token_tree;
 
-/* Every token that is text; special ones and empty ones are left out.  About 8
- * bytes per node, a few nodes per token.  Errors: ENOMEM. */
+/* Every token that is text; special ones and empty ones are left out.  12 bytes
+ * per node and 4 per token.  Errors: ENOMEM.  Thread: any, and read by any. */
 pd_status pd_token_tree_open(pd_token_tree **ret, const pd_tokenizer *tok, pd_err *err);
+size_t pd_token_tree_bytes(const pd_token_tree *t);
 void pd_token_tree_close(pd_token_tree *t); /* NULL is fine */
 
 /* ---- one answer ---- */
@@ -63,9 +64,15 @@ bool pd_matcher_take(pd_matcher *m, const char *s, size_t n);
 bool pd_matcher_may_end(const pd_matcher *m); /* what was taken is a whole answer */
 bool pd_matcher_must_end(const pd_matcher *m); /* and nothing can follow */
 
+/* Not NULL: a limit at run time or memory (in words) ended this matcher; nothing
+ * fits any more, which says nothing about the grammar.  An answer must then fail. */
+const char *pd_matcher_failed(const pd_matcher *m);
+size_t pd_matcher_bytes(const pd_matcher *m); /* what it holds now */
+
 /* One bit per token, ids of `tree` that fit next: kept per state, so borrowed until
  * the next call.  skip_space: a token's first byte does not count if it is a space
- * (the first token of an answer where the tokenizer drops it).  NULL: no memory. */
+ * (the first token of an answer where the tokenizer drops it).  NULL: no memory, or
+ * the matcher failed. */
 const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *tree, bool skip_space);
 
 #endif

@@ -72,6 +72,11 @@ pd_status pd__g_compile(pd_grammar *g, pd__g_rules *r, pd_err *err);
 enum { PD__DEAD = -1 };
 
 int32_t pd__matcher_state(const pd_matcher *m);
+/* Around a call that takes steps: begin; steps; again() says whether to do it all
+ * anew, since a step ran into a limit and everything but the current state was
+ * forgotten.  `tried`: it was done anew already, so the matcher fails. */
+void pd__matcher_begin(pd_matcher *m);
+bool pd__matcher_again(pd_matcher *m, bool tried);
 /* The state behind `byte`, or DEAD.  Never forgets a state by itself. */
 int32_t pd__matcher_step(pd_matcher *m, int32_t state, uint8_t byte);
 /* Where the mask of the current state is kept; *ready says whether it is there. */

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The vocabulary as a tree of bytes, and the tokens that fit: one walk, which a
- * state that refuses a byte cuts short.  A walk over SmolLM2's 49,152 tokens looks
- * at 110,000 nodes at most. */
+ * state that refuses a byte cuts short. */
 #include "engine/base/num.h"
 #include "engine/grammar/internal.h"
 
@@ -94,10 +93,7 @@ void pd_token_tree_close(pd_token_tree *t) {
     free(t);
 }
 
-const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *t, bool skip_space) {
-    bool ready;
-    uint64_t *mask = pd__matcher_mask_room(m, t->words, !skip_space, &ready);
-    if (!mask || ready) return mask;
+static void walk(pd_matcher *m, const pd_token_tree *t, bool skip_space, uint64_t *mask) {
     memset(mask, 0, t->words * sizeof *mask);
     int32_t at[BYTES_MAX + 1];
     at[0] = pd__matcher_state(m);
@@ -113,5 +109,22 @@ const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *t, bool skip
         for (int32_t id = skipped ? -1 : n->token; id >= 0; id = t->same[id]) mask[id >> 6] |= 1ull << (id & 63);
         i++;
     }
-    return mask;
+}
+
+const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *t, bool skip_space) {
+    if (pd_matcher_failed(m)) return NULL;
+    for (bool tried = false;; tried = true) {
+        bool ready;
+        uint64_t *mask = pd__matcher_mask_room(m, t->words, !skip_space, &ready);
+        if (!mask || ready) return mask;
+        pd__matcher_begin(m);
+        walk(m, t, skip_space, mask);
+        const bool again = pd__matcher_again(m, tried);
+        if (pd_matcher_failed(m)) return NULL;
+        if (!again) return mask;
+    }
+}
+
+size_t pd_token_tree_bytes(const pd_token_tree *t) {
+    return sizeof *t + t->n_node * sizeof *t->node + t->words * 64 * sizeof *t->same;
 }

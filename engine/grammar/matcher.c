@@ -4,7 +4,10 @@
  * A stack is a chain of frames; equal stacks are one frame, so a place is two
  * numbers and equal sets of places are one state.  Transitions are found once and
  * kept: a token costs a look-up per byte.  What is kept is forgotten beyond
- * STATES_KEPT states, all but the current one. */
+ * STATES_KEPT states, all but the current one.
+ *
+ * A place that cannot be kept (a limit, memory) is no refusal: the call that met it
+ * forgets and tries once more, and then the matcher has failed, for good. */
 #include "engine/grammar/internal.h"
 
 #include <stdlib.h>
@@ -15,6 +18,7 @@ enum {
     STATE_SLOTS = 4 * STATES_MAX, FRAME_SLOTS = 2 * FRAMES_MAX,
     SEEN_MAX = 8 * PD_GRAMMAR_PATHS_MAX, SEEN_SLOTS = 4 * SEEN_MAX,
     MASKS = 32,
+    WORK_MAX = 1 << 23, /* places visited by one call: tens of milliseconds */
     UNKNOWN = 0xFFFF, NOWHERE = 0xFFFE,
 };
 
@@ -42,10 +46,14 @@ struct pd_matcher {
     place *seen;
     size_t n_todo, n_found, n_seen;
     uint32_t round;
+    size_t work; /* of the call under way */
     bool may_end, overflow, no_memory;
+    const char *lost;   /* the limit that the call under way ran into */
+    const char *failed; /* the same, of a call that could not be helped */
     /* masks */
     uint64_t *mask[MASKS];
     int32_t mask_state[MASKS];
+    size_t mask_bytes; /* of each */
     unsigned next_mask;
 };
 
@@ -75,9 +83,10 @@ static int32_t push_frame(pd_matcher *m, int32_t ret, int32_t parent) {
         if (i >= 0 && (m->frame[i].ret != ret || m->frame[i].parent != parent)) continue;
         if (i >= 0) return i;
         const int32_t depth = m->frame[parent].depth + 1;
-        if (depth > PD_GRAMMAR_DEPTH_MAX || m->n_frame == FRAMES_MAX ||
-            !room((void **)&m->frame, m->n_frame + 1, &m->cap_frame, sizeof *m->frame, &m->no_memory))
-            return -1;
+        if (depth > PD_GRAMMAR_DEPTH_MAX) return -1;
+        if (m->n_frame == FRAMES_MAX) m->lost = "more stacks than are kept";
+        else if (!room((void **)&m->frame, m->n_frame + 1, &m->cap_frame, sizeof *m->frame, &m->no_memory)) m->lost = "no memory";
+        if (m->lost) return -1;
         m->frame[m->n_frame] = (frame){ret, parent, depth};
         m->frame_slot[s] = (int32_t)++m->n_frame;
         return (int32_t)m->n_frame - 1;
@@ -117,6 +126,8 @@ static void reach(pd_matcher *m, int32_t node, int32_t at) {
 /* All places from which a byte is read, without reading one. */
 static void close_set(pd_matcher *m) {
     while (m->n_todo && !m->overflow) {
+        if (++m->work > WORK_MAX) m->lost = "too many ways to read the answer so far";
+        if (m->lost) return;
         const place p = m->todo[--m->n_todo];
         const pd__g_node *n = &m->g->node[p.node];
         switch ((pd__n_kind)n->kind) {
@@ -149,7 +160,9 @@ static int by_place(const void *a, const void *b) {
 static int32_t end_set(pd_matcher *m) {
     close_set(m);
     const size_t n = m->n_found;
-    if (m->overflow || (n == 0 && !m->may_end)) return PD__DEAD;
+    m->work += n;
+    if (m->overflow) m->lost = "more than 2048 ways to read the answer so far";
+    if (m->lost || (n == 0 && !m->may_end)) return PD__DEAD;
     if (n > 1) qsort(m->found, n, sizeof *m->found, by_place);
     uint32_t h = m->may_end;
     for (size_t i = 0; i < n; i++) h = mix(h, mix((uint32_t)m->found[i].node, (uint32_t)m->found[i].frame));
@@ -162,12 +175,17 @@ static int32_t end_set(pd_matcher *m) {
                 return i;
             continue;
         }
-        if (m->n_state == STATES_MAX) return PD__DEAD;
+        if (m->n_state == STATES_MAX) {
+            m->lost = "more than 16384 states behind one point of the answer";
+            return PD__DEAD;
+        }
         size_t cap = m->cap_state;
         if (!room((void **)&m->to, m->n_state + 1, &cap, 256 * sizeof *m->to, &m->no_memory) ||
             !room((void **)&m->state, m->n_state + 1, &m->cap_state, sizeof *m->state, &m->no_memory) ||
-            !room((void **)&m->place, m->n_place + n + 1, &m->cap_place, sizeof *m->place, &m->no_memory))
+            !room((void **)&m->place, m->n_place + n + 1, &m->cap_place, sizeof *m->place, &m->no_memory)) {
+            m->lost = "no memory";
             return PD__DEAD;
+        }
         memset(m->to + m->n_state * 256, 0xFF, 256 * sizeof *m->to);
         if (n) memcpy(m->place + m->n_place, m->found, n * sizeof *m->found);
         m->state[m->n_state] = (state){(uint32_t)m->n_place, (uint32_t)n, m->may_end};
@@ -182,12 +200,14 @@ int32_t pd__matcher_step(pd_matcher *m, int32_t from, uint8_t byte) {
     if (known != UNKNOWN) return known == NOWHERE ? PD__DEAD : known;
     begin_set(m);
     const state x = m->state[from];
+    m->work += x.n;
     for (uint32_t i = 0; i < x.n; i++) {
         const place p = m->place[x.off + i];
         const pd__g_node *n = &m->g->node[p.node];
         if (byte >= n->lo && byte <= n->hi) reach(m, n->next, p.frame);
     }
     const int32_t to = end_set(m);
+    if (m->lost) return PD__DEAD; /* not known, so not kept */
     m->to[(size_t)from * 256 + byte] = to == PD__DEAD ? NOWHERE : (uint16_t)to;
     return to;
 }
@@ -200,8 +220,10 @@ static void forget(pd_matcher *m) {
     if (!keep || !old) {
         free(keep);
         free(old);
-        return; /* later, then */
+        m->failed = "no memory";
+        return;
     }
+    m->lost = NULL;
     memcpy(keep, m->place + x.off, x.n * sizeof *keep);
     memcpy(old, m->frame, m->n_frame * sizeof *old);
     memset(m->frame_slot, 0, FRAME_SLOTS * sizeof *m->frame_slot);
@@ -219,6 +241,10 @@ static void forget(pd_matcher *m) {
     close_set(m);
     m->may_end = x.may_end;
     m->now = end_set(m);
+    if (m->now == PD__DEAD) { /* it was kept before, so only for want of memory */
+        m->failed = "no memory";
+        m->now = 0;
+    }
     free(keep);
     free(old);
 }
@@ -274,10 +300,31 @@ void pd_matcher_close(pd_matcher *m) {
     free(m);
 }
 
+void pd__matcher_begin(pd_matcher *m) {
+    m->work = 0;
+    m->lost = NULL;
+}
+
+/* True: the call is to be made again, and nothing it knew of states holds. */
+bool pd__matcher_again(pd_matcher *m, bool tried) {
+    if (!m->lost || m->failed) return false;
+    if (tried || (m->n_state == 1 && m->n_frame <= PD_GRAMMAR_DEPTH_MAX)) {
+        m->failed = m->lost;
+        return false;
+    }
+    forget(m);
+    pd__matcher_begin(m);
+    return !m->failed;
+}
+
 static int32_t run(pd_matcher *m, const char *s, size_t n) {
-    int32_t at = m->now;
-    for (size_t i = 0; i < n && at != PD__DEAD; i++) at = pd__matcher_step(m, at, (uint8_t)s[i]);
-    return at;
+    if (m->failed) return PD__DEAD;
+    for (bool tried = false;; tried = true) {
+        pd__matcher_begin(m);
+        int32_t at = m->now;
+        for (size_t i = 0; i < n && at != PD__DEAD; i++) at = pd__matcher_step(m, at, (uint8_t)s[i]);
+        if (!pd__matcher_again(m, tried)) return at;
+    }
 }
 
 bool pd_matcher_fits(pd_matcher *m, const char *s, size_t n) {
@@ -290,6 +337,20 @@ bool pd_matcher_take(pd_matcher *m, const char *s, size_t n) {
     m->now = to;
     if (m->n_state > STATES_KEPT || m->n_frame > FRAMES_MAX / 2) forget(m);
     return true;
+}
+
+const char *pd_matcher_failed(const pd_matcher *m) {
+    return m->failed;
+}
+
+size_t pd_matcher_bytes(const pd_matcher *m) {
+    size_t n = sizeof *m + FRAME_SLOTS * sizeof *m->frame_slot + STATE_SLOTS * sizeof *m->state_slot +
+               SEEN_MAX * sizeof *m->todo + PD_GRAMMAR_PATHS_MAX * sizeof *m->found +
+               SEEN_SLOTS * (sizeof *m->seen + sizeof *m->seen_at);
+    n += m->cap_frame * sizeof *m->frame + m->cap_place * sizeof *m->place;
+    n += m->cap_state * (sizeof *m->state + 256 * sizeof *m->to);
+    for (unsigned i = 0; i < MASKS; i++) n += m->mask[i] ? m->mask_bytes : 0;
+    return n;
 }
 
 bool pd_matcher_may_end(const pd_matcher *m) {
@@ -312,7 +373,8 @@ uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words, bool keep, bool *re
         return m->mask[i];
     }
     const unsigned i = m->next_mask++ % MASKS;
-    if (!m->mask[i]) m->mask[i] = malloc(words * sizeof(uint64_t));
+    m->mask_bytes = words * sizeof(uint64_t);
+    if (!m->mask[i]) m->mask[i] = malloc(m->mask_bytes);
     m->mask_state[i] = keep && m->mask[i] ? m->now : PD__DEAD;
     return m->mask[i];
 }

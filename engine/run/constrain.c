@@ -6,11 +6,10 @@
 #include <math.h>
 #include <string.h>
 
-pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, pd_token_tree **tree, pd_err *err) {
+pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, const pd_token_tree *tree, pd_err *err) {
     *c = (pd_constraint){0};
     if (!job->grammar) return PD_OK;
-    if (!*tree) PD_TRY(pd_token_tree_open(tree, job->tok, err));
-    c->tree = *tree;
+    c->tree = tree;
     c->first_space = pd_tokenizer_get_info(job->tok)->add_space_prefix;
     return pd_matcher_open(&c->m, job->grammar, err);
 }
@@ -18,6 +17,15 @@ pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, pd_token_tree 
 void pd_constraint_done(pd_constraint *c) {
     pd_matcher_close(c->m);
     *c = (pd_constraint){0};
+}
+
+size_t pd_constraint_bytes(const pd_constraint *c) {
+    return c->m ? pd_matcher_bytes(c->m) : 0;
+}
+
+static pd_status failed(const pd_constraint *c, pd_err *err) {
+    const char *why = pd_matcher_failed(c->m);
+    return pd_fail(err, PD_EINVAL, "grammar", "the grammar cannot be followed further: %s", why ? why : "no memory");
 }
 
 /* The bytes `id` adds to the answer. */
@@ -50,7 +58,7 @@ pd_status pd_constraint_sample(pd_constraint *c, const pd_job *job, pd_sampler *
         if (isfinite(logits[*id]) && fits(c, job, *id)) return PD_OK;
     }
     const uint64_t *mask = pd_matcher_mask(c->m, c->tree, c->first_space);
-    if (!mask) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a grammar");
+    if (!mask) return failed(c, err);
     const size_t n_known = pd_tokenizer_get_info(job->tok)->n_vocab;
     const bool may_end = pd_matcher_may_end(c->m);
     int32_t best = -1;
@@ -68,10 +76,16 @@ pd_status pd_constraint_sample(pd_constraint *c, const pd_job *job, pd_sampler *
     return PD_OK;
 }
 
-bool pd_constraint_note(pd_constraint *c, const pd_job *job, int32_t id) {
-    if (!c->m) return false;
+pd_status pd_constraint_note(pd_constraint *c, const pd_job *job, int32_t id, bool *over, pd_err *err) {
+    *over = false;
+    if (!c->m) return PD_OK;
     const pd_str s = bytes_of(c, job, id);
     c->first_space = false;
-    pd_matcher_take(c->m, s.data, s.len);
-    return pd_matcher_must_end(c->m);
+    if (!pd_matcher_take(c->m, s.data, s.len)) {
+        if (pd_matcher_failed(c->m)) return failed(c, err);
+        return pd_fail(err, PD_EINVAL, "grammar", "token %d does not fit the grammar", id);
+    }
+    if (pd_matcher_failed(c->m)) return failed(c, err);
+    *over = pd_matcher_must_end(c->m);
+    return PD_OK;
 }

@@ -18,16 +18,19 @@ typedef struct pd_constraint {
     bool first_space;         /* the next token's leading space is not written */
 } pd_constraint;
 
-/* What `job` asks for; *tree is made when first needed and shared.  ENOMEM. */
-pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, pd_token_tree **tree, pd_err *err);
+/* What `job` asks for; `tree` is of its vocabulary, and may be NULL if it has no
+ * grammar.  ENOMEM. */
+pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, const pd_token_tree *tree, pd_err *err);
 void pd_constraint_done(pd_constraint *c); /* all-zero is fine */
+size_t pd_constraint_bytes(const pd_constraint *c); /* without the tree */
 
 /* The next token from logits[n_vocab]; -1: none fits, the answer is over.
- * Errors: EINVAL (no token fits, and it is not over), ENOMEM. */
+ * Errors: EINVAL (no token fits, and it is not over; a limit of grammar.h at run time). */
 pd_status pd_constraint_sample(pd_constraint *c, const pd_job *job, pd_sampler *s, const pd_kernels *kern,
                                const float *logits, pd_rng *rng, int32_t *id, pd_err *err);
 
-/* `id` is part of the answer.  True: nothing can follow it. */
-bool pd_constraint_note(pd_constraint *c, const pd_job *job, int32_t id);
+/* `id` is part of the answer.  *over: nothing can follow it.  Errors: EINVAL (it
+ * does not fit, which no sampled one does; a limit). */
+pd_status pd_constraint_note(pd_constraint *c, const pd_job *job, int32_t id, bool *over, pd_err *err);
 
 #endif

@@ -100,7 +100,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->score) PD_TRY(pd_score_open(s, err));
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
-    PD_TRY(pd_constraint_open(&s->constraint, job, &run->tree, err));
+    PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     return open_decode(s, slots, err);
 }
 
@@ -200,7 +200,9 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
     }
     pd_adjuster_note(&s->adjuster, id);
     PD_TRY(pd__job_emit(job, id, logprob, run->top, n_top, finish, err));
-    if (pd_constraint_note(&s->constraint, job, id)) *finish = PD_FINISH_STOP;
+    bool over;
+    PD_TRY(pd_constraint_note(&s->constraint, job, id, &over, err));
+    if (over) *finish = PD_FINISH_STOP;
     if (*finish == PD_FINISH_NONE && job->n_sampled >= job->max_tokens) *finish = PD_FINISH_LENGTH;
     s->next = id;
     if (*finish == PD_FINISH_NONE && job->notify) job->notify(job->notify_arg, job);
