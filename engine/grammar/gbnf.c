@@ -204,7 +204,7 @@ static pd_status read_name(reader *p, int32_t *ret) {
     const char *name = r->text + p->at;
     const size_t at = p->at;
     uint32_t h = 2166136261u;
-    while (is_name(peek(p))) h = (h ^ (unsigned)peek(p)) * 16777619u, p->at++;
+    while (is_name(peek(p))) h = (uint32_t)((uint64_t)(h ^ (unsigned)peek(p)) * 16777619u), p->at++;
     const size_t len = p->at - at;
     for (size_t s = h % SLOTS;; s = (s + 1) % SLOTS) {
         const int32_t i = r->slot[s] - 1;

@@ -58,8 +58,8 @@ struct pd_matcher {
 };
 
 static uint32_t mix(uint32_t a, uint32_t b) {
-    uint64_t x = ((uint64_t)a << 32 | b) * 0x9E3779B97F4A7C15u;
-    return (uint32_t)(x >> 32) ^ (uint32_t)x;
+    const uint64_t x = ((uint64_t)a * 0x9E3779B1u) ^ ((uint64_t)b * 0x85EBCA77u); /* neither wraps */
+    return (uint32_t)(x >> 32 ^ x >> 13);
 }
 
 static bool room(void **v, size_t n, size_t *cap, size_t size, bool *no_memory) {
