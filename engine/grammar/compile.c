@@ -120,7 +120,7 @@ static int32_t add_points(compiler *c, uint32_t lo, uint32_t hi, int32_t next, i
     uint8_t a[4], b[4];
     spell(lo, n, a);
     spell(hi, n, b);
-    for (unsigned i = n; i-- > 0;) next = add(c, (pd__g_node){.kind = PD__N_RANGE, .lo = a[i], .hi = b[i], .next = next});
+    for (unsigned i = n; i > 0; i--) next = add(c, (pd__g_node){.kind = PD__N_RANGE, .lo = a[i - 1], .hi = b[i - 1], .next = next});
     return either(c, next, others);
 }
 
@@ -152,15 +152,15 @@ static int32_t emit(compiler *c, int32_t item, int32_t next) {
     if (c->failed) return -1;
     switch (it->kind) {
     case PD__G_TEXT:
-        for (uint32_t i = it->len; i-- > 0 && next >= 0;) {
-            const uint8_t b = (uint8_t)c->r->bytes[it->off + i];
+        for (uint32_t i = it->len; i > 0 && next >= 0; i--) {
+            const uint8_t b = (uint8_t)c->r->bytes[it->off + i - 1];
             next = add(c, (pd__g_node){.kind = PD__N_RANGE, .lo = b, .hi = b, .next = next});
         }
         return next;
     case PD__G_SET: {
         int32_t at = -1;
-        for (uint32_t i = it->len; i-- > 0;) {
-            const pd__g_range *x = &c->r->range[it->off + i];
+        for (uint32_t i = it->len; i > 0; i--) {
+            const pd__g_range *x = &c->r->range[it->off + i - 1];
             at = add_points(c, x->lo, x->hi, next, at);
         }
         return at;

@@ -138,7 +138,7 @@ static pd_status read_text(reader *p, int32_t *ret) {
         const unsigned n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
         if (n == 1) PD_TRY(add_byte(p, (char)c));
         else PD_TRY(add_byte(p, (char)((0xF00u >> n & 0xFFu) | c >> 6 * (n - 1))));
-        for (unsigned i = n - 1; i-- > 0;) PD_TRY(add_byte(p, (char)(0x80 | (c >> 6 * i & 0x3F))));
+        for (unsigned i = 1; i < n; i++) PD_TRY(add_byte(p, (char)(0x80 | (c >> 6 * (n - 1 - i) & 0x3F))));
     }
     p->at++;
     return add_item(p, (pd__g_item){.kind = PD__G_TEXT, .off = (uint32_t)off, .len = (uint32_t)(p->r->n_bytes - off)}, ret);
