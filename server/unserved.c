@@ -9,7 +9,6 @@ typedef enum {
     ONE,      /* the number 1 */
     FALSE,    /* false */
     EMPTY,    /* an empty array, object or string */
-    TEXT,     /* {"type": "text"} */
     NO_TOOL,  /* "none" or "auto" (there are no tools to choose) */
     ONLY_TEXT, /* ["text"] */
     ABSENT,   /* nothing but null */
@@ -31,16 +30,9 @@ static const struct {
     {"functions", EMPTY, false},
     {"tool_choice", NO_TOOL, false},
     {"function_call", NO_TOOL, false},
-    {"response_format", TEXT, false},
     {"modalities", ONLY_TEXT, false},
     {"audio", ABSENT, false},
-    {"grammar", EMPTY, false},
-    {"json_schema", ABSENT, false},
-    {"guided_json", ABSENT, false},
     {"guided_regex", ABSENT, false},
-    {"guided_choice", ABSENT, false},
-    {"guided_grammar", ABSENT, false},
-    {"structured_outputs", ABSENT, false},
 };
 
 static bool is_string(const json_t *v, const char *s) {
@@ -54,7 +46,6 @@ static bool is_neutral(const json_t *v, neutral ok) {
     case EMPTY:
         return (json_is_array(v) && json_array_size(v) == 0) ||
                (json_is_object(v) && json_object_size(v) == 0) || is_string(v, "");
-    case TEXT: return json_is_object(v) && is_string(json_object_get(v, "type"), "text");
     case NO_TOOL: return is_string(v, "none") || is_string(v, "auto");
     case ONLY_TEXT: return json_array_size(v) == 1 && is_string(json_array_get(v, 0), "text");
     case ABSENT: break;
@@ -67,7 +58,6 @@ pd_status pd_unserved_check(const json_t *body, bool chat, pd_err *err) {
         "1",
         "false",
         "an empty value",
-        "{\"type\": \"text\"}",
         "\"none\" or \"auto\"",
         "[\"text\"]",
         "null",

@@ -15,6 +15,7 @@
 #include "compression/compress.h"
 #include "engine/base/buf.h"
 #include "engine/base/err.h"
+#include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -123,6 +124,7 @@ typedef struct pd_job_params {
     int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
     bool score;            /* log probabilities of the prompt's tokens: pd_job_scored */
     size_t score_top;      /* alternatives of each, <= PD_LOGPROBS_MAX; tokens * (1 + this) <= PD_SCORED_MAX */
+    pd_grammar *grammar;   /* the answer's text must match it, and ends with it; shared, NULL = any */
     pd_pooling pool;       /* pd_job_embedding; such a job has no token, press or other answer */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */

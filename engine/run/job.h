@@ -51,6 +51,7 @@ struct pd_job {
     pd_adjust adjust;            /* bias: own copy */
     int32_t *stop_id;            /* own copy */
     size_t n_stop_id;
+    pd_grammar *grammar;         /* one reference; NULL = any answer */
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     bool score;                  /* the leader's forks have none of their own */

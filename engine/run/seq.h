@@ -8,6 +8,7 @@
 #include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
+#include "engine/run/constrain.h"
 #include "engine/run/forward.h"
 #include "engine/run/job.h"
 #include "engine/run/sampler.h"
@@ -27,6 +28,7 @@ typedef struct pd_run {
     pd_fwd fwd;
     pd_attn attn;
     pd_sampler sampler;
+    pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
     pd_arena tmp;     /* one press call */
     size_t parallel;
     float *x;         /* [parallel][n_embd] hidden states of a decode step */
@@ -52,6 +54,7 @@ struct pd_seq {
     int32_t next;     /* the token to feed */
     pd_seq *after;    /* in the engine's list of ready ones */
     pd_rng rng;
+    pd_constraint constraint; /* all-zero = any token may come */
     pd_adjuster adjuster; /* all-zero = logits are taken as they are */
 
     /* for the decode press; rule.prune NULL = none */

@@ -486,7 +486,7 @@ class Errors(ServerTest):
             ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"), ({"suffix": "x"}, "suffix"),
             ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
             ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
-            ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),
+            ({"response_format": {"type": "xml"}}, "response_format"), ({"model": 5}, "model"),
             ({"model": "x@nope:0.5"}, "model"), ({"model": "x@knorm"}, "model"), ({"model": "x@knorm:1"}, "model"),
             ({"compression": 5}, "compression"), ({"compression": {}}, "compression.press"),
             ({"compression": {"press": "nope", "ratio": 0.5}}, "compression.press"),

@@ -145,6 +145,7 @@ RANK = {
     "engine/tokenizer": 2,
     "engine/cache": 2,
     "compression": 3,
+    "engine/grammar": 3,
     "engine/model": 3,
     "engine/run": 4,
     "server": 5,

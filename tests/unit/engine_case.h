@@ -50,6 +50,7 @@ typedef struct {
     const int32_t *stop_id;
     size_t n_stop_id;
     pd_adjust adjust;
+    pd_grammar *grammar;
     float temperature;
     uint64_t seed, press_seed;
 } ask;
