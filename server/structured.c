@@ -65,10 +65,24 @@ static pd_status schema(const json_t *v, const char *path, pd_grammar **ret, pd_
     return rc;
 }
 
+/* A member that is there is an object, whether the type asks for it or not. */
+static pd_status objects_only(const json_t *v, const char *const path[][2], size_t n, pd_err *err) {
+    for (size_t i = 0; i < n; i++) {
+        const json_t *x = pd_json_get(v, path[i][0]);
+        if (x && !json_is_object(x))
+            return pd_fail(err, PD_EINVAL, path[i][1], "%s is %s; an object is expected", path[i][1], pd_json_type_name(x));
+    }
+    return PD_OK;
+}
+
 static pd_status response_format(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
     const char *type = json_string_value(pd_json_get(v, "type"));
     if (!json_is_object(v) || !type)
         return pd_fail(err, PD_EINVAL, path, "%s must be an object with \"type\"", path);
+    static const char *const here[][2] = {{"schema", "response_format.schema"}, {"json_schema", "response_format.json_schema"}};
+    static const char *const inside[][2] = {{"schema", "response_format.json_schema.schema"}};
+    PD_TRY(objects_only(v, here, 2, err));
+    PD_TRY(objects_only(pd_json_get(v, "json_schema"), inside, 1, err));
     if (strcmp(type, "text") == 0) return PD_OK;
     const json_t *holder = pd_json_get(v, "json_schema"), *inner = pd_json_get(holder, "schema");
     if (strcmp(type, "json_object") == 0) {
