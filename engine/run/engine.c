@@ -305,8 +305,7 @@ static void name_press(pd_job *job) {
     r->page_bytes = job->page_bytes;
 }
 
-/* The vocabulary as a grammar needs it, made on the caller's thread: streams go on. */
-static pd_status need_tree(pd_engine *e, pd_err *err) {
+pd_status pd_engine_prepare_grammar(pd_engine *e, pd_err *err) {
     pd_status rc = PD_OK;
     pthread_mutex_lock(&e->tree_lock);
     if (!e->run.tree) {
@@ -331,7 +330,7 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
         return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
                        "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
-    if (p->grammar) PD_TRY(need_tree(e, err));
+    if (p->grammar) PD_TRY(pd_engine_prepare_grammar(e, err));
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
     job->n_choice = n;

@@ -311,6 +311,11 @@ class Replies(ServerTest):
         self.assertEqual(self.s.get("/v1/models/test%2Dmodel").json["id"], "test-model")
         self.check_error(self.s.get("/v1/models/other"), 404, "not_found_error", "model")
 
+    def test_a_form_is_prepared_before_it_is_submitted(self):
+        """What a grammar needs of the vocabulary is made where the body is parsed, not on the loop (the engine says so)."""
+        for form in ({"grammar": 'root ::= "a"'}, {"guided_choice": ["a", "b"]}, {"response_format": {"type": "json_object"}}):
+            self.assertEqual(self.s.complete("x", **form).status, 200, form)
+
     def test_presses(self):
         data = {p["name"]: p for p in self.s.get("/v1/presses").json["data"]}
         self.assertIn("knorm", data)
