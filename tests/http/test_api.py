@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import Server, ServerTest, events, until
+from harness import ServerTest, events, until
 
 try:
     import openai
@@ -474,7 +474,6 @@ class Errors(ServerTest):
     args = ("--ctx-size", "256", "--max-body-bytes", "128K", "--kv-cache-bytes", "64K")
 
     def test_fields(self):
-        nan = float("nan")
         table = [
             ({"prompt": None}, "prompt"), ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"),
             ({"prompt": ["a", 5]}, "prompt[1]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),

@@ -41,6 +41,12 @@ void case_cleanup(void) {
     if (have_dir) rmdir(dir);
 }
 
+int case_group_end(void **state) {
+    (void)state;
+    case_cleanup();
+    return 0;
+}
+
 pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o) {
     static const case_opts none;
     if (!o) o = &none;

@@ -902,12 +902,6 @@ static void embeddings_have_limits(void **state) {
     pd_engine_close(e);
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_equals_the_reference),
@@ -934,5 +928,5 @@ int main(void) {
         cmocka_unit_test(windows_hold_their_window),
         cmocka_unit_test(short_scopes_are_skipped),
     };
-    return cmocka_run_group_tests(tests, NULL, group_end);
+    return cmocka_run_group_tests(tests, NULL, case_group_end);
 }

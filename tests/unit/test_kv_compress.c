@@ -301,12 +301,6 @@ static void promises_are_kept_and_narrow(void **state) {
     pd_engine_close(e);
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pages_are_the_cheapest),
@@ -316,5 +310,5 @@ int main(void) {
         cmocka_unit_test(freed_pages_are_promised_again),
         cmocka_unit_test(promises_are_kept_and_narrow),
     };
-    return cmocka_run_group_tests(tests, NULL, group_end);
+    return cmocka_run_group_tests(tests, NULL, case_group_end);
 }
