@@ -488,7 +488,7 @@ static void *engine_main(void *arg) {
 pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o,
                          void (*progress)(void *arg, double done), void *arg, pd_err *err) {
     const char *ms = getenv("FAKE_ENGINE_LOAD_MS");
-    const long wait = ms ? atol(ms) : 0;
+    const long wait = ms ? strtol(ms, NULL, 10) : 0;
     for (long i = 0; i < wait; i += 10) {
         if (progress) progress(arg, (double)i / (double)wait);
         const struct timespec nap = {0, 10000000};
