@@ -5,9 +5,7 @@
  * costs two nodes of the automaton each time. */
 #include "server/pattern_grammar.h"
 
-#include "engine/base/utf8.h"
 #include "server/pattern_int.h"
-#include "server/schema_grammar.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -421,7 +421,7 @@ static pd_status write_alone(pd__schema *w, const json_t *s, const char *path, p
     if (v) return write_fixed(w, v, type, path, to);
     if ((v = pd_json_get(s, "enum"))) {
         if (json_array_size(v) == 0) return pd__schema_bad(w, path, "enum is a non-empty array");
-        for (size_t i = 0; i < json_array_size(v); i++) {
+        for (size_t i = 0; i < json_array_size(v) && !to->failed; i++) {
             if (i) pd_buf_puts(to, " | ");
             PD_TRY(write_fixed(w, json_array_get(v, i), type, path, to));
         }

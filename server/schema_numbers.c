@@ -162,9 +162,9 @@ static pd_status write_integers(pd__schema *w, const char *path, size_t id, int6
 
 /* ---- decimals ---- */
 
-/* A bound: whole.frac, and whether it is excluded itself. */
+/* A bound's size: whole.frac, and whether it is excluded itself. */
 typedef struct {
-    bool given, strict;
+    bool given, strict, cut; /* cut: it has more digits behind */
     uint64_t whole;
     char frac[24]; /* n digits, the last one not 0 */
     size_t n;
@@ -179,16 +179,18 @@ static pd_status take_apart(pd__schema *w, double v, const char *path, const cha
         if (strtod(text, NULL) == fabs(v)) break;
     }
     const int exponent = atoi(strchr(text, 'e') + 1);
-    if (fabs(v) > MOST || exponent < -DIGITS) return pd__schema_bad_key(w, path, key, "of at most 15 digits before the point and 15 behind it");
+    if (fabs(v) > MOST) return pd__schema_bad_key(w, path, key, "at most 15 digits before the point");
     size_t n = 0;
-    for (int i = exponent; i < 0; i++) all[n++] = '0'; /* 0.00 in front of the first digit */
+    for (int i = exponent; i < 0 && n <= DIGITS; i++) all[n++] = '0'; /* 0.00 in front of the first digit */
     for (const char *c = text; *c != 'e'; c++)
         if (*c != '.') all[n++] = *c;
     const size_t point = exponent > 0 ? (size_t)exponent + 1 : 1;
     while (n < point) all[n++] = '0';
     while (n > point && all[n - 1] == '0') n--;
-    if (n - point > DIGITS) return pd__schema_bad_key(w, path, key, "of at most 15 digits before the point and 15 behind it");
-    *ret = (bound){.given = true, .n = n - point, .value = v};
+    const bool cut = n - point > DIGITS;
+    if (cut) n = point + DIGITS;
+    while (n > point && all[n - 1] == '0') n--;
+    *ret = (bound){.given = true, .cut = cut, .n = n - point, .value = v};
     for (size_t i = 0; i < point; i++) ret->whole = ret->whole * 10 + (uint64_t)(all[i] - '0');
     memcpy(ret->frac, all + point, n - point);
     return PD_OK;
@@ -331,8 +333,12 @@ static void between(pd_buf *to, const bound *lo, const bound *hi, size_t at, siz
 
 /* Decimals of one sign, lo..hi in size; hi not given: no end.  `room`: digits behind
  * the point. */
-static void magnitudes(multiples *m, pd_buf *to, const char *sign, const bound *lo, const bound *hi, size_t room) {
+static void magnitudes(multiples *m, pd_buf *to, const char *sign, const bound *from, const bound *till, size_t room) {
+    bound low = *from, high = *till; /* of one that is cut the text never reaches the rest */
+    const bound *lo = &low, *hi = &high;
     char any[48] = "";
+    low.strict |= low.cut;
+    high.strict &= !high.cut;
     if (room) snprintf(any, sizeof any, "(\".\" [0-9]{1,%zu})?", room);
     if (hi->given && lo->whole == hi->whole) {
         pd_buf_printf(to, "\"%s%llu\" (\".\"", sign, (unsigned long long)lo->whole);

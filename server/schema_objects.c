@@ -102,7 +102,7 @@ static pd_status find_others(object *o, const json_t *s, const char *path, json_
     size_t rule = 0;
     snprintf(o->name, sizeof o->name, "string");
     snprintf(o->value, sizeof o->value, "value");
-    o->open = more ? !json_is_false(more) : !props && !matching;
+    o->open = more ? !json_is_false(more) : o->n == 0 && !matching;
     if (json_object_size(matching)) {
         if (json_object_size(matching) > 1 || o->n || names || o->open)
             return pd__schema_bad_key(o->w, path, "patternProperties", "served with one pattern, without properties and propertyNames, and with additionalProperties false");
@@ -137,7 +137,7 @@ static pd_status find_others(object *o, const json_t *s, const char *path, json_
         json_t *strings = json_copy((json_t *)(uintptr_t)names);
         if (!strings) return pd_fail(o->w->err, PD_ENOMEM, NULL, "no memory for a schema");
         o->w->merged[o->w->n_merged++] = strings;
-        if (!json_object_get(names, "enum") && !json_object_get(names, "const")) json_object_set_new(strings, "type", json_string("string"));
+        if (!json_object_get(names, "enum") && !json_object_get(names, "const") && !json_object_get(names, "type")) json_object_set_new(strings, "type", json_string("string"));
         if (!pd__schema_only_strings(o->w, strings)) return pd__schema_bad(o->w, at, "a schema of strings is expected");
         PD_TRY(pd__schema_rule(o->w, strings, at, &rule));
         snprintf(o->name, sizeof o->name, "s%zu", rule);
@@ -184,7 +184,7 @@ pd_status pd__schema_object(pd__schema *w, const json_t *s, const char *path, si
     if (o.min > (int64_t)o.n + o.open)
         return pd__schema_bad_key(w, path, "minProperties", "more than `properties` has; of other members one alone is counted, since two may have one name");
     if (o.max > (int64_t)o.n && !o.open) o.max = -1;
-    o.cap = o.max > o.min ? o.max : o.min > 0 ? o.min : 1;
+    o.cap = o.max >= 0 ? o.max : o.min > 1 ? o.min : 1;
     json_object_foreach(props, key, one) {
         snprintf(at, sizeof at, "%s.properties.%s", path, key);
         PD_TRY(pd__schema_rule(w, one, at, &rule));
