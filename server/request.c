@@ -349,7 +349,11 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_choices(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
     PD_TRY(pd_json_bool(body, "", "verbose", &r->verbose, err));
-    if (!explain) PD_TRY(pd_structured_decode(body, &r->grammar, err));
+    PD_TRY(pd_structured_decode(body, &r->grammar, err));
+    if (explain) { /* nothing is drawn; a form that is wrong is refused there too */
+        pd_grammar_unref(r->grammar);
+        r->grammar = NULL;
+    }
     if (explain) PD_TRY(decode_explain(body, env, r, err));
     for (size_t i = 0; i < r->n_prompt && !r->n_compare; i++)
         PD_TRY(decode_compression(body, env, r, &r->prompt[i].compression, err));

@@ -3,26 +3,17 @@
  * `$ref` is a rule of its own, so recursion costs nothing. */
 #include "server/schema_grammar.h"
 
+#include "server/schema_int.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATH_MAX_BYTES = 256, MERGED_MAX = 256, WORK_MAX = 100000 };
+enum { WORK_MAX = 100000 };
 
 /* Types as a set. */
 enum { NUL = 1, BOOL = 2, INT = 4, REAL = 8, STRING = 16, ARRAY = 32, OBJECT = 64, ALL = 127 };
-
-typedef struct {
-    const json_t *root;
-    pd_buf *out;
-    const json_t *schema[PD_SCHEMA_RULES_MAX]; /* of each rule */
-    size_t n_rule, work;
-    unsigned depth;
-    json_t *merged[MERGED_MAX]; /* what allOf became; owned */
-    size_t n_merged;
-    pd_err *err;
-} writer;
 
 static const char base[] =
     "ws ::= | \" \" | \"\\n\" [ \\t]{0,16}\n"
@@ -35,6 +26,8 @@ static const char base[] =
     "member ::= string ws \":\" ws value\n"
     "object ::= \"{\" ws (member ws (\",\" ws member ws)*)? \"}\"\n"
     "array ::= \"[\" ws (value ws (\",\" ws value ws)*)? \"]\"\n"
+    "plain ::= [^\"\\\\\\x00-\\x1f] | \"\\\\\" [\"\\\\bfnrt] | \"\\\\u00\" (\"0\" [0-7be-f] | \"1\" [0-9a-f])\n"
+    "never ::= [^\\x00-\\U0010FFFF]\n"
     "value ::= string | number | object | array | boolean | \"null\"\n";
 
 void pd_json_grammar(pd_buf *out) {
@@ -53,19 +46,22 @@ void pd_gbnf_text(pd_buf *out, const char *s, size_t n) {
     pd_buf_putc(out, '"');
 }
 
-static pd_status bad(writer *w, const char *path, const char *what) {
+pd_status pd__schema_bad(pd__schema *w, const char *path, const char *what) {
     return pd_fail(w->err, PD_EINVAL, path, "%s: %s", path, what);
 }
 
-/* A JSON value as the text it must be. */
-static void literal(pd_buf *to, const json_t *v) {
+pd_status pd__schema_bad_key(pd__schema *w, const char *path, const char *key, const char *what) {
+    char at[PD__SCHEMA_PATH_MAX];
+    snprintf(at, sizeof at, "%s.%s", path, key);
+    return pd__schema_bad(w, at, what);
+}
+
+void pd__schema_literal(pd_buf *to, const json_t *v) {
     char *s = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
     if (s) pd_gbnf_text(to, s, strlen(s));
     else to->failed = true;
     free(s);
 }
-
-static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_t *rule);
 
 /* ---- what is read ---- */
 
@@ -73,16 +69,18 @@ static bool known(const char *key) {
     static const char *const word[] = {
         "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
         "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "minLength", "maxLength", "format", "minimum", "maximum",
-        "exclusiveMinimum", "exclusiveMaximum", "nullable",
+        "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "pattern", "minProperties", "maxProperties",
+        "patternProperties", "propertyNames", "uniqueItems", "nullable",
         "$defs", "definitions", "title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated",
+        "readOnly", "writeOnly", "example", "contentEncoding", "contentMediaType", /* say nothing of validity */
     };
     for (size_t i = 0; i < sizeof word / sizeof word[0]; i++)
         if (strcmp(key, word[i]) == 0) return true;
-    return false;
+    return strncmp(key, "x-", 2) == 0; /* OpenAPI's extensions */
 }
 
-static pd_status count_of(writer *w, const json_t *s, const char *path, const char *key, int64_t none, int64_t *ret) {
-    char at[PATH_MAX_BYTES];
+pd_status pd__schema_count(pd__schema *w, const json_t *s, const char *path, const char *key, int64_t none, int64_t *ret) {
+    char at[PD__SCHEMA_PATH_MAX];
     snprintf(at, sizeof at, "%s.", path);
     *ret = none;
     return pd_json_int(s, at, key, 0, 10000, ret, NULL, w->err);
@@ -123,144 +121,26 @@ static unsigned value_bits(const json_t *v) {
     }
 }
 
-/* ---- numbers ---- */
+/* ---- arrays ---- */
 
-static bool all_are(const char *s, size_t n, char c) {
-    for (size_t i = 0; i < n; i++)
-        if (s[i] != c) return false;
-    return true;
-}
-
-/* Decimal numbers lo..hi of `n` digits each, leading zeros allowed: at most three
- * parts per digit, since an end that is all 0 or all 9 is no end. */
-static void digits(pd_buf *to, const char *lo, const char *hi, size_t n) {
-    size_t same = 0;
-    while (same < n && lo[same] == hi[same]) same++;
-    if (same) pd_gbnf_text(to, lo, same);
-    if (same == n) return;
-    lo += same, hi += same, n -= same;
-    char nines[24], zeros[24];
-    memset(nines, '9', sizeof nines);
-    memset(zeros, '0', sizeof zeros);
-    const bool from = all_are(lo + 1, n - 1, '0'), till = all_are(hi + 1, n - 1, '9'); /* whole decades at the ends */
-    const char first = (char)(from ? *lo : *lo + 1), last = (char)(till ? *hi : *hi - 1), *sep = "";
-    pd_buf_puts(to, " (");
-    if (!from) {
-        pd_buf_printf(to, "\"%c\" ", *lo);
-        digits(to, lo + 1, nines, n - 1);
-        sep = " | ";
-    }
-    if (first <= last) {
-        pd_buf_printf(to, "%s[%c-%c]", sep, first, last);
-        if (n > 1) pd_buf_printf(to, " [0-9]{%zu}", n - 1);
-        sep = " | ";
-    }
-    if (!till) {
-        pd_buf_printf(to, "%s\"%c\" ", sep, *hi);
-        digits(to, zeros, hi + 1, n - 1);
-    }
-    pd_buf_puts(to, ")");
-}
-
-/* 0 <= lo <= hi */
-static void naturals(pd_buf *to, uint64_t lo, uint64_t hi, const char *sign) {
-    char a[24], b[24];
-    for (bool first = true;; first = false) {
-        const int n = snprintf(a, sizeof a, "%llu", (unsigned long long)lo);
-        uint64_t most = 9;
-        for (int i = 1; i < n; i++) most = most * 10 + 9;
-        if (most > hi) most = hi;
-        snprintf(b, sizeof b, "%llu", (unsigned long long)most);
-        pd_buf_printf(to, "%s\"%s\" ", first ? "" : " | ", sign);
-        digits(to, a, b, (size_t)n);
-        if (most == hi) return;
-        lo = most + 1;
-    }
-}
-
-static pd_status write_integer(writer *w, const json_t *s, const char *path, pd_buf *to) {
-    const int64_t most = 999999999999999;
-    int64_t lo = -most, hi = most, x = 0;
-    char at[PATH_MAX_BYTES];
-    bool given;
-    snprintf(at, sizeof at, "%s.", path);
-    PD_TRY(pd_json_int(s, at, "minimum", -most, most, &lo, NULL, w->err));
-    PD_TRY(pd_json_int(s, at, "maximum", -most, most, &hi, NULL, w->err));
-    PD_TRY(pd_json_int(s, at, "exclusiveMinimum", -most, most, &x, &given, w->err));
-    if (given && x + 1 > lo) lo = x + 1;
-    PD_TRY(pd_json_int(s, at, "exclusiveMaximum", -most, most, &x, &given, w->err));
-    if (given && x - 1 < hi) hi = x - 1;
-    if (lo == -most && hi == most) { /* bounds that wide are none */
-        pd_buf_puts(to, "integer");
-        return PD_OK;
-    }
-    if (lo > hi) return bad(w, path, "no integer is in the range asked for");
-    if (lo < 0) naturals(to, hi < 0 ? (uint64_t)-hi : 1, (uint64_t)-lo, "-");
-    if (lo < 0 && hi >= 0) pd_buf_puts(to, " | ");
-    if (hi >= 0) naturals(to, lo > 0 ? (uint64_t)lo : 0, (uint64_t)hi, "");
-    return PD_OK;
-}
-
-/* ---- strings ---- */
-
-/* RFC 3339's, years 1000 to 9999; 29 February in leap years alone. */
-#define DATE \
-    "([1-9] [0-9]{3} \"-\" ((\"0\" [13578] | \"1\" [02]) \"-\" (\"0\" [1-9] | [12] [0-9] | \"3\" [01]) | " \
-    "(\"0\" [469] | \"11\") \"-\" (\"0\" [1-9] | [12] [0-9] | \"30\") | " \
-    "\"02-\" (\"0\" [1-9] | \"1\" [0-9] | \"2\" [0-8])) | " \
-    "([1-9] [0-9] (\"0\" [48] | [2468] [048] | [13579] [26]) | ([2468] [048] | [13579] [26]) \"00\") \"-02-29\")"
-
-static pd_status write_string(writer *w, const json_t *s, const char *path, pd_buf *to) {
-    static const struct { const char *name, *gbnf; } format[] = {
-        {"date", DATE},
-        {"time", "([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9] \":\" [0-5] [0-9] (\".\" [0-9]{1,6})? (\"Z\" | [-+] ([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9])"},
-        {"uuid", "[0-9a-f]{8} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{12}"},
-        {"ipv4", "ipv4 (\".\" ipv4){3}"},
-        {"email", "[a-zA-Z0-9_]{1,32} ([.] [a-zA-Z0-9_]{1,32}){0,2} \"@\" [a-z0-9]{1,32} ([.] [a-z]{2,16}){1,3}"},
-    };
-    int64_t min, max;
-    PD_TRY(count_of(w, s, path, "minLength", 0, &min));
-    PD_TRY(count_of(w, s, path, "maxLength", -1, &max));
-    if (max >= 0 && max < min) return bad(w, path, "maxLength is below minLength");
-    const json_t *f = pd_json_get(s, "format");
-    if (!f) {
-        pd_buf_printf(to, "\"\\\"\" char{%d,", (int)min);
-        if (max >= 0) pd_buf_printf(to, "%d", (int)max);
-        pd_buf_puts(to, "} \"\\\"\"");
-        return PD_OK;
-    }
-    const char *name = json_is_string(f) ? json_string_value(f) : "";
-    if (pd_json_get(s, "minLength") || pd_json_get(s, "maxLength")) return bad(w, path, "format with minLength or maxLength is not served");
-    if (strcmp(name, "date-time") == 0) {
-        pd_buf_printf(to, "\"\\\"\" %s \"T\" %s \"\\\"\"", format[0].gbnf, format[1].gbnf);
-        return PD_OK;
-    }
-    for (size_t i = 0; i < sizeof format / sizeof format[0]; i++) {
-        if (strcmp(name, format[i].name) != 0) continue;
-        pd_buf_printf(to, "\"\\\"\" %s \"\\\"\"", format[i].gbnf);
-        return PD_OK;
-    }
-    return bad(w, path, "format is none of date, time, date-time, uuid, ipv4, email");
-}
-
-/* ---- arrays and objects ---- */
-
-static pd_status write_array(writer *w, const json_t *s, const char *path, pd_buf *to) {
+static pd_status write_array(pd__schema *w, const json_t *s, const char *path, pd_buf *to) {
+    if (pd_json_get(s, "uniqueItems") && !json_is_false(json_object_get(s, "uniqueItems")))
+        return pd__schema_bad_key(w, path, "uniqueItems", "false alone is served: a grammar does not compare items");
     const json_t *prefix = pd_json_get(s, "prefixItems"), *items = json_object_get(s, "items");
     const size_t n = json_array_size(prefix);
     int64_t min, max;
     size_t rule = 0;
-    char at[PATH_MAX_BYTES];
-    PD_TRY(count_of(w, s, path, "minItems", 0, &min));
-    PD_TRY(count_of(w, s, path, "maxItems", -1, &max));
-    if (max >= 0 && max < min) return bad(w, path, "maxItems is below minItems");
+    char at[PD__SCHEMA_PATH_MAX];
+    PD_TRY(pd__schema_count(w, s, path, "minItems", 0, &min));
+    PD_TRY(pd__schema_count(w, s, path, "maxItems", -1, &max));
+    if (max >= 0 && max < min) return pd__schema_bad(w, path, "maxItems is below minItems");
     if (n) { /* all of them, so that the tuple is whole */
         if ((max >= 0 && (size_t)max < n) || (size_t)min > n || (items && !json_is_false(items)))
-            return bad(w, path, "prefixItems with items, or with other bounds than its length, is not served");
+            return pd__schema_bad(w, path, "prefixItems with items, or with other bounds than its length, is not served");
         pd_buf_puts(to, "\"[\" ws ");
         for (size_t i = 0; i < n; i++) {
             snprintf(at, sizeof at, "%s.prefixItems[%zu]", path, i);
-            PD_TRY(schema_rule(w, json_array_get(prefix, i), at, &rule));
+            PD_TRY(pd__schema_rule(w, json_array_get(prefix, i), at, &rule));
             pd_buf_printf(to, "%ss%zu ws ", i ? "\",\" ws " : "", rule);
         }
         pd_buf_puts(to, "\"]\"");
@@ -269,7 +149,7 @@ static pd_status write_array(writer *w, const json_t *s, const char *path, pd_bu
     char item[32] = "value";
     if (items && !json_is_true(items)) {
         snprintf(at, sizeof at, "%s.items", path);
-        PD_TRY(schema_rule(w, items, at, &rule));
+        PD_TRY(pd__schema_rule(w, items, at, &rule));
         snprintf(item, sizeof item, "s%zu", rule);
     }
     if (max == 0) {
@@ -282,81 +162,16 @@ static pd_status write_array(writer *w, const json_t *s, const char *path, pd_bu
     return PD_OK;
 }
 
-static bool is_required(const json_t *s, const char *key) {
-    const json_t *list = pd_json_get(s, "required");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const char *name = json_string_value(json_array_get(list, i));
-        if (name && strcmp(name, key) == 0) return true;
-    }
-    return false;
-}
-
-/* Members in order: rule <id>-<i> is the rest from member i on when one was written,
- * <id>-<i>f when none was. */
-static pd_status write_object(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
-    json_t *props = pd_json_get(s, "properties"), *one;
-    const json_t *more = json_object_get(s, "additionalProperties");
-    const size_t n = json_object_size(props);
-    const bool open = more ? !json_is_false(more) : n == 0;
-    const char *key;
-    char at[PATH_MAX_BYTES], rest[32] = "value";
-    size_t i = 0, rule = 0;
-    for (size_t k = 0; k < json_array_size(pd_json_get(s, "required")); k++) {
-        const char *name = json_string_value(json_array_get(pd_json_get(s, "required"), k));
-        if (!name || !json_object_get(props, name)) return bad(w, path, "required names something that is not in properties");
-    }
-    if (open && n) return bad(w, path, "additionalProperties beside properties is not served: give false");
-    if (open && more && !json_is_true(more)) {
-        snprintf(at, sizeof at, "%s.additionalProperties", path);
-        PD_TRY(schema_rule(w, more, at, &rule));
-        snprintf(rest, sizeof rest, "s%zu", rule);
-    }
-    if (open) {
-        pd_buf_printf(to, "\"{\" ws (string ws \":\" ws %s ws (\",\" ws string ws \":\" ws %s ws)*)? \"}\"", rest, rest);
-        return PD_OK;
-    }
-    json_object_foreach(props, key, one) {
-        snprintf(at, sizeof at, "%s.properties.%s", path, key);
-        PD_TRY(schema_rule(w, one, at, &rule));
-        const bool must = is_required(s, key);
-        for (int first = 0; first < 2; first++) {
-            pd_buf_printf(w->out, "s%zu-%zu%s ::= %s", id, i, first ? "f" : "", first ? "" : "\",\" ws ");
-            json_t *name = json_string(key);
-            literal(w->out, name);
-            json_decref(name);
-            pd_buf_printf(w->out, " ws \":\" ws s%zu ws s%zu-%zu", rule, id, i + 1);
-            if (!must) pd_buf_printf(w->out, " | s%zu-%zu%s", id, i + 1, first ? "f" : "");
-            pd_buf_putc(w->out, '\n');
-        }
-        i++;
-    }
-    pd_buf_printf(w->out, "s%zu-%zu ::= \"\"\ns%zu-%zuf ::= \"\"\n", id, n, id, n);
-    pd_buf_printf(to, "\"{\" ws s%zu-0f \"}\"", id);
-    return PD_OK;
-}
-
 /* ---- one schema ---- */
 
 /* A fixed value, if the types beside it allow it. */
-static pd_status write_fixed(writer *w, const json_t *v, const json_t *type, const char *path, pd_buf *to) {
-    if (type && !(type_bits(type) & value_bits(v))) return bad(w, path, "enum or const holds a value of another type");
-    literal(to, v);
+static pd_status write_fixed(pd__schema *w, const json_t *v, const json_t *type, const char *path, pd_buf *to) {
+    if (type && !(type_bits(type) & value_bits(v))) return pd__schema_bad(w, path, "enum or const holds a value of another type");
+    pd__schema_literal(to, v);
     return PD_OK;
 }
 
-static pd_status write_number(writer *w, const json_t *s, const char *path, pd_buf *to) {
-    static const char *const key[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"};
-    for (size_t i = 0; i < 4; i++) {
-        if (!pd_json_get(s, key[i])) continue;
-        char at[PATH_MAX_BYTES];
-        snprintf(at, sizeof at, "%s.%s", path, key[i]);
-        return bad(w, at, "bounds are served for type integer, not for number");
-    }
-    pd_buf_puts(to, "number");
-    return PD_OK;
-}
-
-static pd_status write_types(writer *w, const json_t *s, unsigned types, const char *path, size_t id, pd_buf *to) {
+static pd_status write_types(pd__schema *w, const json_t *s, unsigned types, const char *path, size_t id, pd_buf *to) {
     const char *sep = "";
     for (unsigned bit = 1; bit <= OBJECT; bit <<= 1) {
         if (!(types & bit) || (bit == INT && types & REAL)) continue;
@@ -365,11 +180,11 @@ static pd_status write_types(writer *w, const json_t *s, unsigned types, const c
         switch (bit) {
         case NUL: pd_buf_puts(to, "\"null\""); break;
         case BOOL: pd_buf_puts(to, "boolean"); break;
-        case INT: PD_TRY(write_integer(w, s, path, to)); break;
-        case REAL: PD_TRY(write_number(w, s, path, to)); break;
-        case STRING: PD_TRY(write_string(w, s, path, to)); break;
+        case INT: PD_TRY(pd__schema_integer(w, s, path, id, to)); break;
+        case REAL: PD_TRY(pd__schema_number(w, s, path, id, to)); break;
+        case STRING: PD_TRY(pd__schema_string(w, s, path, id, to)); break;
         case ARRAY: PD_TRY(write_array(w, s, path, to)); break;
-        default: PD_TRY(write_object(w, s, path, id, to)); break;
+        default: PD_TRY(pd__schema_object(w, s, path, id, to)); break;
         }
     }
     return PD_OK;
@@ -377,7 +192,7 @@ static pd_status write_types(writer *w, const json_t *s, unsigned types, const c
 
 /* One step of a JSON pointer (RFC 6901): ~1 is '/', ~0 is '~'. */
 static const json_t *pointer_step(const json_t *at, const char *s, size_t n) {
-    char name[PATH_MAX_BYTES];
+    char name[PD__SCHEMA_PATH_MAX];
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
         if (k == sizeof name) return NULL;
@@ -396,7 +211,7 @@ static const json_t *pointer_step(const json_t *at, const char *s, size_t n) {
 }
 
 /* What a $ref names, or NULL. */
-static const json_t *target(const writer *w, const json_t *v) {
+static const json_t *target(const pd__schema *w, const json_t *v) {
     const char *ref = json_is_string(v) ? json_string_value(v) : "";
     const json_t *at = w->root;
     if (*ref != '#') return NULL;
@@ -409,17 +224,17 @@ static const json_t *target(const writer *w, const json_t *v) {
     return *ref == '\0' && (json_is_object(at) || json_is_boolean(at)) ? at : NULL;
 }
 
-static pd_status find_ref(writer *w, const json_t *v, const char *path, const json_t **ret) {
+static pd_status find_ref(pd__schema *w, const json_t *v, const char *path, const json_t **ret) {
     if (!json_is_string(v) || *json_string_value(v) != '#')
-        return bad(w, path, "$ref is served within the schema only (\"#/$defs/...\")");
+        return pd__schema_bad(w, path, "$ref is served within the schema only (\"#/$defs/...\")");
     *ret = target(w, v);
-    return *ret ? PD_OK : bad(w, path, "$ref names nothing in the schema");
+    return *ret ? PD_OK : pd__schema_bad(w, path, "$ref names nothing in the schema");
 }
 
 /* ---- what a schema can be ---- */
 
 /* Types that a value of `s` may have: not fewer than it has, so ALL when in doubt. */
-static unsigned types_of(writer *w, const json_t *s, unsigned depth) {
+static unsigned types_of(pd__schema *w, const json_t *s, unsigned depth) {
     const json_t *v;
     if (!json_is_object(s) || depth > PD_SCHEMA_DEPTH_MAX || ++w->work > WORK_MAX) return ALL;
     unsigned all = 0;
@@ -436,7 +251,11 @@ static unsigned types_of(writer *w, const json_t *s, unsigned depth) {
     return json_is_true(pd_json_get(s, "nullable")) ? all | NUL : all;
 }
 
-static const json_t *behind_refs(const writer *w, const json_t *s) {
+bool pd__schema_only_strings(pd__schema *w, const json_t *s) {
+    return types_of(w, s, 0) == STRING;
+}
+
+static const json_t *behind_refs(const pd__schema *w, const json_t *s) {
     for (int i = 0; i < PD_SCHEMA_DEPTH_MAX; i++) {
         const json_t *ref = pd_json_get(s, "$ref");
         if (!ref || !(s = target(w, ref))) return s;
@@ -457,10 +276,8 @@ static bool same_value(const json_t *a, const json_t *b) {
     return json_equal(a, b);
 }
 
-static bool is_required(const json_t *s, const char *key);
-
 /* True only if no value is valid in both. */
-static bool disjoint(writer *w, const json_t *a, const json_t *b, unsigned depth) {
+static bool disjoint(pd__schema *w, const json_t *a, const json_t *b, unsigned depth) {
     if (depth > 4 || ++w->work > WORK_MAX) return false;
     if (!(types_of(w, a, 0) & types_of(w, b, 0))) return true;
     a = behind_refs(w, a);
@@ -477,18 +294,18 @@ static bool disjoint(writer *w, const json_t *a, const json_t *b, unsigned depth
     json_t *one, *props = pd_json_get(a, "properties"), *others = pd_json_get(b, "properties");
     json_object_foreach(props, key, one) {
         const json_t *other = json_object_get(others, key);
-        if (other && is_required(a, key) && is_required(b, key) && disjoint(w, one, other, depth + 1)) return true;
+        if (other && pd__schema_requires(a, key) && pd__schema_requires(b, key) && disjoint(w, one, other, depth + 1)) return true;
     }
     return false;
 }
 
 /* True if `from` is, without reading a byte, `to` again: by $ref and choices alone. */
-static bool leads_to(writer *w, const json_t *from, const json_t *to, const json_t **seen, size_t *n_seen) {
+static bool leads_to(pd__schema *w, const json_t *from, const json_t *to, const json_t **seen, size_t *n_seen) {
     static const char *const key[] = {"anyOf", "oneOf", "allOf"};
     if (from == to) return true;
     for (size_t i = 0; i < *n_seen; i++)
         if (seen[i] == from) return false;
-    if (*n_seen == MERGED_MAX || ++w->work > WORK_MAX) return true;
+    if (*n_seen == PD__SCHEMA_MERGED_MAX || ++w->work > WORK_MAX) return true;
     seen[(*n_seen)++] = from;
     const json_t *next = target(w, pd_json_get(from, "$ref"));
     if (next && leads_to(w, next, to, seen, n_seen)) return true;
@@ -501,44 +318,45 @@ static bool leads_to(writer *w, const json_t *from, const json_t *to, const json
 /* ---- allOf ---- */
 
 static bool is_note(const char *key) {
-    static const char *const word[] = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "$defs", "definitions"};
+    static const char *const word[] = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "$defs", "definitions",
+                                       "readOnly", "writeOnly", "example"};
     for (size_t i = 0; i < sizeof word / sizeof word[0]; i++)
         if (strcmp(key, word[i]) == 0) return true;
-    return false;
+    return strncmp(key, "x-", 2) == 0;
 }
 
 /* One more object of an allOf into `all`. */
-static pd_status merge(writer *w, json_t *all, const json_t *s, const char *path, unsigned depth) {
+static pd_status merge(pd__schema *w, json_t *all, const json_t *s, const char *path, unsigned depth) {
     const char *key;
     json_t *v, *one;
     s = behind_refs(w, s);
-    if (++w->work > WORK_MAX) return bad(w, path, "allOf names too many schemas");
-    if (!json_is_object(s) || depth > PD_SCHEMA_DEPTH_MAX) return bad(w, path, "allOf is served for objects with properties");
+    if (++w->work > WORK_MAX) return pd__schema_bad(w, path, "allOf names too many schemas");
+    if (!json_is_object(s) || depth > PD_SCHEMA_DEPTH_MAX) return pd__schema_bad(w, path, "allOf is served for objects with properties");
     json_t *props = json_object_get(all, "properties"), *must = json_object_get(all, "required");
     json_object_foreach((json_t *)(uintptr_t)s, key, v) {
         const bool plain = strcmp(key, "properties") == 0 || strcmp(key, "required") == 0 || strcmp(key, "allOf") == 0 ||
                            (strcmp(key, "type") == 0 && type_bits(v) == OBJECT);
         if (!plain && !is_note(key))
-            return bad(w, path, "allOf is served for objects that have type, properties, required and allOf alone");
+            return pd__schema_bad(w, path, "allOf is served for objects that have type, properties, required and allOf alone");
     }
     const char *name;
     json_object_foreach(pd_json_get(s, "properties"), name, one) {
         const json_t *there = json_object_get(props, name);
-        if (there && !json_equal(there, one)) return bad(w, path, "two parts of allOf say different things about one property");
-        if (json_object_set(props, name, one) != 0) return bad(w, path, "no memory for allOf");
+        if (there && !json_equal(there, one)) return pd__schema_bad(w, path, "two parts of allOf say different things about one property");
+        if (json_object_set(props, name, one) != 0) return pd__schema_bad(w, path, "no memory for allOf");
     }
     for (size_t i = 0; i < json_array_size(pd_json_get(s, "required")); i++)
-        if (json_array_append(must, json_array_get(pd_json_get(s, "required"), i)) != 0) return bad(w, path, "no memory for allOf");
+        if (json_array_append(must, json_array_get(pd_json_get(s, "required"), i)) != 0) return pd__schema_bad(w, path, "no memory for allOf");
     v = pd_json_get(s, "allOf");
     for (size_t i = 0; i < json_array_size(v); i++) PD_TRY(merge(w, all, json_array_get(v, i), path, depth + 1));
     return PD_OK;
 }
 
-static pd_status write_all(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
+static pd_status write_all(pd__schema *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
     const json_t *list = pd_json_get(s, "allOf");
-    char at[PATH_MAX_BYTES];
+    char at[PD__SCHEMA_PATH_MAX];
     snprintf(at, sizeof at, "%s.allOf", path);
-    if (json_array_size(list) == 0) return bad(w, at, "a non-empty array is expected");
+    if (json_array_size(list) == 0) return pd__schema_bad(w, at, "a non-empty array is expected");
     bool alone = json_array_size(list) == 1;
     const char *key;
     json_t *v;
@@ -546,34 +364,34 @@ static pd_status write_all(writer *w, const json_t *s, const char *path, size_t 
     if (alone) {
         size_t rule = 0;
         snprintf(at, sizeof at, "%s.allOf[0]", path);
-        PD_TRY(schema_rule(w, json_array_get(list, 0), at, &rule));
+        PD_TRY(pd__schema_rule(w, json_array_get(list, 0), at, &rule));
         pd_buf_printf(to, "s%zu", rule);
         return PD_OK;
     }
-    if (w->n_merged == MERGED_MAX) return bad(w, at, "more than 256 of them");
+    if (w->n_merged == PD__SCHEMA_MERGED_MAX) return pd__schema_bad(w, at, "more than 256 of them");
     json_t *all = json_pack("{s:s, s:{}, s:[]}", "type", "object", "properties", "required");
     if (!all) return pd_fail(w->err, PD_ENOMEM, NULL, "no memory for allOf");
     w->merged[w->n_merged++] = all;
     PD_TRY(merge(w, all, s, at, 0));
-    return write_object(w, all, path, id, to);
+    return pd__schema_object(w, all, path, id, to);
 }
 
 /* Any of several schemas; `oneOf` is the same where no value is valid in two. */
-static pd_status write_any(writer *w, const json_t *list, const char *path, const char *key, pd_buf *to) {
+static pd_status write_any(pd__schema *w, const json_t *list, const char *path, const char *key, pd_buf *to) {
     const size_t n = json_array_size(list);
-    if (n == 0) return bad(w, path, "anyOf and oneOf are non-empty arrays");
+    if (n == 0) return pd__schema_bad(w, path, "anyOf and oneOf are non-empty arrays");
     for (size_t i = 0; i < n && strcmp(key, "oneOf") == 0; i++)
         for (size_t k = i + 1; k < n; k++) {
             if (disjoint(w, json_array_get(list, i), json_array_get(list, k), 0)) continue;
-            char at[PATH_MAX_BYTES];
+            char at[PD__SCHEMA_PATH_MAX];
             snprintf(at, sizeof at, "%s.oneOf[%zu]", path, k);
-            return bad(w, at, "a value could be valid here and in an earlier branch: tell them apart by type or by a required constant, or use anyOf");
+            return pd__schema_bad(w, at, "a value could be valid here and in an earlier branch: tell them apart by type or by a required constant, or use anyOf");
         }
     for (size_t i = 0; i < n; i++) {
-        char at[PATH_MAX_BYTES];
+        char at[PD__SCHEMA_PATH_MAX];
         size_t rule = 0;
         snprintf(at, sizeof at, "%s.%s[%zu]", path, key, i);
-        PD_TRY(schema_rule(w, json_array_get(list, i), at, &rule));
+        PD_TRY(pd__schema_rule(w, json_array_get(list, i), at, &rule));
         pd_buf_printf(to, "%ss%zu", i ? " | " : "", rule);
     }
     return PD_OK;
@@ -581,56 +399,57 @@ static pd_status write_any(writer *w, const json_t *list, const char *path, cons
 
 /* Keywords that say something about one type stand beside that type, and beside no
  * other way to say what is valid. */
-static pd_status check_narrower(writer *w, const json_t *s, unsigned types, const char *path) {
+static pd_status check_narrower(pd__schema *w, const json_t *s, unsigned types, const char *path) {
     static const struct { const char *key; unsigned types; } row[] = {
-        {"minLength", STRING}, {"maxLength", STRING}, {"format", STRING}, {"minimum", INT | REAL}, {"maximum", INT | REAL},
-        {"exclusiveMinimum", INT | REAL}, {"exclusiveMaximum", INT | REAL}, {"items", ARRAY}, {"prefixItems", ARRAY},
+        {"minLength", STRING}, {"maxLength", STRING}, {"pattern", STRING}, {"format", STRING | INT | REAL}, {"minimum", INT | REAL}, {"maximum", INT | REAL},
+        {"exclusiveMinimum", INT | REAL}, {"exclusiveMaximum", INT | REAL}, {"multipleOf", INT | REAL}, {"items", ARRAY}, {"prefixItems", ARRAY},
         {"minItems", ARRAY}, {"maxItems", ARRAY}, {"properties", OBJECT}, {"required", OBJECT}, {"additionalProperties", OBJECT},
+        {"minProperties", OBJECT}, {"maxProperties", OBJECT}, {"patternProperties", OBJECT}, {"propertyNames", OBJECT}, {"uniqueItems", ARRAY},
     };
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
         if (!pd_json_get(s, row[i].key) || types & row[i].types) continue;
-        char at[PATH_MAX_BYTES];
+        char at[PD__SCHEMA_PATH_MAX];
         snprintf(at, sizeof at, "%s.%s", path, row[i].key);
-        return bad(w, at, "this keyword is served beside a \"type\" it belongs to, and not beside $ref, anyOf, oneOf, enum or const");
+        return pd__schema_bad(w, at, "this keyword is served beside a \"type\" it belongs to, and not beside $ref, anyOf, oneOf, enum or const");
     }
     return PD_OK;
 }
 
 /* What one keyword says alone: $ref, anyOf, oneOf, enum or const. */
-static pd_status write_alone(writer *w, const json_t *s, const char *path, pd_buf *to) {
+static pd_status write_alone(pd__schema *w, const json_t *s, const char *path, pd_buf *to) {
     const json_t *v = json_object_get(s, "const"), *type = pd_json_get(s, "type");
     if (v) return write_fixed(w, v, type, path, to);
     if ((v = pd_json_get(s, "enum"))) {
-        if (json_array_size(v) == 0) return bad(w, path, "enum is a non-empty array");
-        for (size_t i = 0; i < json_array_size(v); i++) {
+        if (json_array_size(v) == 0) return pd__schema_bad(w, path, "enum is a non-empty array");
+        for (size_t i = 0; i < json_array_size(v) && !to->failed; i++) {
             if (i) pd_buf_puts(to, " | ");
             PD_TRY(write_fixed(w, json_array_get(v, i), type, path, to));
         }
         return PD_OK;
     }
     if (type && types_of(w, s, 0) & ~type_bits(type)) /* else it says nothing new */
-        return bad(w, path, "type beside $ref, anyOf or oneOf is served where they allow no other type");
+        return pd__schema_bad(w, path, "type beside $ref, anyOf or oneOf is served where they allow no other type");
     if ((v = pd_json_get(s, "anyOf"))) return write_any(w, v, path, "anyOf", to);
     if ((v = pd_json_get(s, "oneOf"))) return write_any(w, v, path, "oneOf", to);
     size_t rule = 0, n_seen = 0;
-    const json_t *there = NULL, *seen[MERGED_MAX];
+    const json_t *there = NULL, *seen[PD__SCHEMA_MERGED_MAX];
     PD_TRY(find_ref(w, pd_json_get(s, "$ref"), path, &there));
-    if (leads_to(w, there, s, seen, &n_seen)) return bad(w, path, "$ref leads back to itself, so no value is ever described");
-    PD_TRY(schema_rule(w, there, path, &rule));
+    if (leads_to(w, there, s, seen, &n_seen)) return pd__schema_bad(w, path, "$ref leads back to itself, so no value is ever described");
+    PD_TRY(pd__schema_rule(w, there, path, &rule));
     pd_buf_printf(to, "s%zu", rule);
     return PD_OK;
 }
 
-static pd_status write_schema(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
+static pd_status write_schema(pd__schema *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
     const json_t *type = pd_json_get(s, "type");
     const char *const alone[] = {"$ref", "anyOf", "oneOf", "enum", "const"};
     size_t n_alone = 0;
     for (size_t i = 0; i < 5; i++) n_alone += json_object_get(s, alone[i]) != NULL;
-    if (n_alone > 1) return bad(w, path, "$ref, anyOf, oneOf, enum and const are served one at a time");
+    if (n_alone > 1) return pd__schema_bad(w, path, "$ref, anyOf, oneOf, enum and const are served one at a time");
     if (type && !type_bits(type))
-        return bad(w, path, "type is none of object, array, string, integer, number, boolean, null, and no array of these");
+        return pd__schema_bad(w, path, "type is none of object, array, string, integer, number, boolean, null, and no array of these");
     if (pd_json_get(s, "allOf")) {
-        if (n_alone || pd_json_get(s, "nullable")) return bad(w, path, "allOf is served beside properties and required alone");
+        if (n_alone || pd_json_get(s, "nullable")) return pd__schema_bad(w, path, "allOf is served beside properties and required alone");
         return write_all(w, s, path, id, to);
     }
     const unsigned types = n_alone ? 0 : types_of(w, s, 0);
@@ -642,7 +461,7 @@ static pd_status write_schema(writer *w, const json_t *s, const char *path, size
     return open ? PD_OK : write_types(w, s, types, path, id, to);
 }
 
-static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_t *rule) {
+pd_status pd__schema_rule(pd__schema *w, const json_t *s, const char *path, size_t *rule) {
     const char *key;
     json_t *v;
     for (size_t i = 0; i < w->n_rule; i++) {
@@ -650,14 +469,14 @@ static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_
         *rule = i;
         return PD_OK;
     }
-    if (!json_is_object(s) && !json_is_true(s)) return bad(w, path, "a schema is an object");
+    if (!json_is_object(s) && !json_is_true(s)) return pd__schema_bad(w, path, "a schema is an object");
     if (w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX)
         return pd_fail(w->err, PD_EINVAL, path, "%s: the schema has more than %d parts or is deeper than %d", path, PD_SCHEMA_RULES_MAX, PD_SCHEMA_DEPTH_MAX);
     json_object_foreach((json_t *)(uintptr_t)s, key, v) {
         if (known(key)) continue;
-        char at[PATH_MAX_BYTES];
+        char at[PD__SCHEMA_PATH_MAX];
         snprintf(at, sizeof at, "%s.%s", path, key);
-        return bad(w, at, "this keyword is not served");
+        return pd__schema_bad(w, at, "this keyword is not served");
     }
     w->schema[w->n_rule] = s;
     *rule = w->n_rule++;
@@ -676,13 +495,12 @@ static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_
 
 pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
     pd_err own = {0};
-    writer *w = calloc(1, sizeof *w);
+    pd__schema *w = calloc(1, sizeof *w);
     size_t rule = 0;
     if (!w) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a schema");
-    *w = (writer){.root = schema, .out = out, .err = err ? err : &own};
+    *w = (pd__schema){.root = schema, .out = out, .err = err ? err : &own};
     pd_buf_puts(out, base);
-    pd_buf_puts(out, "ipv4 ::= [0-9] | [1-9] [0-9] | \"1\" [0-9] [0-9] | \"2\" [0-4] [0-9] | \"25\" [0-5]\n");
-    const pd_status rc = schema_rule(w, schema, path, &rule);
+    const pd_status rc = pd__schema_rule(w, schema, path, &rule);
     pd_buf_printf(out, "root ::= s%zu\n", rule);
     for (size_t i = 0; i < w->n_merged; i++) json_decref(w->merged[i]);
     free(w);

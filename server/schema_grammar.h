@@ -2,16 +2,21 @@
 /* A JSON schema (2020-12 and what OpenAI's structured output uses of it) as GBNF:
  * every text of the grammar is JSON that the schema accepts.  The reverse does not
  * hold; left out of what a schema would allow are
- *   - members that `properties` does not name, and members in another order than
- *     there, so additionalProperties reads as false unless it is all there is;
+ *   - members in another order than `properties` has, and members it does not name
+ *     where additionalProperties is not given beside it;
  *   - white space but one blank, or a new line and 16 blanks, between tokens (no
- *     answer is endless white space); numbers beyond 16 digits;
+ *     answer is endless white space); numbers beyond 16 digits, exponents of bounded
+ *     ones; a second spelling of a character that a pattern reads;
  *   - nesting beyond the grammar's depth.
  *
- * oneOf is served where no value can be valid in two branches (other types, other
- * constants, a required member with other constants), allOf where it merges into one
- * object, `type` beside $ref and anyOf where it says nothing new.  nullable is OpenAPI
- * 3.0's, the one keyword that JSON Schema would not know.  Thread: any. */
+ * Served beside the obvious: pattern (pattern_grammar.h), format, bounds and multipleOf
+ * of numbers, exact by their digits (schema_numbers.c), minProperties, maxProperties,
+ * propertyNames, one patternProperties.  oneOf is served where no value can be valid in
+ * two branches (other types, other constants, a required member with other constants),
+ * allOf where it merges into one object, `type` beside $ref and anyOf where it says
+ * nothing new.  nullable and the formats of numbers are OpenAPI's.  Refused by its path
+ * is all that cannot be kept: not, if, contains, uniqueItems, dependent*,
+ * unevaluated*, $ref to elsewhere.  Thread: any. */
 #ifndef PD_SERVER_SCHEMA_GRAMMAR_H
 #define PD_SERVER_SCHEMA_GRAMMAR_H
 

@@ -2,6 +2,7 @@
 /* Fields to a grammar (see structured.h). */
 #include "server/structured.h"
 
+#include "server/pattern_grammar.h"
 #include "server/schema_grammar.h"
 
 #include <string.h>
@@ -33,6 +34,23 @@ static pd_status grammar(const json_t *v, const char *path, pd_grammar **ret, pd
     if (!json_is_string(v))
         return pd_fail(err, PD_EINVAL, path, "%s is %s; a string is expected", path, pd_json_type_name(v));
     return pd_grammar_parse(ret, json_string_value(v), json_string_length(v), path, err);
+}
+
+/* vLLM's: the answer is a match, from its first character to its last. */
+static pd_status regex(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
+    if (!json_is_string(v))
+        return pd_fail(err, PD_EINVAL, path, "%s is %s; a string is expected", path, pd_json_type_name(v));
+    const pd_pattern_use use = {.max = -1, .name = "p", .path = path};
+    pd_buf gbnf = {0}, root = {0};
+    pd_buf_init(&gbnf, PD_GRAMMAR_TEXT_MAX);
+    pd_buf_init(&root, PD_GRAMMAR_TEXT_MAX);
+    pd_buf_puts(&root, "root ::= ");
+    pd_status rc = pd_pattern_grammar(json_string_value(v), json_string_length(v), &use, &root, &gbnf, err);
+    if (rc == PD_OK) pd_buf_add(&gbnf, root.data, root.len);
+    if (rc == PD_OK) rc = from_text(&gbnf, path, ret, err);
+    pd_buf_done(&gbnf);
+    pd_buf_done(&root);
+    return rc;
 }
 
 static pd_status choice(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
@@ -96,12 +114,31 @@ static pd_status response_format(const json_t *v, const char *path, pd_grammar *
     return schema(inner, "response_format.json_schema.schema", ret, err);
 }
 
+/* Any object, where it is true. */
+static pd_status any_object(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
+    if (!json_is_boolean(v))
+        return pd_fail(err, PD_EINVAL, path, "%s is %s; true or false is expected", path, pd_json_type_name(v));
+    return json_is_true(v) ? object(path, ret, err) : PD_OK;
+}
+
 static pd_status structured_outputs(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
-    const json_t *json = pd_json_get(v, "json"), *list = pd_json_get(v, "choice"), *text = pd_json_get(v, "grammar");
-    if (!json_is_object(v) || (json != NULL) + (list != NULL) + (text != NULL) != 1 || json_object_size(v) != 1)
-        return pd_fail(err, PD_EINVAL, path, "%s must be an object with one of json, choice and grammar", path);
-    if (json) return schema(json, "structured_outputs.json", ret, err);
-    return list ? choice(list, "structured_outputs.choice", ret, err) : grammar(text, "structured_outputs.grammar", ret, err);
+    static const struct {
+        const char *name, *path;
+        pd_status (*decode)(const json_t *v, const char *path, pd_grammar **ret, pd_err *err);
+    } form[] = {
+        {"json", "structured_outputs.json", schema},          {"regex", "structured_outputs.regex", regex},
+        {"choice", "structured_outputs.choice", choice},      {"grammar", "structured_outputs.grammar", grammar},
+        {"json_object", "structured_outputs.json_object", any_object},
+    };
+    size_t given = 0, which = 0;
+    for (size_t i = 0; i < sizeof form / sizeof form[0]; i++) {
+        if (!pd_json_get(v, form[i].name)) continue;
+        given++;
+        which = i;
+    }
+    if (!json_is_object(v) || given != 1 || json_object_size(v) != 1)
+        return pd_fail(err, PD_EINVAL, path, "%s must be an object with one of json, regex, choice, grammar and json_object", path);
+    return form[which].decode(pd_json_get(v, form[which].name), form[which].path, ret, err);
 }
 
 pd_status pd_structured_decode(const json_t *body, pd_grammar **ret, pd_err *err) {
@@ -110,8 +147,8 @@ pd_status pd_structured_decode(const json_t *body, pd_grammar **ret, pd_err *err
         pd_status (*decode)(const json_t *v, const char *path, pd_grammar **ret, pd_err *err);
     } field[] = {
         {"response_format", response_format}, {"grammar", grammar},           {"json_schema", schema},
-        {"guided_json", schema},              {"guided_choice", choice},      {"guided_grammar", grammar},
-        {"structured_outputs", structured_outputs},
+        {"guided_json", schema},              {"guided_regex", regex},        {"guided_choice", choice},
+        {"guided_grammar", grammar},          {"structured_outputs", structured_outputs},
     };
     *ret = NULL;
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {

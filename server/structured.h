@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What form an answer must have, in every spelling clients use: OpenAI's
  * response_format; llama.cpp's grammar and json_schema; vLLM's guided_json,
- * guided_choice, guided_grammar and structured_outputs {json, choice, grammar}. */
+ * guided_regex, guided_choice, guided_grammar and structured_outputs {json, regex,
+ * choice, grammar, json_object}. */
 #ifndef PD_SERVER_STRUCTURED_H
 #define PD_SERVER_STRUCTURED_H
 

@@ -32,7 +32,6 @@ static const struct {
     {"function_call", NO_TOOL, false},
     {"modalities", ONLY_TEXT, false},
     {"audio", ABSENT, false},
-    {"guided_regex", ABSENT, false},
 };
 
 static bool is_string(const json_t *v, const char *s) {

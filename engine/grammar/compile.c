@@ -7,14 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORK_MAX = 4000000, RETURN_NODE = 0 };
+enum { WORK_MAX = 4000000, RETURN_NODE = 0, COPIES_MIN = 4 };
 
 enum { ENDS, NULLABLE, SAFE }; /* derives anything; derives nothing; does not begin with itself */
 
 typedef struct {
     pd_grammar *g;
     pd__g_rules *r;
-    size_t work, cap;
+    size_t work, cap, cap_copies;
     int32_t *member; /* sequences at work, first to last */
     size_t n_member;
     pd_err *err;
@@ -126,7 +126,30 @@ static int32_t add_points(compiler *c, uint32_t lo, uint32_t hi, int32_t next, i
 
 static int32_t emit(compiler *c, int32_t item, int32_t next);
 
+/* The nodes from `first` on are n copies of one thing, those of its parts noted behind
+ * `inner`. */
+static void note_copies(compiler *c, size_t first, int32_t n, size_t inner) {
+    pd_grammar *g = c->g;
+    if (c->failed || n < COPIES_MIN || g->n_node == first) return;
+    if (g->n_copies == c->cap_copies) {
+        const size_t cap = c->cap_copies ? c->cap_copies * 2 : 16;
+        pd__g_copies *more = realloc(g->copies, cap * sizeof *more);
+        if (!more) {
+            pd_fail(c->err, PD_ENOMEM, NULL, "no memory for a grammar");
+            c->failed = true;
+            return;
+        }
+        g->copies = more;
+        c->cap_copies = cap;
+    }
+    for (size_t i = inner; i < g->n_copies; i++)
+        if (g->copies[i].outer < 0) g->copies[i].outer = (int32_t)g->n_copies;
+    g->copies[g->n_copies++] = (pd__g_copies){(int32_t)first, (int32_t)((g->n_node - first) / (size_t)n), n, -1};
+}
+
 static int32_t emit_repeat(compiler *c, const pd__g_item *it, int32_t next) {
+    const bool reads = !is(c, &c->r->item[it->child], NULLABLE);
+    size_t first = c->g->n_node, inner = c->g->n_copies;
     int32_t at = next;
     if (it->max == PD__G_FOREVER) {
         at = add(c, (pd__g_node){.kind = PD__N_SPLIT, .next = next, .other = next});
@@ -138,7 +161,11 @@ static int32_t emit_repeat(compiler *c, const pd__g_item *it, int32_t next) {
         if (body < 0) break;
         at = either(c, body, next);
     }
+    if (reads && it->max != PD__G_FOREVER) note_copies(c, first, it->max - it->min, inner);
+    first = c->g->n_node;
+    inner = c->g->n_copies;
     for (int32_t i = 0; i < it->min && at >= 0 && !c->failed; i++) at = emit(c, it->child, at);
+    if (reads && at >= 0) note_copies(c, first, it->min, inner);
     return at;
 }
 
@@ -187,6 +214,30 @@ static int32_t emit(compiler *c, int32_t item, int32_t next) {
     return -1;
 }
 
+/* Innermost first, since those are noted first. */
+static pd_status mark_copies(compiler *c) {
+    pd_grammar *g = c->g;
+    if (!g->n_copies) return PD_OK;
+    g->in = malloc(g->n_node * sizeof *g->in);
+    if (!g->in) return pd_fail(c->err, PD_ENOMEM, NULL, "no memory for a grammar");
+    memset(g->in, 0xFF, g->n_node * sizeof *g->in);
+    for (size_t i = 0; i < g->n_copies; i++) {
+        const pd__g_copies *x = &g->copies[i];
+        for (int32_t k = x->first; k < x->first + x->stride * x->n; k++)
+            if (g->in[k] < 0) g->in[k] = (int32_t)i;
+    }
+    return PD_OK;
+}
+
+int32_t pd__g_clamp(const pd_grammar *g, int32_t node, size_t bytes) {
+    for (int32_t i = g->in ? g->in[node] : -1; i >= 0; i = g->copies[i].outer) {
+        const pd__g_copies *x = &g->copies[i];
+        const int32_t behind = (node - x->first) / x->stride;
+        if ((size_t)behind > bytes) node -= (behind - (int32_t)bytes) * x->stride;
+    }
+    return node;
+}
+
 static pd_status compile(compiler *c) {
     const pd__g_rules *r = c->r;
     size_t root = r->n_rule;
@@ -212,7 +263,7 @@ static pd_status compile(compiler *c) {
         if (c->g->node[i].kind == PD__N_CALL) c->g->node[i].other = first[c->g->node[i].other];
     if (!c->failed) c->g->start = first[root];
     free(first);
-    return c->failed ? c->err->code : PD_OK;
+    return c->failed ? c->err->code : mark_copies(c);
 }
 
 pd_status pd__g_compile(pd_grammar *g, pd__g_rules *r, pd_err *err) {
@@ -246,5 +297,7 @@ void pd_grammar_ref(pd_grammar *g) {
 void pd_grammar_unref(pd_grammar *g) {
     if (!g || atomic_fetch_sub_explicit(&g->refs, 1, memory_order_acq_rel) != 1) return;
     free(g->node);
+    free(g->copies);
+    free(g->in);
     free(g);
 }

@@ -57,21 +57,38 @@ typedef struct {
     int32_t other;        /* SPLIT: the other way; CALL: the rule's first node */
 } pd__g_node;
 
+/* The copies that a repetition was written out as: n of them, `stride` nodes each,
+ * last one first, each reads a byte or more.  A node of one, and the same node of
+ * another, differ in how many copies follow and in nothing else. */
+typedef struct {
+    int32_t first, stride, n;
+    int32_t outer; /* the copies that these are a part of, -1 = none */
+} pd__g_copies;
+
 struct pd_grammar {
     _Atomic int refs;
     pd__g_node *node;
     size_t n_node;
     int32_t start;
+    pd__g_copies *copies;
+    int32_t *in; /* [n_node] the innermost copies a node is in, -1 = none; NULL = no copies */
+    size_t n_copies;
 };
+
+/* The node that reads as `node` does for `bytes` bytes, of all such the last to be
+ * read: with more copies behind it than that, how many does not matter. */
+int32_t pd__g_clamp(const pd_grammar *g, int32_t node, size_t bytes);
 
 /* All checks, then nodes.  EINVAL, ENOMEM. */
 pd_status pd__g_compile(pd_grammar *g, pd__g_rules *r, pd_err *err);
 
 /* ---- for mask.c ---- */
 
-enum { PD__DEAD = -1 };
+enum { PD__DEAD = -1, PD__UNKNOWN = 0xFFFF, PD__NOWHERE = 0xFFFE };
 
-int32_t pd__matcher_state(const pd_matcher *m);
+/* The state that reads as the current one does for `bytes` bytes, one for all whose
+ * repetitions are counted down to different numbers that none of them reaches. */
+int32_t pd__matcher_clamped(pd_matcher *m, size_t bytes);
 /* Around a call that takes steps: begin; steps; again() says whether to do it all
  * anew, since a step ran into a limit and everything but the current state was
  * forgotten.  `tried`: it was done anew already, so the matcher fails. */
@@ -79,7 +96,14 @@ void pd__matcher_begin(pd_matcher *m);
 bool pd__matcher_again(pd_matcher *m, bool tried);
 /* The state behind `byte`, or DEAD.  Never forgets a state by itself. */
 int32_t pd__matcher_step(pd_matcher *m, int32_t state, uint8_t byte);
-/* Where the mask of the current state is kept; *ready says whether it is there. */
-uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words, bool keep, bool *ready);
+/* [states][256], the state behind each byte: one that is found already, NOWHERE or
+ * UNKNOWN.  Borrowed until the next step(). */
+const uint16_t *pd__matcher_steps(const pd_matcher *m);
+/* The mask of the current state, if it is kept; NULL: it is not. */
+uint64_t *pd__matcher_mask_find(pd_matcher *m);
+/* Room for one, no bit set; NULL: no memory.  keep() says what it is the mask of: the current
+ * state, as far as `reach` bytes show it. */
+uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words);
+void pd__matcher_mask_keep(pd_matcher *m, const uint64_t *mask, size_t reach);
 
 #endif

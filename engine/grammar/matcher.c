@@ -17,9 +17,8 @@ enum {
     STATES_KEPT = 4096, STATES_MAX = 16384, FRAMES_MAX = 1 << 17,
     STATE_SLOTS = 4 * STATES_MAX, FRAME_SLOTS = 2 * FRAMES_MAX,
     SEEN_MAX = 8 * PD_GRAMMAR_PATHS_MAX, SEEN_SLOTS = 4 * SEEN_MAX,
-    MASKS = 32,
+    MASKS = 64,
     WORK_MAX = 1 << 23, /* places visited by one call: tens of milliseconds */
-    UNKNOWN = 0xFFFF, NOWHERE = 0xFFFE,
 };
 
 typedef struct { int32_t node, frame; } place;
@@ -52,7 +51,8 @@ struct pd_matcher {
     const char *failed; /* the same, of a call that could not be helped */
     /* masks */
     uint64_t *mask[MASKS];
-    int32_t mask_state[MASKS];
+    int32_t mask_state[MASKS]; /* as clamped to mask_reach bytes */
+    size_t mask_reach[MASKS];
     size_t mask_bytes; /* of each */
     unsigned next_mask;
 };
@@ -197,19 +197,50 @@ static int32_t end_set(pd_matcher *m) {
 
 int32_t pd__matcher_step(pd_matcher *m, int32_t from, uint8_t byte) {
     const uint16_t known = m->to[(size_t)from * 256 + byte];
-    if (known != UNKNOWN) return known == NOWHERE ? PD__DEAD : known;
+    if (known != PD__UNKNOWN) return known == PD__NOWHERE ? PD__DEAD : known;
     begin_set(m);
     const state x = m->state[from];
     m->work += x.n;
+    unsigned lo = 0, hi = 255; /* the bytes that the same places read */
     for (uint32_t i = 0; i < x.n; i++) {
         const place p = m->place[x.off + i];
         const pd__g_node *n = &m->g->node[p.node];
-        if (byte >= n->lo && byte <= n->hi) reach(m, n->next, p.frame);
+        if (byte < n->lo) hi = n->lo - 1u < hi ? n->lo - 1u : hi;
+        else if (byte > n->hi) lo = n->hi + 1u > lo ? n->hi + 1u : lo;
+        else {
+            lo = n->lo > lo ? n->lo : lo;
+            hi = n->hi < hi ? n->hi : hi;
+            reach(m, n->next, p.frame);
+        }
     }
     const int32_t to = end_set(m);
     if (m->lost) return PD__DEAD; /* not known, so not kept */
-    m->to[(size_t)from * 256 + byte] = to == PD__DEAD ? NOWHERE : (uint16_t)to;
+    for (unsigned b = lo; b <= hi; b++) m->to[(size_t)from * 256 + b] = to == PD__DEAD ? PD__NOWHERE : (uint16_t)to;
     return to;
+}
+
+/* The frame that reads on as `at` does for `bytes` bytes; -1 = too many. */
+static int32_t clamped_frame(pd_matcher *m, int32_t at, size_t bytes) {
+    int32_t chain[PD_GRAMMAR_DEPTH_MAX], n = 0, to = 0;
+    for (int32_t f = at; f; f = m->frame[f].parent) chain[n++] = m->frame[f].ret;
+    while (n > 0 && to >= 0) to = push_frame(m, pd__g_clamp(m->g, chain[--n], bytes), to);
+    return to;
+}
+
+int32_t pd__matcher_clamped(pd_matcher *m, size_t bytes) {
+    const state x = m->state[m->now];
+    if (!m->g->n_copies || m->lost) return m->now;
+    begin_set(m);
+    for (uint32_t i = 0; i < x.n && !m->lost; i++) {
+        const place p = m->place[x.off + i];
+        reach(m, pd__g_clamp(m->g, p.node, bytes), clamped_frame(m, p.frame, bytes));
+    }
+    close_set(m);
+    m->may_end = x.may_end;
+    const int32_t to = end_set(m);
+    if (!m->lost) return to;
+    m->lost = NULL; /* no room for it: the state itself will do */
+    return m->now;
 }
 
 /* Everything but the current state goes; its stacks are built anew. */
@@ -361,20 +392,34 @@ bool pd_matcher_must_end(const pd_matcher *m) {
     return m->state[m->now].may_end && m->state[m->now].n == 0;
 }
 
-int32_t pd__matcher_state(const pd_matcher *m) {
-    return m->now;
+const uint16_t *pd__matcher_steps(const pd_matcher *m) {
+    return m->to;
 }
 
-uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words, bool keep, bool *ready) {
-    *ready = false;
-    for (unsigned i = 0; keep && i < MASKS; i++) {
-        if (m->mask_state[i] != m->now) continue;
-        *ready = true;
-        return m->mask[i];
+uint64_t *pd__matcher_mask_find(pd_matcher *m) {
+    size_t bytes = SIZE_MAX;
+    int32_t at = m->now;
+    for (unsigned i = 0; i < MASKS; i++) {
+        if (m->mask_state[i] == PD__DEAD) continue;
+        if (m->mask_reach[i] != bytes) at = pd__matcher_clamped(m, bytes = m->mask_reach[i]);
+        if (m->mask_state[i] == at) return m->mask[i];
     }
+    return NULL;
+}
+
+uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words) {
     const unsigned i = m->next_mask++ % MASKS;
     m->mask_bytes = words * sizeof(uint64_t);
     if (!m->mask[i]) m->mask[i] = malloc(m->mask_bytes);
-    m->mask_state[i] = keep && m->mask[i] ? m->now : PD__DEAD;
+    m->mask_state[i] = PD__DEAD;
+    if (m->mask[i]) memset(m->mask[i], 0, m->mask_bytes);
     return m->mask[i];
+}
+
+void pd__matcher_mask_keep(pd_matcher *m, const uint64_t *mask, size_t reach) {
+    for (unsigned i = 0; i < MASKS; i++) {
+        if (m->mask[i] != mask) continue;
+        m->mask_state[i] = pd__matcher_clamped(m, reach);
+        m->mask_reach[i] = reach;
+    }
 }

@@ -47,9 +47,13 @@ guidellm() {
         python3 "$here/harness/check.py" guidellm "$work/guidellm.json" 6 12 || { tail -n 20 "$work/guidellm.log"; return 1; }
 }
 
-aiperf() {
-    "$CLIENTS_VENV/bin/aiperf" profile --model any --url "http://127.0.0.1:$port" --endpoint-type completions --streaming \
-        --tokenizer "$work/tokenizer" --request-count 6 --concurrency 2 --isl 64 --osl 12 \
+aiperf() { # offline it takes a tokenizer from Hugging Face's cache alone, so ours is put into one
+    local hub=$work/hf/hub/models--tests--tokenizer
+    mkdir -p "$hub/refs" "$hub/snapshots"
+    cp -r "$work/tokenizer" "$hub/snapshots/0000000000000000000000000000000000000000"
+    printf %s 0000000000000000000000000000000000000000 >"$hub/refs/main"
+    HF_HOME=$work/hf "$CLIENTS_VENV/bin/aiperf" profile --model any --url "http://127.0.0.1:$port" --endpoint-type completions --streaming \
+        --tokenizer tests/tokenizer --request-count 6 --concurrency 2 --isl 64 --osl 12 \
         --extra-inputs ignore_eos:true --artifact-dir "$work/aiperf" --ui none >"$work/aiperf.log" 2>&1 &&
         python3 "$here/harness/check.py" aiperf "$work/aiperf" 6 12 || { tail -n 30 "$work/aiperf.log"; return 1; }
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a schema's grammar accepts and derives, for tests/grammar/test_schemas.py.  A
- * line on stdin is {"schema": ..., "texts": [...], "samples": n, "seed": n}; the line
+ * line on stdin is {"schema": ..., "texts": [...], "samples": n, "seed": n}, or with
+ * "regex" for "schema"; the line
  * that answers it is {"error": message, "param": path} or {"accepts": [...],
  * "samples": [...], "cut": n}, both with "us", the microseconds of schema to grammar. */
 #include "engine/base/clock.h"
@@ -63,7 +64,10 @@ static void answer(const json_t *ask, pd_buf *out) {
     pd_grammar *g;
     pd_err err = {0};
     const uint64_t t0 = pd_now_ns();
-    const pd_status rc = pd_structured_schema(json_object_get(ask, "schema"), "schema", &g, &err);
+    const json_t *regex = json_object_get(ask, "regex");
+    json_t *body = regex ? json_pack("{s:O}", "guided_regex", regex) : NULL;
+    const pd_status rc = body ? pd_structured_decode(body, &g, &err) : pd_structured_schema(json_object_get(ask, "schema"), "schema", &g, &err);
+    json_decref(body);
     const uint64_t us = (pd_now_ns() - t0) / 1000;
     if (rc != PD_OK) {
         pd_buf_puts(out, "{\"error\":");
