@@ -62,6 +62,9 @@ typedef struct pd__jev {
     uint32_t line;
     int64_t now;
     pd__jscope *scope;
+    pd__jscope *free_scope; /* of loops gone through, to be used again */
+    pd__jbind *free_bind;
+    size_t n_macro;         /* made so far: their scopes stay */
     pd__jflow flow;
     pd__jbuf *out;     /* what is being written: &page, or a macro's text */
     pd__jbuf page;

@@ -12,11 +12,27 @@
 /* ---- scopes ---- */
 
 static pd__jscope *push_scope(pd__jev *e) {
-    pd__jscope *s = PD_JNEW(e->h, 1, pd__jscope);
+    pd__jscope *s = e->free_scope;
+    if (s) e->free_scope = s->up;
+    else s = PD_JNEW(e->h, 1, pd__jscope);
     if (!s) return NULL;
     *s = (pd__jscope){.up = e->scope};
     e->scope = s;
     return s;
+}
+
+/* Back to the scope around; the one left is used again, if no macro made since remembers it. */
+static void leave_scope(pd__jev *e, size_t macros_before) {
+    pd__jscope *s = e->scope;
+    e->scope = s->up;
+    if (e->n_macro != macros_before) return;
+    for (pd__jbind *b = s->first, *next; b; b = next) {
+        next = b->next;
+        b->next = e->free_bind;
+        e->free_bind = b;
+    }
+    s->up = e->free_scope;
+    e->free_scope = s;
 }
 
 static void bind(pd__jev *e, pd__jscope *s, int name, pd_jval v) {
@@ -26,7 +42,9 @@ static void bind(pd__jev *e, pd__jscope *s, int name, pd_jval v) {
             return;
         }
     }
-    pd__jbind *b = PD_JNEW(e->h, 1, pd__jbind);
+    pd__jbind *b = e->free_bind;
+    if (b) e->free_bind = b->next;
+    else b = PD_JNEW(e->h, 1, pd__jbind);
     if (!b) return;
     *b = (pd__jbind){s->first, name, v};
     s->first = b;
@@ -147,10 +165,11 @@ static bool chosen(pd__jev *e, const pd__jnode *n, const pd_jval **item, size_t 
     size_t k = 0;
     if (!v) return pd__jwork(e, 0);
     for (size_t i = 0; i < *count && e->rc == PD_OK; i++) {
+        const size_t macros = e->n_macro;
         if (!push_scope(e)) return pd__jwork(e, 0);
         assign(e, n->a, (*item)[i]);
         if (pd__jtruth(pd__jeval(e, n->c))) v[k++] = (*item)[i];
-        e->scope = e->scope->up;
+        leave_scope(e, macros);
     }
     *item = v;
     *count = k;
@@ -177,13 +196,14 @@ static void run_loop(pd__jev *e, const pd__jnode *n, pd_jval over, unsigned dept
     }
     *loop = (pd__jloop){.n = count, .item = item, .node = n->name ? n : NULL, .scope = scope, .depth = depth};
     for (; loop->i < count && pd__jwork(e, 1); loop->i++) {
+        const size_t macros = e->n_macro;
         pd__jscope *s = push_scope(e);
         if (!s) break;
         bind_word(e, s, "loop", (pd_jval){.kind = PD__JLOOP, .u.p = loop});
         e->turn = turn_of(e, item[loop->i]);
         assign(e, n->a, item[loop->i]);
         pd__jexec(e, n->kid, n->n_kid);
-        e->scope = scope;
+        leave_scope(e, macros);
         e->turn = turn;
         if (e->flow == PD__JFLOW_BREAK) {
             e->flow = PD__JFLOW_ON;
@@ -266,6 +286,7 @@ static pd_jval new_macro(pd__jev *e, const pd__jnode *n) {
     pd__jmacro *m = PD_JNEW(e->h, 1, pd__jmacro);
     if (!m) return pd_jnone();
     *m = (pd__jmacro){.node = n, .scope = e->scope};
+    e->n_macro++;
     return (pd_jval){.kind = PD__JMACRO, .u.p = m};
 }
 

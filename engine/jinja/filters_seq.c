@@ -170,7 +170,7 @@ static int by_key(const void *a, const void *b, void *ctx) {
     const order *o = ctx;
     int c = 0;
     if (!pd__jwork(o->e, 1)) return 0;
-    if (!pd__jcompare(x->key, y->key, &c, 0) && !pd__jis_missing(o->e, x->key) && !pd__jis_missing(o->e, y->key))
+    if (!pd__jequal(x->key, y->key, 0) && !pd__jcompare(x->key, y->key, &c, 0) && !pd__jis_missing(o->e, x->key) && !pd__jis_missing(o->e, y->key))
         pd__jfail(o->e, "'<' not supported between instances of '%s' and '%s'", pd__jkind_name(x->key), pd__jkind_name(y->key));
     if (c) return o->reverse ? -c : c;
     return (x->place > y->place) - (x->place < y->place);
@@ -307,9 +307,9 @@ static pd__jcall rest_of(const pd__jcall *c, size_t from) {
 }
 
 static pd_jval do_map(pd__jev *e, pd_jval self, const pd__jcall *c) {
-    const pd_jval *item;
-    size_t n;
-    if (!pd__jiterate(e, self, &item, &n)) return self;
+    const pd_jval *item = NULL;
+    size_t n = 0;
+    if (pd__jtruth(self) && !pd__jiterate(e, self, &item, &n)) return self; /* none is as good as empty */
     pd_jval v = generator(e, n, self.origin), attribute = {.kind = PD__JMISSING}, otherwise = {.kind = PD__JMISSING};
     if (c->n_pos == 0) {
         for (size_t i = 0; i < c->n_kw; i++) {
@@ -328,9 +328,9 @@ static pd_jval do_map(pd__jev *e, pd_jval self, const pd__jcall *c) {
 
 /* `attr`: the first argument names what of each item is tested. */
 static pd_jval choose(pd__jev *e, pd_jval self, const pd__jcall *c, bool want, bool attr) {
-    const pd_jval *item;
-    size_t n;
-    if (!pd__jiterate(e, self, &item, &n)) return self;
+    const pd_jval *item = NULL;
+    size_t n = 0;
+    if (pd__jtruth(self) && !pd__jiterate(e, self, &item, &n)) return self;
     if (attr && c->n_pos == 0) return pd__jfail(e, "missing parameter for attribute name");
     const size_t name = attr ? 1 : 0;
     const bool tested = c->n_pos > name;

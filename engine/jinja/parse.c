@@ -217,6 +217,17 @@ static pd__jnode *scope(pd__jparser *p, const char *end) {
     return pd__jp_deepen(p, n, b);
 }
 
+/* {% print a, b %} writes one after the other. */
+static pd__jnode *print(pd__jparser *p) {
+    pd__jnode *n = pd__jp_node(p, PD__JN_BLOCK);
+    pd__jnodes kids = {0};
+    do {
+        pd__jnode *one = pd__jp_node(p, PD__JN_OUTPUT);
+        pd__jp_add(p, &kids, pd__jp_with2(p, one, pd__jp_expression(p), NULL));
+    } while (!p->failed && pd__jp_skip_op(p, ','));
+    return pd__jp_with_kids(p, n, kids);
+}
+
 static pd__jnode *statement(pd__jparser *p) {
     const pd__jtoken *t = p->tok;
     if (t->kind != PD__JT_NAME) return pd__jp_unexpected(p, "a tag's name");
@@ -231,7 +242,7 @@ static pd__jnode *statement(pd__jparser *p) {
     if (pd__jp_is_word(t, "generation")) return scope(p, "endgeneration");
     if (pd__jp_is_word(t, "block")) return scope(p, "endblock");
     if (pd__jp_is_word(t, "autoescape")) return scope(p, "endautoescape");
-    if (pd__jp_is_word(t, "print")) return pd__jp_with2(p, pd__jp_node(p, PD__JN_OUTPUT), pd__jp_tuple(p, true, false, NULL), NULL);
+    if (pd__jp_is_word(t, "print")) return print(p);
     p->tok = t;
     if (pd__jp_is_word(t, "break") || pd__jp_is_word(t, "continue")) {
         if (!p->loops) return pd__jp_fail(p, "break or continue outside a loop", NULL);
