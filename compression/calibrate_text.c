@@ -123,7 +123,8 @@ static void mean_keys(const pd_view *view, double *mean) {
     for (size_t t = 0; t < view->n; t++) {
         for (size_t i = 0; i < half; i++) {
             const float angle = (float)view->pos[0][t] * view->inv_freq[i]; /* as it was rotated */
-            const double c = (double)cosf(angle), s = (double)sinf(angle);
+            const double back = 1.0 / (double)view->rope_scale;
+            const double c = (double)cosf(angle) * back, s = (double)sinf(angle) * back;
             for (size_t h = 0; h < view->n_head_kv; h++) {
                 const double x = (double)view->k[h][t * d + i],
                              y = (double)view->k[h][t * d + i + half];

@@ -17,6 +17,7 @@
  * Cost: the children's, and a copy of what each leaves. */
 #include "compression/shared.h"
 #include "compression/subview.h"
+#include "engine/base/num.h"
 
 #include <math.h>
 
@@ -84,10 +85,12 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
 static size_t most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n) {
     size_t left = n, place = 0;
     for (size_t i = 0; i < inst->n_child; i++) {
-        const pd_budget own = budget_of(inst, budget, i, n, &place);
-        left = pd_press_most(inst->child[i], &own, layer, left);
+        pd_budget own = budget_of(inst, budget, i, n, &place);
+        own.n_protected = budget->n_protected;
+        /* the next press sees, and counts its ratio of, what this one had to keep */
+        left = pd_min_size(left, pd_press_most(inst->child[i], &own, layer, left) + own.n_protected);
     }
-    return left;
+    return left > budget->n_protected ? left - budget->n_protected : 1;
 }
 
 static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model,

@@ -5,6 +5,7 @@
 
 #include "compression/press.h"
 #include "compression/spec.h"
+#include "engine/cache/codec.h"
 
 typedef enum { PD_BUDGET_RATIO, PD_BUDGET_TOKENS, PD_BUDGET_BYTES } pd_budget_kind;
 typedef enum { PD_SCOPE_PROMPT, PD_SCOPE_CONTEXT, PD_SCOPE_TOKENS } pd_scope_kind;
@@ -23,6 +24,8 @@ typedef struct pd_compression {
 
     pd_press_inst *decode; /* while generating, has a decode_rule; NULL = none.  A press that
                               goes on after the prompt stands in both places. */
+
+    pd_kv_type kv_key, kv_value; /* how pages store numbers; NATIVE = as the engine computes */
 
     uint64_t seed;
 } pd_compression;

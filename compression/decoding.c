@@ -5,7 +5,7 @@
  * too); after that a head never holds more than the larger of its prompt and
  * target_size, plus an interval.  `compression.decode` of a request is this press.
  *
- * DIFFERS from the reference, in what the press inside sees:
+ * DIFFERS: what the press inside sees is not what it sees in the reference:
  * - Slots carry the positions of their tokens, and recent queries are rotated at
  *   their own; there all of them stand at the current step's position.
  * - hidden_states_buffer_size counts queries, the last ones, and a pruning does

@@ -117,6 +117,51 @@ pd_status pd_import_kvzap(pd_press_data *d, const char *path, pd_err *err) {
     return rc;
 }
 
+/* Query heads stand by KV head, then by group: the model's own order. */
+static pd_status read_gates(pd_press_data *d, const pd_safetensors *f, const char *path, pd_err *err) {
+    size_t q[PD_DATA_DIMS_MAX], k[PD_DATA_DIMS_MAX];
+    pd_press_data_shape(d, PD_DATA_GATE_Q, q);
+    pd_press_data_shape(d, PD_DATA_GATE_K, k);
+    const size_t n_layer = q[0], n_head = q[1], heads = k[1], embd = q[3], g = PD_GATE_DIM;
+    const struct {
+        const char *name;
+        pd_data_id id;
+        unsigned n;
+        size_t shape[PD_DATA_DIMS_MAX];
+    } part[] = {
+        {"q_proj.weight", PD_DATA_GATE_Q, 2, {n_head * g, embd}},
+        {"q_proj.bias", PD_DATA_GATE_Q_BIAS, 1, {n_head * g}},
+        {"k_proj.weight", PD_DATA_GATE_K, 2, {heads * g, embd}},
+        {"q_norm.weight", PD_DATA_GATE_Q_NORM, 1, {g}},
+        {"k_norm.weight", PD_DATA_GATE_K_NORM, 1, {g}},
+        {"k_base", PD_DATA_GATE_BASE, 4, {heads, 1, g, g}},
+        {"b", PD_DATA_GATE_B, 3, {heads, 1, n_head / heads}},
+    };
+    const size_t n_part = sizeof part / sizeof *part;
+    if (pd_safetensors_count(f) != n_layer * n_part)
+        return pd_file_fail(path, err, "has %zu tensors; the gates of %zu layers are %zu", pd_safetensors_count(f),
+                            n_layer, n_layer * n_part);
+    for (size_t i = 0; i < n_part; i++) {
+        float *dst = pd_press_data_put(d, part[i].id);
+        if (!dst) return no_memory(err);
+        const size_t each = pd_press_data_elems(d, part[i].id) / n_layer;
+        for (size_t l = 0; l < n_layer; l++) {
+            char name[64];
+            snprintf(name, sizeof name, "layers.%zu.%s", l, part[i].name);
+            PD_TRY(read_tensor(f, path, name, part[i].shape, part[i].n, dst + l * each, err));
+        }
+    }
+    return PD_OK;
+}
+
+pd_status pd_import_fastkvzip(pd_press_data *d, const char *path, pd_err *err) {
+    pd_safetensors *f;
+    PD_TRY(pd_safetensors_open(&f, path, err));
+    const pd_status rc = read_gates(d, f, path, err);
+    pd_safetensors_close(f);
+    return rc;
+}
+
 /* ---- .tsv ---- */
 
 static pd_status parse_tsv(const char *text, size_t n_row, size_t n_col, float *dst,

@@ -19,6 +19,9 @@ pd_status pd_import_kvzap(pd_press_data *d, const char *path, pd_err *err);
 /* DuoAttention's full_attention_heads.tsv, a line per layer, clipped to [0, 1] as
  * its authors do; sink and recent size stand in its config.json. */
 pd_status pd_import_duo(pd_press_data *d, const char *path, size_t sink, size_t recent, pd_err *err);
+/* Fast KVzip's gates (q<G>_dim16_sink16), each layer's dictionary as layers.<l>.<name>
+ * of a safetensors file; they are published as pickled objects, which are not read. */
+pd_status pd_import_fastkvzip(pd_press_data *d, const char *path, pd_err *err);
 /* LU-KV's budget curves: .npy (versions 1 to 3), f4 or f8, [99][NL][Hk]. */
 pd_status pd_import_lukv(pd_press_data *d, const char *path, pd_err *err);
 

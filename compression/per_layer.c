@@ -24,7 +24,8 @@ static pd_status plan(const pd_press_inst *inst, const pd_view *view, const pd_b
 }
 
 static size_t most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n) {
-    const pd_budget own = budget_of(inst, layer);
+    pd_budget own = budget_of(inst, layer);
+    own.n_protected = budget->n_protected;
     return pd_press_most(inst->child[0], &own, layer, n);
 }
 

@@ -63,6 +63,7 @@ typedef struct pd_budget {
     double ratio;   /* [0, 1] */
     bool by_count;
     size_t count;   /* tokens per head */
+    size_t n_protected; /* most protected slots of a head; for `most` alone, plans see which they are */
 } pd_budget;
 
 /* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
@@ -99,7 +100,7 @@ typedef struct pd_view {
     const float *att_sum;      /* [Hq][n] sum over the scope's query rows of the softmax weight of each slot; NULL unless needed */
 
     const float *inv_freq; /* [D/2] this layer's RoPE frequencies */
-    float rope_scale;      /* attention scaling of the RoPE (1 but for YaRN) */
+    float rope_scale;      /* what its cos and sin were multiplied by (1 but for YaRN and LongRoPE) */
 
     const pd_kernels *kern;
     pd_workers *workers;   /* may be NULL */
@@ -209,7 +210,10 @@ enum {
     PD_CAN_SCORE_ALONE = 1u << 8, /* a slot's score asks for nothing but the slot: right on any part of a view */
     PD_CAN_DECODE = 1u << 9,      /* acts while tokens are generated, by a rule of its own */
     PD_DECODE_ONLY = 1u << 10,    /* and does nothing to the prompt */
+    PD_CAN_DEFER = 1u << 11,       /* decides at the context's end over all layers: has `deferred`; stands alone */
 };
+
+struct pd_deferred; /* deferred.h */
 
 struct pd_press {
     const char *name;            /* wire name */
@@ -219,6 +223,7 @@ struct pd_press {
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */
+    const char *unserved;        /* why a request for it is ENOTSUP: known by name, no hooks; NULL = served */
     const pd_param *params;
     size_t n_params;
     unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */
@@ -254,8 +259,12 @@ struct pd_press {
      * pd_budget_keep() slots of each head by score().  Errors: ENOMEM. */
     pd_status (*plan)(const pd_press_inst *inst, const pd_view *view, const pd_budget *budget, pd_plan *ret, pd_err *err);
 
+    /* Instead of score and plan: the hooks of a press that decides over all layers
+     * when the whole context is in the cache (deferred.h). */
+    const struct pd_deferred *deferred;
+
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
-     * protection aside: what admission reserves.  NULL = pd_budget_keep. */
+     * above budget->n_protected: admission reserves both.  NULL = pd_budget_keep. */
     size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
 
     /* What it does while tokens are generated; false: nothing, with these

@@ -17,7 +17,7 @@
 static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
- * h hidden units, r rows of a curve. */
+ * h hidden units, r rows of a curve, g size of a gate. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -38,6 +38,13 @@ static const struct {
     [PD_DATA_KVZAP_W2] = {"kvzap.mlp.2.weight", "lkh", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
     [PD_DATA_KVZAP_B2] = {"kvzap.mlp.2.bias", "lk", PD_SET_KVZAP_MLP, -INFINITY, INFINITY},
     [PD_DATA_LUKV_CURVES] = {"lukv.curves", "rlk", PD_SET_LUKV, 0, 1},
+    [PD_DATA_GATE_Q] = {"fastkvzip.q_proj.weight", "lqgd", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_Q_BIAS] = {"fastkvzip.q_proj.bias", "lqg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_K] = {"fastkvzip.k_proj.weight", "lkgd", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_Q_NORM] = {"fastkvzip.q_norm.weight", "lg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_K_NORM] = {"fastkvzip.k_norm.weight", "lg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_BASE] = {"fastkvzip.k_base", "lkgg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_GATE_B] = {"fastkvzip.b", "lq", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
 };
 
 /* How to get a set: the command that makes it. */
@@ -53,6 +60,7 @@ static const struct {
     [PD_SET_KVZAP_MLP] = {"MLP regressors (model_type linear does without)",
                           "import-press-data -m MODEL --kind kvzap FILE"},
     [PD_SET_LUKV] = {"budget curves", "calibrate -m MODEL --text FILE --only lukv"},
+    [PD_SET_FASTKVZIP] = {"trained gates", "import-press-data -m MODEL --kind fastkvzip FILE"},
 };
 
 static const char *const duo_names[2] = {"duo_attention.pattern", "duo_attention.calibrated"};
@@ -75,6 +83,7 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'D': return d->model.head_dim;
     case 'd': return d->model.n_embd;
     case 'h': return d->n_hidden;
+    case 'g': return PD_GATE_DIM;
     default: return PD_LUKV_ROWS;
     }
 }

@@ -32,6 +32,13 @@ typedef enum {
     PD_DATA_KVZAP_W2,       /* [NL][Hk][n_hidden] */
     PD_DATA_KVZAP_B2,       /* [NL][Hk] */
     PD_DATA_LUKV_CURVES,    /* [99][NL][Hk] pruned share of a head when (row + 1) % of all go */
+    PD_DATA_GATE_Q,         /* [NL][Hq][16][d] Fast KVzip's gates, heads as the model has them */
+    PD_DATA_GATE_Q_BIAS,    /* [NL][Hq][16] */
+    PD_DATA_GATE_K,         /* [NL][Hk][16][d] */
+    PD_DATA_GATE_Q_NORM,    /* [NL][16] */
+    PD_DATA_GATE_K_NORM,    /* [NL][16] */
+    PD_DATA_GATE_BASE,      /* [NL][Hk][16][16] base keys */
+    PD_DATA_GATE_B,         /* [NL][Hq] */
     PD_DATA_N
 } pd_data_id;
 
@@ -44,10 +51,11 @@ typedef enum {
     PD_SET_KVZAP_LINEAR,   /* WEIGHT, BIAS */
     PD_SET_KVZAP_MLP,      /* W1 .. B2 */
     PD_SET_LUKV,
+    PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
     PD_SET_N
 } pd_data_set;
 
-enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24 };
+enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16 };
 
 typedef struct pd_press_data pd_press_data;
 

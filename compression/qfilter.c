@@ -45,7 +45,7 @@ const pd_press pd_press_qfilter = {
     .source = "arXiv 2503.02812",
     .doc = "Keeps the keys along the main direction of a calibration text's queries (press data).",
     .ratio_doc = "its own",
-    .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP,
+    .can = PD_CAN_SCORE | PD_CAN_SCORE_STEP | PD_CAN_SCORE_RAGGED | PD_CAN_PRUNE_STEP | PD_CAN_SCORE_ALONE,
     .data_set = data_set,
     .score = score,
 };

@@ -48,8 +48,9 @@ const pd__option pd__options[] = {
      .doc = "Bound of the KV cache of all requests together."},
     {"KV cache", "compression", NULL, "JSON", PD__STRING, FIELD(compression),
      .flags = PD__JSON_TEXT,
-     .doc = "Compression of requests that do not ask for one: an object as in a request, or text "
-            "such as snapkv@0.5. Without it they are served dense."},
+     .doc = "Compression of requests that do not ask for one: an object as in a request, "
+            "{\"kv_type\": \"q8_0\"} among them, or text such as snapkv@0.5. Without it they are "
+            "served dense."},
 
     {"Server", "host", NULL, "ADDRESS", PD__STRING, FIELD(host), .def_text = "127.0.0.1",
      .doc = "Address to listen on; 0.0.0.0 listens on all."},

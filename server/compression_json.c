@@ -329,6 +329,36 @@ static pd_status decode_scope(decoder *d, const json_t *v, const char *path, pd_
                    path, s ? " is \"" : " is ", s ? s : pd_json_type_name(v), s ? "\"" : "");
 }
 
+/* "q8_0": how a page stores numbers. */
+static pd_status decode_type(decoder *d, const json_t *v, const char *path, pd_kv_type *ret) {
+    const char *s = json_string_value(v);
+    if (!s || !pd_kv_type_parse(s, ret))
+        return pd_fail(d->err, PD_EINVAL, path, "%s%s%.40s%s; allowed are \"f16\", \"q8_0\", \"q4\"", path,
+                       s ? " is \"" : " is ", s ? s : pd_json_type_name(v), s ? "\"" : "");
+    const size_t group = pd_kv_type_group(*ret);
+    if (d->model->head_dim % group == 0) return PD_OK;
+    return pd_fail(d->err, PD_EINVAL, path,
+                   "%s \"%s\" stores numbers in groups of %zu; this model's heads have %zu", path, s, group,
+                   d->model->head_dim);
+}
+
+/* One type for both, or {"key": type, "value": type}, either may be missing. */
+static pd_status decode_kv_type(decoder *d, const json_t *v, const char *path, pd_compression *c) {
+    if (!v) return PD_OK;
+    if (!json_is_object(v)) {
+        PD_TRY(decode_type(d, v, path, &c->kv_key));
+        c->kv_value = c->kv_key;
+        return PD_OK;
+    }
+    static const char *const known[] = {"key", "value", NULL};
+    PD_TRY(known_members(d, v, path, known));
+    const json_t *key = pd_json_get(v, "key"), *value = pd_json_get(v, "value");
+    if (!key && !value)
+        return pd_fail(d->err, PD_EINVAL, path, "%s: give \"key\", \"value\" or both", path);
+    if (key) PD_TRY(decode_type(d, key, join(d, "%s.%s", path, "key", 0), &c->kv_key));
+    return value ? decode_type(d, value, join(d, "%s.%s", path, "value", 0), &c->kv_value) : PD_OK;
+}
+
 /* "decode": pressing while tokens are generated. */
 static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd_compression *c) {
     if (!v) return PD_OK;
@@ -379,11 +409,17 @@ static pd_status decode_decode(decoder *d, const json_t *v, const char *path, pd
                                        press_path, d->err);
 }
 
+/* Fewer bits want no press; a budget does. */
+static bool kv_type_alone(const json_t *obj) {
+    return pd_json_get(obj, "kv_type") && !pd_json_get(obj, "ratio") && !pd_json_get(obj, "budget_tokens") &&
+           !pd_json_get(obj, "budget_bytes");
+}
+
 static pd_status decode_object(decoder *d, const json_t *obj, const char *path, pd_compression *c,
                                bool *verbose) {
     static const char *const known[] = {"press",        "params", "ratio",          "budget_tokens",
                                         "budget_bytes", "scope",  "protect_system", "min_tokens",
-                                        "decode",       "seed",   "verbose",        NULL};
+                                        "decode",       "seed",   "verbose",        "kv_type", NULL};
     PD_TRY(known_members(d, obj, path, known));
     const json_t *press = pd_json_get(obj, "press"), *params = pd_json_get(obj, "params");
     double in_text = NAN;
@@ -398,13 +434,14 @@ static pd_status decode_object(decoder *d, const json_t *obj, const char *path, 
         pd_press_inst *inst;
         PD_TRY(pd_spec_resolve(spec, d->model, &inst, d->err));
         PD_TRY(pd_compression_take(c, inst, join(d, "%s.%s", path, "press", 0), d->err));
-    } else if (params || !pd_json_get(obj, "decode")) {
+    } else if (params || !(pd_json_get(obj, "decode") || kv_type_alone(obj))) {
         const char *at = join(d, "%s.%s", path, "press", 0);
         return pd_fail(d->err, PD_EINVAL, at, "%s is missing", at);
     }
     PD_TRY(decode_budget(d, obj, path, in_text, c));
     PD_TRY(decode_scope(d, pd_json_get(obj, "scope"), join(d, "%s.%s", path, "scope", 0), c));
     PD_TRY(decode_decode(d, pd_json_get(obj, "decode"), join(d, "%s.%s", path, "decode", 0), c));
+    PD_TRY(decode_kv_type(d, pd_json_get(obj, "kv_type"), join(d, "%s.%s", path, "kv_type", 0), c));
     char prefix[96];
     snprintf(prefix, sizeof prefix, "%s.", path);
     int64_t min_tokens = 0, seed = 0;
@@ -422,7 +459,7 @@ static pd_status decode_object(decoder *d, const json_t *obj, const char *path, 
 /* The end of every way in: hand over, or free on failure and for dense. */
 static pd_status done(decoder *d, pd_status st, pd_compression *c, pd_compression **ret) {
     pd_arena_done(&d->arena);
-    if (st == PD_OK && (c->press || c->decode)) {
+    if (st == PD_OK && (c->press || c->decode || c->kv_key || c->kv_value)) {
         *ret = c;
         return PD_OK;
     }

@@ -7,6 +7,7 @@
  * the loop; the job's result is constant by then. */
 #include "server/generate.h"
 #include "server/json.h"
+#include "server/meta.h"
 #include "server/reply.h"
 #include "server/router.h"
 #include "server/server.h"
@@ -62,7 +63,6 @@ static void write_reply(pd_req *q) {
     const pd_gen *g = q->state;
     const pd_job_result *r = pd_job_get_result(g->answer->call->job);
     const pd_kv_report *kv = &r->kv;
-    const pd_engine_info *info = g->srv->info;
     pd_buf *out = &q->out;
     pd_buf_init(out, REPLY_BYTES_MAX);
     pd_buf_puts(out, "{\"object\":\"compression.explain\",\"model\":");
@@ -76,6 +76,7 @@ static void write_reply(pd_req *q) {
                   "\"bytes_peak\":%llu",
                   g->n_prompt, r->scope_tokens, (unsigned long long)kv->bytes,
                   (unsigned long long)kv->bytes_dense, (unsigned long long)kv->bytes_peak);
+    pd_meta_kv_type(out, kv, g->srv->info);
     pd_buf_printf(out, ",\"press_ms\":%.3f", kv->press_ms);
     if (kv->skipped) {
         pd_buf_puts(out, ",\"skipped\":");
@@ -87,7 +88,7 @@ static void write_reply(pd_req *q) {
         for (size_t h = 0; h < kv->n_head_kv; h++)
             pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,", l ? "," : "", l,
-                      (unsigned long long)(pages * info->page_bytes));
+                      (unsigned long long)(pages * kv->page_bytes));
         write_heads(out, r->explain + l * kv->n_head_kv, kv->n_head_kv, r->scope_tokens);
     }
     pd_buf_puts(out, "],\"forecast\":[");
@@ -96,7 +97,7 @@ static void write_reply(pd_req *q) {
         pd_json_num(out, g->rq.ratio[i]);
         pd_buf_printf(out, ",\"bytes\":%llu}",
                       (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, g->n_prompt,
-                                                                   g->rq.ratio[i]));
+                                                                   g->rq.ratio[i], kv->page_bytes));
     }
     pd_buf_putc(out, ']');
     if (r->n_compared) {

@@ -28,6 +28,7 @@ enum {
     ECHO_PER_CHUNK = 64,           /* prompt tokens; as above with their logprobs */
     OFFLOAD_SCORES = 4096,         /* prompt tokens with log probabilities: more are written off the loop */
     STREAM_BUFFER_LIMIT = 1 << 20, /* never reached; a bound all the same */
+    DIALECT_BUFFER_LIMIT = 256 << 20, /* its last events may repeat the whole answer */
 };
 
 static size_t count_chars(const char *s, size_t n) {
@@ -62,8 +63,21 @@ static void drop(pd_req *q) {
         pd_logprob_lists_done(&g->answer[i].lists);
     }
     free(g->answer);
+    pd_buf_done(&g->asked);
+    pd_buf_done(&g->said);
     pd_request_done(&g->rq);
     free(g);
+}
+
+pd_request_env pd_gen_env(const pd_server *s) {
+    return (pd_request_env){
+        .model_id = s->model_id,
+        .press_model = &s->info->press_model,
+        .compression = s->cfg->compression,
+        .n_vocab = s->info->n_vocab,
+        .tok = s->tok,
+        .chat = s->chat,
+    };
 }
 
 pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
@@ -75,14 +89,12 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
     q->drop = drop;
     json_t *body;
     PD_TRY(pd_json_parse(&body, q->body.data, q->body.len, err));
-    const pd_request_env env = {
-        .model_id = g->srv->model_id,
-        .press_model = &g->srv->info->press_model,
-        .compression = g->srv->cfg->compression,
-        .n_vocab = g->srv->info->n_vocab,
-        .tok = g->srv->tok,
-        .chat = g->srv->chat,
-    };
+    if (shape && shape->dialect) {
+        const pd_status st = shape->dialect->translate(body, g, err);
+        if (st != PD_OK) json_decref(body);
+        PD_TRY(st);
+    }
+    const pd_request_env env = pd_gen_env(g->srv);
     const pd_request_kind kind = shape                           ? shape->kind
                                  : pd_json_get(body, "messages") ? PD_REQUEST_CHAT
                                                                  : PD_REQUEST_COMPLETION;
@@ -151,8 +163,7 @@ static void account(pd_answer *a, const pd_job_result *r) {
     pd_metrics_job(&g->srv->metrics, r, a->n_out, (double)(pd_now_ns() - g->submit_ns) * 1e-9);
 }
 
-/* What the whole request cost; all its answers are there. */
-static void write_meta(pd_gen *g, pd_buf *out, bool usage) {
+void pd_gen_meta(pd_gen *g, pd_buf *out, bool usage) {
     const pd_job_result *r[PD_CHOICES_MAX];
     for (size_t i = 0; i < g->n_answer; i++) r[i] = pd_job_get_result(g->answer[i].call->job);
     pd_meta_members(out, r, g->n_answer, g->srv->info, usage, g->n_prompt, g->n_out);
@@ -170,7 +181,7 @@ static void collect(pd_answer *a) {
         add_tokens(a, n);
         for (size_t i = 0; i < n; i++) {
             a->logprob_sum += ev[i].logprob;
-            if (g->rq.n_logprobs < 0) continue;
+            if (g->rq.n_logprobs < 0 || !g->shape->collect) continue;
             g->shape->collect(a, &ev[i]);
             if (ev[i].text_len)
                 a->n_chars += count_chars(a->text.data + ev[i].text_off, ev[i].text_len);
@@ -198,6 +209,11 @@ static void write_whole(pd_req *q) {
     pd_gen *g = q->state;
     pd_buf *out = &q->out;
     const size_t n = g->rq.n, m = g->rq.best_of;
+    if (g->shape->dialect) {
+        g->shape->dialect->whole(g->answer, out);
+        if (g->answer->text.failed) out->failed = true;
+        return;
+    }
     frame_begin(g, out, g->shape->object);
     for (size_t at = 0; at < g->n_answer; at += m) {
         size_t order[PD_CHOICES_MAX];
@@ -214,7 +230,7 @@ static void write_whole(pd_req *q) {
     pd_buf_putc(out, ']');
     if (g->shape->members) g->shape->members(g, out);
     pd_buf_putc(out, ',');
-    write_meta(g, out, true);
+    pd_gen_meta(g, out, true);
     pd_buf_putc(out, '}');
 }
 
@@ -248,6 +264,10 @@ static void finish_whole(pd_req *q) {
 static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
     pd_gen *g = a->gen;
     account(a, r);
+    if (g->shape->dialect) {
+        g->shape->dialect->end(a, out);
+        return;
+    }
     chunk_begin(g, out);
     g->shape->chunk(a, out, NULL, "", 0, finish_word(r->finish));
     if (g->n_done < g->n_answer) {
@@ -255,20 +275,32 @@ static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
         return;
     }
     pd_buf_puts(out, "],");
-    write_meta(g, out, g->rq.continuous_usage);
+    pd_gen_meta(g, out, g->rq.continuous_usage);
     pd_buf_putc(out, '}');
     pd_sse_end(out);
     if (!g->rq.include_usage) return;
     chunk_begin(g, out);
     pd_buf_puts(out, "],");
-    write_meta(g, out, true);
+    pd_gen_meta(g, out, true);
     pd_buf_putc(out, '}');
     pd_sse_end(out);
 }
 
+/* One token's text, or what was held back at the end (ev NULL). */
+static void stream_text(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text,
+                        size_t len) {
+    pd_gen *g = a->gen;
+    if (g->shape->dialect) {
+        if (len) g->shape->dialect->text(a, out, text, len);
+        return;
+    }
+    chunk_begin(g, out);
+    g->shape->chunk(a, out, ev, text, len, NULL);
+    chunk_end(g, out);
+}
+
 /* One take -> events; false when nothing was there. */
 static bool stream_take(pd_answer *a, pd_buf *out) {
-    pd_gen *g = a->gen;
     pd_token_event ev[EVENTS_PER_FILL_TAKE];
     size_t tail = 0;
     pd_buf_clear(&a->text);
@@ -278,22 +310,19 @@ static bool stream_take(pd_answer *a, pd_buf *out) {
     for (size_t i = 0; i < n; i++) {
         const char *text = a->text.data ? a->text.data + ev[i].text_off : "";
         add_tokens(a, 1);
-        chunk_begin(g, out);
-        g->shape->chunk(a, out, &ev[i], text, ev[i].text_len, NULL);
-        chunk_end(g, out);
+        stream_text(a, out, &ev[i], text, ev[i].text_len);
         a->n_chars += count_chars(text, ev[i].text_len);
     }
-    if (tail && !a->text.failed) {
-        chunk_begin(g, out);
-        g->shape->chunk(a, out, NULL, a->text.data + a->text.len - tail, tail, NULL);
-        chunk_end(g, out);
-    }
+    if (tail && !a->text.failed)
+        stream_text(a, out, NULL, a->text.data + a->text.len - tail, tail);
     return n || tail;
 }
 
 static void open_answer(pd_answer *a, pd_buf *out) {
     pd_gen *g = a->gen;
-    if (!a->opened && g->shape->opening) {
+    if (!a->opened && g->shape->dialect) {
+        g->shape->dialect->begin(a, out);
+    } else if (!a->opened && g->shape->opening) {
         chunk_begin(g, out);
         g->shape->opening(a, out);
         chunk_end(g, out);
@@ -310,6 +339,15 @@ static bool stream_echo(pd_answer *a, pd_buf *out) {
     chunk_end(g, out);
     a->n_echoed = to;
     return true;
+}
+
+static void stream_error(pd_gen *g, pd_buf *out, const pd_err *err) {
+    if (g->shape->dialect) g->shape->dialect->error(g, out, err);
+    else pd_sse_error(out, err);
+}
+
+static void stream_done(const pd_gen *g, pd_buf *out) {
+    if (!g->shape->dialect) pd_sse_done(out);
 }
 
 /* What one answer has to say now; false when nothing.  A failure ends the stream. */
@@ -330,7 +368,7 @@ static bool stream_answer(pd_req *q, pd_answer *a) {
         answer_end(a, out, r);
     } else {
         account(a, r);
-        pd_sse_error(out, &err);
+        stream_error(a->gen, out, &err);
         q->ended = true;
     }
     return true;
@@ -339,10 +377,10 @@ static bool stream_answer(pd_req *q, pd_answer *a) {
 static void fill(pd_req *q) {
     pd_gen *g = q->state;
     pd_buf *out = &q->out;
-    if (!out->limit) pd_buf_init(out, STREAM_BUFFER_LIMIT);
+    if (!out->limit) pd_buf_init(out, g->shape->dialect ? DIALECT_BUFFER_LIMIT : STREAM_BUFFER_LIMIT);
     if (g->failed.code != PD_OK) {
-        pd_sse_error(out, &g->failed);
-        pd_sse_done(out);
+        stream_error(g, out, &g->failed);
+        stream_done(g, out);
         q->ended = true;
         return;
     }
@@ -353,7 +391,7 @@ static void fill(pd_req *q) {
     }
     if (q->ended || g->n_done == g->n_answer) {
         pd_gen_end(g);
-        pd_sse_done(out);
+        stream_done(g, out);
         q->ended = true;
     } else if (out->len == 0 && q->ping_due) {
         pd_sse_ping(out);

@@ -30,8 +30,20 @@ typedef struct pd_answer {
     bool opened, done;    /* the opening chunk went out; counted, and its end went out */
 } pd_answer;
 
+/* A reply that is no list of choices, and its stream of named events; one answer. */
+typedef struct pd_dialect {
+    /* The body, changed in place to a chat's; may note in g->asked what the reply repeats. */
+    pd_status (*translate)(json_t *body, pd_gen *g, pd_err *err);
+    void (*whole)(pd_answer *a, pd_buf *out);
+    void (*begin)(pd_answer *a, pd_buf *out); /* before the first token */
+    void (*text)(pd_answer *a, pd_buf *out, const char *text, size_t len); /* never empty */
+    void (*end)(pd_answer *a, pd_buf *out);
+    void (*error)(pd_gen *g, pd_buf *out, const pd_err *err);
+} pd_dialect;
+
 typedef struct pd_shape {
     pd_request_kind kind;
+    const pd_dialect *dialect; /* NULL, or what stands in place of the functions below */
     const char *id_prefix, *object, *chunk_object;
     /* Append one member of "choices".  finish NULL = null. */
     void (*whole)(pd_answer *a, pd_buf *out, const char *finish);
@@ -58,14 +70,23 @@ struct pd_gen {
     char id[48];
     time_t created;
     size_t n_prompt, n_out; /* tokens of all prompts and answers */
+    size_t n_event;        /* for dialects: events sent */
+    pd_buf asked, said;    /* members that repeat the request; the stream's text so far */
     uint64_t submit_ns;
     pd_err failed;         /* ended by us: timeout */
 };
+
+/* What decoding a request needs to know of the server.  Thread: any. */
+pd_request_env pd_gen_env(const struct pd_server *s);
 
 /* For pd_route.decode.  shape NULL: explain; the kind is told by "messages". */
 pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err);
 /* For pd_route.run. */
 void pd_gen_run(pd_req *q);
+
+/* `"usage":...,"kv_cache":...,"timings":...` of the whole request, usage only if asked;
+ * all its answers are there. */
+void pd_gen_meta(pd_gen *g, pd_buf *out, bool usage);
 
 /* Submit g->rq; on_event as in pd_call_submit.  On failure the error was replied. */
 pd_status pd_gen_submit(pd_req *q, void (*on_event)(pd_req *q, pd_call *call));

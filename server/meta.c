@@ -30,24 +30,34 @@ void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_repor
     pd_buf_putc(out, '}');
 }
 
-static void layers(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+static void layers(pd_buf *out, const pd_kv_report *kv) {
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer; l++) {
         uint64_t pages = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
             pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
-                      (unsigned long long)(pages * info->page_bytes));
+                      (unsigned long long)(pages * kv->page_bytes));
         for (size_t h = 0; h < kv->n_head_kv; h++) {
             const size_t i = l * kv->n_head_kv + h;
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
                           (unsigned long long)(kv->head_pages
-                                                   ? (uint64_t)kv->head_pages[i] * info->page_bytes
+                                                   ? (uint64_t)kv->head_pages[i] * kv->page_bytes
                                                    : 0));
         }
         pd_buf_puts(out, "]}");
     }
     pd_buf_putc(out, ']');
+}
+
+void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info) {
+    const char *key = pd_kv_type_name(kv->kv_key), *value = pd_kv_type_name(kv->kv_value);
+    if (kv->kv_key == kv->kv_value)
+        pd_buf_printf(out, ",\"kv_type\":\"%s\"", key);
+    else
+        pd_buf_printf(out, ",\"kv_type\":{\"key\":\"%s\",\"value\":\"%s\"}", key, value);
+    const size_t values = 2 * info->page_tokens * info->head_dim;
+    member_num(out, "bits_per_value", 8.0 * (double)kv->page_bytes / (double)values);
 }
 
 /* Without the closing brace. */
@@ -64,12 +74,13 @@ static void kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     member_u64(out, "bytes_peak", kv->bytes_peak);
     member_u64(out, "page_tokens", info->page_tokens);
     member_u64(out, "pages", kv->pages);
+    pd_meta_kv_type(out, kv, info);
     member_ms(out, "press_ms", kv->press_ms);
     if (kv->skipped) {
         pd_buf_puts(out, ",\"skipped\":");
         pd_json_cstr(out, kv->skipped);
     }
-    if (kv->kept) layers(out, kv, info);
+    if (kv->kept) layers(out, kv);
 }
 
 static double per_second(size_t n, double ms) {

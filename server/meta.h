@@ -7,6 +7,10 @@
 #include "engine/run/engine.h"
 #include "server/http.h"
 
+/* `,"kv_type":...,"bits_per_value":...`: as a request may ask for it; the steps of few bits
+ * count. */
+void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *info);
+
 /* kv NULL: the counts alone (running usage of a stream). */
 void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv);
 void pd_meta_timings(pd_buf *out, const pd_job_timing *t);

@@ -123,10 +123,20 @@ static void write_kv(pd_buf *out, const pd_engine_stats *s, uint64_t pool_bytes)
     gauge(out, "pressd_kv_cache_peak_bytes", "Highest resident plus staging bytes since start.",
           (double)s->kv_bytes_peak);
     gauge(out, "pressd_kv_cache_limit_bytes", "Bound of the KV page pool.", (double)pool_bytes);
+    pd_prom_family(out, "pressd_kv_cache_type_bytes", "gauge",
+                   "Bytes of KV pages in use by what they store and how; they add up to the resident ones.");
+    static const char *const part[] = {"keys", "values"};
+    for (int p = 0; p < 2; p++) {
+        for (int t = PD_KV_NATIVE + 1; t < PD_KV_TYPES; t++) {
+            char label[48];
+            snprintf(label, sizeof label, "part=\"%s\",kv_type=\"%s\"", part[p], pd_kv_type_name((pd_kv_type)t));
+            pd_prom_u64(out, "pressd_kv_cache_type_bytes", label, s->kv_bytes_type[p][t]);
+        }
+    }
     gauge(out, "pressd_scratch_bytes", "Bytes of hidden states, tiles and query rings.",
           (double)s->scratch_bytes);
     pd_prom_family(out, "pressd_kv_cache_pages", "gauge",
-                   "KV pages by state; they add up to the pool.");
+                   "KV pages by state, in f16 pages (narrower ones by their bytes); they add up to the pool.");
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"free\"", s->pages_free);
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"sequences\"", s->pages_seq);
     pd_prom_u64(out, "pressd_kv_cache_pages", "state=\"store\"", s->pages_store);

@@ -4,16 +4,17 @@
 
 #include "server/json.h"
 #include "server/metrics.h"
+#include "server/router.h"
 #include "server/server.h"
 
 static const char type_json[] = "application/json";
 
-void pd_reply_error_body(pd_buf *out, const pd_err *err) {
+static void error_object(pd_buf *out, const pd_err *err, const char *type) {
     const char *code = pd_status_code(err->code);
-    pd_buf_puts(out, "{\"error\":{\"message\":");
+    pd_buf_puts(out, "\"error\":{\"message\":");
     pd_json_cstr(out, err->msg);
     pd_buf_puts(out, ",\"type\":");
-    pd_json_cstr(out, pd_status_type(err->code));
+    pd_json_cstr(out, type);
     pd_buf_puts(out, ",\"param\":");
     pd_json_cstr(out, err->param[0] ? err->param : NULL);
     pd_buf_puts(out, ",\"code\":");
@@ -21,9 +22,24 @@ void pd_reply_error_body(pd_buf *out, const pd_err *err) {
     pd_buf_puts(out, "}}");
 }
 
+void pd_reply_error_body(pd_buf *out, const pd_err *err) {
+    pd_buf_putc(out, '{');
+    error_object(out, err, pd_status_type(err->code));
+}
+
+void pd_reply_error_body_anthropic(pd_buf *out, const pd_err *err) {
+    const char *type = pd_status_type(err->code);
+    if (err->code == PD_ETOOBIG) type = "request_too_large";
+    else if (pd_status_http(err->code) == 503) type = "overloaded_error";
+    else if (pd_status_http(err->code) >= 500) type = "api_error";
+    pd_buf_puts(out, "{\"type\":\"error\",");
+    error_object(out, err, type);
+}
+
 void pd_reply_error(pd_req *q, const pd_err *err) {
     pd_buf_clear(&q->out);
-    pd_reply_error_body(&q->out, err);
+    if (q->route && (q->route->flags & PD_ROUTE_ANTHROPIC)) pd_reply_error_body_anthropic(&q->out, err);
+    else pd_reply_error_body(&q->out, err);
     pd_buf_putc(&q->out, '\n');
     if (q->out.failed) pd_buf_clear(&q->out); /* out of memory: the status alone still goes */
     switch (err->code) {

@@ -8,6 +8,10 @@
 /* {"error":{"message","type","param","code"}} appended to *out. */
 void pd_reply_error_body(pd_buf *out, const pd_err *err);
 
+/* The same as Anthropic's clients read it: "type":"error" beside it, their words for
+ * what is the server's fault. */
+void pd_reply_error_body_anthropic(pd_buf *out, const pd_err *err);
+
 /* Answer with the error: status, Retry-After where it helps, body. */
 void pd_reply_error(pd_req *q, const pd_err *err);
 

@@ -87,6 +87,11 @@ pd_status pd_request_decode(json_t *body, pd_request_kind kind, bool explain,
 /* Messages, "messages" as in a chat request, to r->msg: used by /tokenize too. */
 pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err);
 
+/* Member `key`, a string, an array of token ids, or an array of at most `max` of these,
+ * to r->prompt.  Errors: EINVAL with the path, ENOMEM. */
+pd_status pd_request_texts(const json_t *body, const char *key, size_t max,
+                           const pd_request_env *env, pd_request *r, pd_err *err);
+
 /* Room for n prompts.  ENOMEM. */
 pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err);
 

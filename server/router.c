@@ -13,9 +13,9 @@
 #include <strings.h>
 
 #define PD_ROUTE_LIST(X)                                                                           \
-    X(completions)                                                                                 \
-    X(chat) X(models) X(model) X(presses) X(explain) X(tokenize) X(detokenize) X(livez) X(readyz)  \
-        X(health) X(version) X(metrics) X(openapi)
+    X(completions) X(chat) X(render) X(render_chat) X(responses) X(messages) X(count_tokens)       \
+    X(embeddings) X(models) X(model) X(presses) X(explain) X(tokenize) X(detokenize) X(livez)      \
+    X(readyz) X(health) X(version) X(metrics) X(openapi)
 
 #define X(name) extern const pd_route pd_route_##name;
 PD_ROUTE_LIST(X)

@@ -15,6 +15,7 @@ enum {
     PD_ROUTE_PREFIX = 1u << 2,  /* path ends in '/', something must follow it */
     PD_ROUTE_CHEAP = 1u << 3,   /* served while draining, not while loading */
     PD_ROUTE_METRICS = 1u << 4, /* absent with --no-metrics */
+    PD_ROUTE_ANTHROPIC = 1u << 5, /* errors in Anthropic's shape */
 };
 
 typedef struct pd_route {

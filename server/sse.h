@@ -12,6 +12,10 @@
 static inline void pd_sse_begin(pd_buf *out) {
     pd_buf_puts(out, "data: ");
 }
+/* The same for a named event. */
+static inline void pd_sse_begin_named(pd_buf *out, const char *event) {
+    pd_buf_printf(out, "event: %s\ndata: ", event);
+}
 static inline void pd_sse_end(pd_buf *out) {
     pd_buf_puts(out, "\n\n");
 }

@@ -175,6 +175,21 @@ void pd_workers_run(pd_workers *w, pd_task_fn fn, void *ctx, size_t n_tasks) {
     }
 }
 
+void pd_workers_pin(pd_workers *w) {
+    cpu_set_t set;
+    if (!w || w->n == 1 || sched_getaffinity(0, sizeof set, &set) != 0 || (unsigned)CPU_COUNT(&set) != w->n) return;
+    unsigned i = 0;
+    for (size_t cpu = 0; cpu < CPU_SETSIZE && i < w->n; cpu++) {
+        if (!CPU_ISSET(cpu, &set)) continue;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        /* A refusal costs speed only. */
+        (void)pthread_setaffinity_np(i ? w->thread[i] : pthread_self(), sizeof one, &one);
+        i++;
+    }
+}
+
 unsigned pd_cpu_count(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) {

@@ -22,9 +22,16 @@ unsigned pd_workers_count(const pd_workers *w); /* 1 for NULL */
 
 /* fn(ctx, task, thread) for every task in [0, n_tasks); thread < count names the
  * scratch it may use.  Returns when all are done.  `w` NULL runs inline.
- * Thread: the one that opened it (never from inside a task). */
+ * Thread: one at a time (never from inside a task). */
 typedef void (*pd_task_fn)(void *ctx, size_t task, unsigned thread);
 void pd_workers_run(pd_workers *w, pd_task_fn fn, void *ctx, size_t n_tasks);
+
+/* One processor for each thread, if there are exactly as many as threads: else the
+ * system now and then puts two of them on one, and for tens of milliseconds every
+ * run then waits out a spin.  The calling thread becomes thread 0 for good; others of
+ * the process stay free to run anywhere.  Thread: the one that will call
+ * pd_workers_run from now on. */
+void pd_workers_pin(pd_workers *w);
 
 /* Processors this process may run on (affinity mask), at least 1. */
 unsigned pd_cpu_count(void);

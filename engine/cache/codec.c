@@ -1,51 +1,349 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Page codecs: f16 (served) and f32 (--compute f32).  See codec.h. */
+/* Page codecs (see codec.h).  Cost of few bits when a row is written: q8_0 one
+ * pass for the largest number of each group and one to round; q4 a Hadamard
+ * transform of head_dim * log2(head_dim) additions before it. */
 #include "engine/cache/codec.h"
 
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS, ROW_MAX = 512 };
+enum { N = PD_PAGE_TOKENS, GROUP = PD_KV_GROUP, ROW_MAX = 512 };
 
 /* ---- f16 ---- */
 
-static void f16_write(const pd_kernels *kern, void *page, size_t d, size_t slot, size_t n,
-                      const float *k, const float *v, size_t stride) {
-    uint16_t *pk = page, *pv = pk + d * N;
+static size_t f16_bytes(size_t d) {
+    return N * d * 2;
+}
+
+static void f16_write_k(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    uint16_t *pk = part;
     uint16_t row[ROW_MAX];
     for (size_t i = 0; i < n; i++) {
         for (size_t c = 0; c < d; c += ROW_MAX) { /* one pass for every real head size */
             const size_t m = d - c < ROW_MAX ? d - c : ROW_MAX;
-            kern->f32_to_f16(k + i * stride + c, row, m);
+            kern->f32_to_f16(x + i * stride + c, row, m);
             for (size_t j = 0; j < m; j++) pk[(c + j) * N + slot + i] = row[j];
         }
-        kern->f32_to_f16(v + i * stride, pv + (slot + i) * d, d);
     }
 }
 
-static void f16_read(const pd_kernels *kern, const void *page, size_t d, size_t slot, float *k, float *v) {
-    const uint16_t *pk = page, *pv = pk + d * N;
+static void f16_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    for (size_t i = 0; i < n; i++) kern->f32_to_f16(x + i * stride, (uint16_t *)part + (slot + i) * d, d);
+}
+
+static void f16_read_k(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    const uint16_t *pk = part;
     uint16_t row[ROW_MAX];
     for (size_t c = 0; c < d; c += ROW_MAX) {
         const size_t m = d - c < ROW_MAX ? d - c : ROW_MAX;
         for (size_t j = 0; j < m; j++) row[j] = pk[(c + j) * N + slot];
-        kern->f16_to_f32(row, k + c, m);
+        kern->f16_to_f32(row, x + c, m);
     }
-    kern->f16_to_f32(pv + slot * d, v, d);
 }
 
-static const float *f16_keys(const pd_kernels *kern, const void *page, size_t d, float *tmp) {
-    kern->f16_to_f32(page, tmp, d * N);
+static void f16_read_v(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    kern->f16_to_f32((const uint16_t *)part + slot * d, x, d);
+}
+
+static void f16_move_k(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    const uint16_t *sk = src;
+    uint16_t *dk = dst;
+    for (size_t j = 0; j < d; j++) dk[j * N + to] = sk[j * N + from];
+}
+
+static void f16_move_v(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    memmove((uint16_t *)dst + to * d, (const uint16_t *)src + from * d, d * sizeof(uint16_t));
+}
+
+/* ---- f32 ---- */
+
+static size_t f32_bytes(size_t d) {
+    return N * d * 4;
+}
+
+static void f32_write_k(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    (void)kern;
+    float *pk = part;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < d; j++) pk[j * N + slot + i] = x[i * stride + j];
+}
+
+static void f32_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    (void)kern;
+    for (size_t i = 0; i < n; i++) memcpy((float *)part + (slot + i) * d, x + i * stride, d * sizeof *x);
+}
+
+static void f32_read_k(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    (void)kern;
+    const float *pk = part;
+    for (size_t j = 0; j < d; j++) x[j] = pk[j * N + slot];
+}
+
+static void f32_read_v(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    (void)kern;
+    memcpy(x, (const float *)part + slot * d, d * sizeof *x);
+}
+
+static void f32_move_k(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    const float *sk = src;
+    float *dk = dst;
+    for (size_t j = 0; j < d; j++) dk[j * N + to] = sk[j * N + from];
+}
+
+static void f32_move_v(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    memmove((float *)dst + to * d, (const float *)src + from * d, d * sizeof(float));
+}
+
+/* ---- few bits: what both share ---- */
+
+static size_t q8_bytes(size_t d) {
+    return N * d + d / GROUP * N * 2;
+}
+
+static size_t q4_bytes(size_t d) {
+    return N * d / 2 + d / GROUP * N * 2;
+}
+
+/* Behind the numbers: d [head_dim/32][16] f16. */
+static uint16_t *steps(void *part, size_t n_bytes) {
+    return (uint16_t *)((uint8_t *)part + n_bytes);
+}
+
+static void put_steps(const pd_kernels *kern, void *part, size_t n_bytes, size_t d, size_t slot, const float *step) {
+    for (size_t b = 0; b < d / GROUP; b++) kern->f32_to_f16(step + b, steps(part, n_bytes) + b * N + slot, 1);
+}
+
+static void get_steps(const pd_kernels *kern, const void *part, size_t n_bytes, size_t d, size_t slot, float *step) {
+    const uint16_t *at = (const uint16_t *)((const uint8_t *)part + n_bytes);
+    for (size_t b = 0; b < d / GROUP; b++) kern->f16_to_f32(at + b * N + slot, step + b, 1);
+}
+
+static void move_steps(const void *src, size_t from, void *dst, size_t to, size_t n_bytes, size_t d) {
+    const uint16_t *s = (const uint16_t *)((const uint8_t *)src + n_bytes);
+    for (size_t b = 0; b < d / GROUP; b++) steps(dst, n_bytes)[b * N + to] = s[b * N + from];
+}
+
+/* ---- q8_0: number = d * n, d = max / 127, as quantize_act ---- */
+
+static void q8_quantise(const pd_kernels *kern, const float *x, size_t d, int8_t *n, float *step) {
+    float sums[ROW_MAX / 16];
+    kern->quantize_act(x, d, n, step, sums);
+}
+
+static void q8_write_k(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    int8_t row[ROW_MAX];
+    float step[ROW_MAX / GROUP];
+    for (size_t i = 0; i < n; i++) {
+        q8_quantise(kern, x + i * stride, d, row, step);
+        for (size_t c = 0; c < d; c += 4) memcpy((int8_t *)part + (c / 4 * N + slot + i) * 4, row + c, 4);
+        put_steps(kern, part, N * d, d, slot + i, step);
+    }
+}
+
+static void q8_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    float step[ROW_MAX / GROUP];
+    for (size_t i = 0; i < n; i++) {
+        q8_quantise(kern, x + i * stride, d, (int8_t *)part + (slot + i) * d, step);
+        put_steps(kern, part, N * d, d, slot + i, step);
+    }
+}
+
+static void q8_read_k(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    float step[ROW_MAX / GROUP];
+    get_steps(kern, part, N * d, d, slot, step);
+    for (size_t c = 0; c < d; c++) x[c] = step[c / GROUP] * ((const int8_t *)part)[(c / 4 * N + slot) * 4 + c % 4];
+}
+
+static void q8_read_v(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    float step[ROW_MAX / GROUP];
+    get_steps(kern, part, N * d, d, slot, step);
+    for (size_t c = 0; c < d; c++) x[c] = step[c / GROUP] * ((const int8_t *)part)[slot * d + c];
+}
+
+/* A slot's four channels stay together. */
+static void move_quads(const void *src, size_t from, void *dst, size_t to, size_t n_quad) {
+    for (size_t c = 0; c < n_quad; c++)
+        memmove((uint8_t *)dst + (c * N + to) * 4, (const uint8_t *)src + (c * N + from) * 4, 4);
+}
+
+static void q8_move_k(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    move_quads(src, from, dst, to, d / 4);
+    move_steps(src, from, dst, to, N * d, d);
+}
+
+static void q8_move_v(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    memmove((uint8_t *)dst + to * d, (const uint8_t *)src + from * d, d);
+    move_steps(src, from, dst, to, N * d, d);
+}
+
+/* ---- q4: number = d * (n - 7.5), d = max / 7.5, of the rotated row ---- */
+
+/* x = H x, H orthonormal and its own inverse (Sylvester's Hadamard matrix of the
+ * largest power of two that divides d, repeated along the diagonal). */
+static void rotate(float *x, size_t d) {
+    const size_t size = d & (~d + 1);
+    for (size_t at = 0; at < d; at += size) {
+        float *y = x + at;
+        for (size_t h = 1; h < size; h *= 2) {
+            for (size_t i = 0; i < size; i += 2 * h) {
+                for (size_t j = i; j < i + h; j++) {
+                    const float a = y[j], b = y[j + h];
+                    y[j] = a + b;
+                    y[j + h] = a - b;
+                }
+            }
+        }
+    }
+    const float scale = 1.0f / sqrtf((float)size);
+    for (size_t i = 0; i < d; i++) x[i] *= scale;
+}
+
+/* n in 0..15 of one row, and the groups' steps. */
+static void q4_quantise(const float *x, size_t d, uint8_t *n, float *step) {
+    float y[ROW_MAX];
+    memcpy(y, x, d * sizeof *y);
+    rotate(y, d);
+    for (size_t b = 0; b < d / GROUP; b++) {
+        const float *g = y + b * GROUP;
+        float max = 0.0f;
+        for (size_t i = 0; i < GROUP; i++) max = fmaxf(max, fabsf(g[i]));
+        const bool zero = max / 7.5f < FLT_MIN; /* 7.5 / max could overflow */
+        const float inv = zero ? 0.0f : 7.5f / max;
+        step[b] = zero ? 0.0f : max / 7.5f;
+        for (size_t i = 0; i < GROUP; i++) {
+            const long v = lrintf(g[i] * inv + 7.5f);
+            n[b * GROUP + i] = (uint8_t)(v < 0 ? 0 : v > 15 ? 15 : v);
+        }
+    }
+}
+
+static void q4_write_k(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    uint8_t row[ROW_MAX];
+    float step[ROW_MAX / GROUP];
+    for (size_t i = 0; i < n; i++) {
+        q4_quantise(x + i * stride, d, row, step);
+        for (size_t c = 0; c < d; c += 8)
+            for (size_t j = 0; j < 4; j++)
+                ((uint8_t *)part)[(c / 8 * N + slot + i) * 4 + j] = (uint8_t)(row[c + j] | row[c + 4 + j] << 4);
+        put_steps(kern, part, N * d / 2, d, slot + i, step);
+    }
+}
+
+static void q4_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    uint8_t row[ROW_MAX];
+    float step[ROW_MAX / GROUP];
+    for (size_t i = 0; i < n; i++) {
+        q4_quantise(x + i * stride, d, row, step);
+        uint8_t *at = (uint8_t *)part + (slot + i) * d / 2;
+        for (size_t c = 0; c < d; c += GROUP)
+            for (size_t j = 0; j < 16; j++) at[c / 2 + j] = (uint8_t)(row[c + j] | row[c + 16 + j] << 4);
+        put_steps(kern, part, N * d / 2, d, slot + i, step);
+    }
+}
+
+static void q4_read_k(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    float step[ROW_MAX / GROUP];
+    get_steps(kern, part, N * d / 2, d, slot, step);
+    for (size_t c = 0; c < d; c++) {
+        const unsigned byte = ((const uint8_t *)part)[(c / 8 * N + slot) * 4 + c % 4];
+        x[c] = step[c / GROUP] * ((float)(byte >> (c % 8 < 4 ? 0 : 4) & 15) - 7.5f);
+    }
+    rotate(x, d);
+}
+
+static void q4_read_v(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    float step[ROW_MAX / GROUP];
+    get_steps(kern, part, N * d / 2, d, slot, step);
+    for (size_t c = 0; c < d; c++) {
+        const unsigned byte = ((const uint8_t *)part)[slot * d / 2 + c / 32 * 16 + c % 16];
+        x[c] = step[c / GROUP] * ((float)(byte >> (c % 32 < 16 ? 0 : 4) & 15) - 7.5f);
+    }
+    rotate(x, d);
+}
+
+static void q4_move_k(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    move_quads(src, from, dst, to, d / 8);
+    move_steps(src, from, dst, to, N * d / 2, d);
+}
+
+static void q4_move_v(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    memmove((uint8_t *)dst + to * d / 2, (const uint8_t *)src + from * d / 2, d / 2);
+    move_steps(src, from, dst, to, N * d / 2, d);
+}
+
+/* ---- the types ---- */
+
+static const struct {
+    const char *name;
+    pd_codec_part k, v;
+} types[PD_KV_TYPES] = {
+    [PD_KV_F16] = {"f16", {f16_bytes, f16_write_k, f16_read_k, f16_move_k}, {f16_bytes, f16_write_v, f16_read_v, f16_move_v}},
+    [PD_KV_F32] = {"f32", {f32_bytes, f32_write_k, f32_read_k, f32_move_k}, {f32_bytes, f32_write_v, f32_read_v, f32_move_v}},
+    [PD_KV_Q8_0] = {"q8_0", {q8_bytes, q8_write_k, q8_read_k, q8_move_k}, {q8_bytes, q8_write_v, q8_read_v, q8_move_v}},
+    [PD_KV_Q4] = {"q4", {q4_bytes, q4_write_k, q4_read_k, q4_move_k}, {q4_bytes, q4_write_v, q4_read_v, q4_move_v}},
+};
+
+pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value) {
+    return (pd_codec){.key = key, .value = value, .k = &types[key].k, .v = &types[value].v};
+}
+
+const char *pd_kv_type_name(pd_kv_type t) {
+    return t == PD_KV_NATIVE ? "native" : types[t].name;
+}
+
+bool pd_kv_type_parse(const char *name, pd_kv_type *ret) {
+    static const pd_kv_type asked[] = {PD_KV_F16, PD_KV_Q8_0, PD_KV_Q4};
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        if (strcmp(name, types[asked[i]].name) != 0) continue;
+        *ret = asked[i];
+        return true;
+    }
+    return false;
+}
+
+/* ---- pages ---- */
+
+void pd_codec_write(const pd_codec *c, const pd_kernels *kern, void *page, size_t d, size_t slot, size_t n,
+                    const float *k, const float *v, size_t stride, const float *centre) {
+    float row[ROW_MAX];
+    for (size_t i = 0; i < n && centre; i++) {
+        for (size_t j = 0; j < d; j++) row[j] = k[i * stride + j] - centre[j];
+        c->k->write(kern, page, d, slot + i, 1, row, d);
+    }
+    if (!centre) c->k->write(kern, page, d, slot, n, k, stride);
+    c->v->write(kern, pd_codec_v(c, page, d), d, slot, n, v, stride);
+}
+
+void pd_codec_read(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, size_t slot, float *k, float *v,
+                   const float *centre) {
+    if (k) c->k->read(kern, page, d, slot, k);
+    if (k && centre) kern->axpy_f32(1.0f, centre, k, d);
+    if (v) c->v->read(kern, (const char *)page + c->k->bytes(d), d, slot, v);
+}
+
+void pd_codec_move(const pd_codec *c, const void *src, size_t from, void *dst, size_t to, size_t d) {
+    c->k->move(src, from, dst, to, d);
+    c->v->move((const char *)src + c->k->bytes(d), from, pd_codec_v(c, dst, d), to, d);
+}
+
+const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void *page, size_t d, float *tmp,
+                           const float *centre) {
+    if (c->key == PD_KV_F32) return page;
+    if (c->key == PD_KV_F16) {
+        kern->f16_to_f32(page, tmp, d * N);
+        return tmp;
+    }
+    float row[ROW_MAX];
+    for (size_t s = 0; s < N; s++) {
+        pd_codec_read(c, kern, page, d, s, row, NULL, centre);
+        for (size_t j = 0; j < d; j++) tmp[j * N + s] = row[j];
+    }
     return tmp;
 }
 
-static void f16_move(const void *src_page, size_t from, void *dst_page, size_t to, size_t d) {
-    const uint16_t *sk = src_page;
-    uint16_t *dk = dst_page;
-    for (size_t j = 0; j < d; j++) dk[j * N + to] = sk[j * N + from];
-    memmove(dk + d * N + to * d, sk + d * N + from * d, d * sizeof *dk);
-}
-
-static void f16_round(const pd_kernels *kern, float *x, size_t n) {
+void pd_kv_round(pd_kv_type t, const pd_kernels *kern, float *x, size_t n) {
+    if (t != PD_KV_F16) return; /* f32 is exact */
     uint16_t row[ROW_MAX];
     for (size_t i = 0; i < n; i += ROW_MAX) {
         const size_t m = n - i < ROW_MAX ? n - i : ROW_MAX;
@@ -54,58 +352,76 @@ static void f16_round(const pd_kernels *kern, float *x, size_t n) {
     }
 }
 
-static void f16_attn(const pd_kernels *kern, const float *q, size_t n_group, size_t d,
-                     const void *const *pages, size_t first, size_t n, float *tmp,
-                     size_t tmp_stride, float *m, float *l, float *acc) {
-    kern->attn_pages_f16(q, n_group, d, pages, first, n, tmp, tmp_stride, m, l, acc);
+/* ---- attention ---- */
+
+/* The queries as the scores pass of the keys' type takes them. */
+static void prepare(const pd_codec *c, const pd_kernels *kern, const float *q, float *scratch, pd_part_pass *p) {
+    const size_t g = p->n_group, d = p->head_dim, n_grp = d / GROUP;
+    p->q = q;
+    if (pd_kv_type_group(c->key) == 1) return;
+    float *row = scratch, *q_d = row + g * d, *q_sum = q_d + g * n_grp, *sums = q_sum + g * n_grp;
+    int8_t *q_n = (int8_t *)(sums + g * (d / 16));
+    memcpy(row, q, g * d * sizeof *row);
+    for (size_t i = 0; i < g && c->key == PD_KV_Q4; i++) rotate(row + i * d, d);
+    kern->quantize_act(row, g * d, q_n, q_d, sums);
+    for (size_t b = 0; b < g * n_grp; b++) {
+        int sum = 0;
+        for (size_t i = 0; i < GROUP; i++) sum += q_n[b * GROUP + i];
+        q_sum[b] = (float)sum;
+    }
+    p->q_n = q_n;
+    p->q_d = q_d;
+    p->q_sum = q_sum;
 }
 
-/* ---- f32 ---- */
-
-static void f32_write(const pd_kernels *kern, void *page, size_t d, size_t slot, size_t n,
-                      const float *k, const float *v, size_t stride) {
-    (void)kern;
-    float *pk = page, *pv = pk + d * N;
-    for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j < d; j++) pk[j * N + slot + i] = k[i * stride + j];
-        memcpy(pv + (slot + i) * d, v + i * stride, d * sizeof *pv);
+static void scores(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
+    switch (c->key) {
+    case PD_KV_F16: kern->scores_f16(p); break;
+    case PD_KV_Q8_0: kern->scores_q8(p); break;
+    case PD_KV_Q4: kern->scores_q4(p); break;
+    default: kern->scores_f32(p);
     }
 }
 
-static void f32_read(const pd_kernels *kern, const void *page, size_t d, size_t slot, float *k, float *v) {
-    (void)kern;
-    const float *pk = page, *pv = pk + d * N;
-    for (size_t j = 0; j < d; j++) k[j] = pk[j * N + slot];
-    memcpy(v, pv + slot * d, d * sizeof *v);
+static void values(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
+    switch (c->value) {
+    case PD_KV_F16: kern->values_f16(p); break;
+    case PD_KV_Q8_0: kern->values_q8(p); break;
+    case PD_KV_Q4: kern->values_q4(p); break;
+    default: kern->values_f32(p);
+    }
 }
 
-static const float *f32_keys(const pd_kernels *kern, const void *page, size_t d, float *tmp) {
-    (void)kern, (void)d, (void)tmp;
-    return page;
+/* Slots outside the range hold anything: -INFINITY gives them weight 0. */
+static void softmax(const pd_kernels *kern, const pd_part_pass *p, float softcap, float *m, float *l) {
+    const size_t head = p->first % N, end = head + p->n, n_slot = (end + N - 1) / N * N;
+    for (size_t g = 0; g < p->n_group; g++) {
+        float *x = p->tmp + g * p->tmp_stride;
+        if (softcap > 0.0f) kern->softcap(x, n_slot, softcap);
+        for (size_t i = 0; i < head; i++) x[i] = -INFINITY;
+        for (size_t i = end; i < n_slot; i++) x[i] = -INFINITY;
+        m[g] = kern->max_f32(x, n_slot);
+        l[g] = kern->exp_sum_f32(x, n_slot, m[g]);
+    }
 }
 
-static void f32_move(const void *src_page, size_t from, void *dst_page, size_t to, size_t d) {
-    const float *sk = src_page;
-    float *dk = dst_page;
-    for (size_t j = 0; j < d; j++) dk[j * N + to] = sk[j * N + from];
-    memmove(dk + d * N + to * d, sk + d * N + from * d, d * sizeof *dk);
-}
-
-static void f32_round(const pd_kernels *kern, float *x, size_t n) {
-    (void)kern, (void)x, (void)n; /* exact */
-}
-
-static void f32_attn(const pd_kernels *kern, const float *q, size_t n_group, size_t d,
-                     const void *const *pages, size_t first, size_t n, float *tmp,
-                     size_t tmp_stride, float *m, float *l, float *acc) {
-    kern->attn_pages_f32(q, n_group, d, pages, first, n, tmp, tmp_stride, m, l, acc);
-}
-
-static const pd_codec codecs[] = {
-    [PD_CODEC_F16] = {"f16", 2, f16_write, f16_read, f16_keys, f16_move, f16_round, f16_attn},
-    [PD_CODEC_F32] = {"f32", 4, f32_write, f32_read, f32_keys, f32_move, f32_round, f32_attn},
-};
-
-const pd_codec *pd_codec_get(pd_codec_id id) {
-    return &codecs[id];
+void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t d,
+                   const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                   size_t tmp_stride, float *scratch, float *m, float *l, float *acc) {
+    if (c->key == c->value && c->key == PD_KV_F16) {
+        kern->attn_pages_f16(q, n_group, d, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+        return;
+    }
+    if (c->key == c->value && c->key == PD_KV_F32) {
+        kern->attn_pages_f32(q, n_group, d, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+        return;
+    }
+    pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_group = n_group, .head_dim = d,
+                      .tmp = tmp, .tmp_stride = tmp_stride, .acc = acc};
+    prepare(c, kern, q, scratch, &p);
+    scores(c, kern, &p);
+    softmax(kern, &p, softcap, m, l);
+    p.at = c->k->bytes(d);
+    values(c, kern, &p);
+    for (size_t g = 0; g < n_group && c->value == PD_KV_Q4; g++) rotate(acc + g * d, d);
 }

@@ -1,43 +1,98 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How the numbers of a page are stored.  A page of one KV head:
+/* How the numbers of a page are stored.  A page of one KV head is its K part and
+ * behind it its V part, each in a type of its own:
  *
- *     K: [head_dim][16]   then   V: [16][head_dim]      (kernels.h, attention)
+ *     f16, f32   K: [head_dim][16]   V: [16][head_dim]             (kernels.h, attention)
+ *     q8_0, q4   the same in groups of 32 numbers with one step    (kernels.h, few bits)
  *
- * One codec = one row of codec.c: its element, how a slot is written and read,
- * and the attention kernel that reads it.  Thread: any (pages are the engine's). */
+ * q4 stores rows rotated by an orthonormal Hadamard matrix over head_dim (its
+ * largest power of two, repeated), which spreads a large channel over all of them;
+ * the query is rotated likewise and the output back (QuaRot, 2404.00456).
+ *
+ * Keys in few bits are stored as their difference from a centre, one row for all
+ * slots of a head (kv.h): <q, centre> is the same for every slot, so no softmax sees it
+ * (SageAttention, 2410.02367), and what is left needs smaller steps.
+ *
+ * A row is stored when its token comes: nothing waits for a page to fill.  One
+ * type = one row of codec.c.  Thread: any (pages are the engine's). */
 #ifndef PD_ENGINE_CACHE_CODEC_H
 #define PD_ENGINE_CACHE_CODEC_H
 
 #include "engine/kernels/kernels.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
-typedef enum { PD_CODEC_F16, PD_CODEC_F32 } pd_codec_id;
+/* NATIVE: what the engine computes with, f16 or (--compute f32) f32. */
+typedef enum {
+    PD_KV_NATIVE,
+    PD_KV_F16,
+    PD_KV_F32,
+    PD_KV_Q8_0,
+    PD_KV_Q4,
+    PD_KV_TYPES
+} pd_kv_type;
+
+/* One type's K or V part. */
+typedef struct pd_codec_part {
+    size_t (*bytes)(size_t head_dim); /* of the 16 slots */
+    /* Slots [slot, slot + n) from n rows (n + slot <= 16); row i at x + i * stride. */
+    void (*write)(const pd_kernels *kern, void *part, size_t head_dim, size_t slot, size_t n,
+                  const float *x, size_t stride);
+    /* Slot -> one row. */
+    void (*read)(const pd_kernels *kern, const void *part, size_t head_dim, size_t slot, float *x);
+    /* Slot `from` of one part over slot `to` of another (or the same): bit copy. */
+    void (*move)(const void *src, size_t from, void *dst, size_t to, size_t head_dim);
+} pd_codec_part;
 
 typedef struct pd_codec {
-    const char *name;
-    size_t elem_bytes;
-    /* Slots [slot, slot + n) of a page from n rows of K and V (n + slot <= 16);
-     * row i at k + i * stride. */
-    void (*write)(const pd_kernels *kern, void *page, size_t head_dim, size_t slot, size_t n,
-                  const float *k, const float *v, size_t stride);
-    /* Slot -> one row of K and V. */
-    void (*read)(const pd_kernels *kern, const void *page, size_t head_dim, size_t slot, float *k, float *v);
-    /* The keys of a page as f32 [head_dim][16]: in tmp, or where they are. */
-    const float *(*keys)(const pd_kernels *kern, const void *page, size_t head_dim, float *tmp);
-    /* Slot `from` of one page over slot `to` of another (or the same): bit copy. */
-    void (*move)(const void *src_page, size_t from, void *dst_page, size_t to, size_t head_dim);
-    /* What x becomes when it is written and read back, in place. */
-    void (*round)(const pd_kernels *kern, float *x, size_t n);
-    void (*attn)(const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
-                 const void *const *pages, size_t first, size_t n, float *tmp, size_t tmp_stride,
-                 float *m, float *l, float *acc);
+    pd_kv_type key, value; /* never NATIVE */
+    const pd_codec_part *k, *v;
 } pd_codec;
 
-const pd_codec *pd_codec_get(pd_codec_id id); /* lives forever */
+pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value);
+
+const char *pd_kv_type_name(pd_kv_type t); /* "q8_0" */
+/* false: no such type a request may ask for. */
+bool pd_kv_type_parse(const char *name, pd_kv_type *ret);
+
+/* What head_dim has to be a multiple of. */
+static inline size_t pd_kv_type_group(pd_kv_type t) {
+    return t == PD_KV_Q8_0 || t == PD_KV_Q4 ? PD_KV_GROUP : 1;
+}
 
 static inline size_t pd_codec_page_bytes(const pd_codec *c, size_t head_dim) {
-    return 2 * PD_PAGE_TOKENS * head_dim * c->elem_bytes;
+    return c->k->bytes(head_dim) + c->v->bytes(head_dim);
 }
+
+static inline void *pd_codec_v(const pd_codec *c, void *page, size_t head_dim) {
+    return (char *)page + c->k->bytes(head_dim);
+}
+
+/* centre [head_dim]: taken off the keys that are written, added to those read; NULL = 0. */
+void pd_codec_write(const pd_codec *c, const pd_kernels *kern, void *page, size_t head_dim, size_t slot,
+                    size_t n, const float *k, const float *v, size_t stride, const float *centre);
+/* k, v may be NULL. */
+void pd_codec_read(const pd_codec *c, const pd_kernels *kern, const void *page, size_t head_dim,
+                   size_t slot, float *k, float *v, const float *centre);
+void pd_codec_move(const pd_codec *c, const void *src, size_t from, void *dst, size_t to,
+                   size_t head_dim);
+
+/* The keys of a page as f32 [head_dim][16]: in tmp (as many floats), or where they are. */
+const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void *page,
+                           size_t head_dim, float *tmp, const float *centre);
+
+/* What x becomes when it is written and read back, in place.  f16 and f32 alone. */
+void pd_kv_round(pd_kv_type t, const pd_kernels *kern, float *x, size_t n);
+
+/* Attention over pages, as attn_pages_f16 in kernels.h; scratch: floats for
+ * pd_codec_attn_floats, 64-byte aligned. */
+static inline size_t pd_codec_attn_floats(size_t n_group, size_t head_dim) {
+    const size_t row = head_dim + head_dim / 4 + 2 * (head_dim / PD_KV_GROUP) + 2 * (head_dim / 16);
+    return n_group * (row + 16) + 16;
+}
+void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group,
+                   size_t head_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
+                   float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);
 
 #endif

@@ -13,14 +13,16 @@ enum { N = PD_PAGE_TOKENS };
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
                      pd_err *err) {
-    *kv = (pd_kv){.pool = pool, .codec = codec, .kern = kern,
+    *kv = (pd_kv){.pool = pool, .codec = *codec, .kern = kern,
                   .n_layer = n_layer, .n_head_kv = n_head_kv, .head_dim = head_dim};
     size_t total = 0;
     for (size_t l = 0; l < n_layer; l++) /* + 1: a window may straddle one page more */
         total += n_head_kv * (pd_div_up(max_slots[l], N) + 1);
     kv->head = calloc(n_layer * n_head_kv, sizeof *kv->head);
     kv->page_list = malloc(total * sizeof *kv->page_list);
-    if (!kv->head || !kv->page_list) {
+    const bool centred = pd_kv_type_group(codec->key) > 1;
+    if (centred) kv->centre = calloc(n_layer * n_head_kv * head_dim, sizeof *kv->centre);
+    if (!kv->head || !kv->page_list || (centred && !kv->centre)) {
         pd_kv_done(kv);
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the page lists of a sequence");
     }
@@ -49,6 +51,7 @@ void pd_kv_done(pd_kv *kv) {
     }
     free(kv->head);
     free(kv->page_list);
+    free(kv->centre);
     *kv = (pd_kv){0};
 }
 
@@ -61,9 +64,20 @@ static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
     return PD_OK;
 }
 
+enum { CENTRE_ROWS = 16 }; /* fewer say little about those to come */
+
+/* A head without slots gets rows: their mean is its centre. */
+static void set_centre(pd_kv *kv, size_t layer, size_t head, const float *k, size_t stride, const uint32_t *idx, size_t n) {
+    float *centre = kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim;
+    memset(centre, 0, kv->head_dim * sizeof *centre);
+    for (size_t i = 0; i < n && n >= CENTRE_ROWS; i++)
+        kv->kern->axpy_f32(1.0f / (float)n, k + (idx ? idx[i] : i) * stride, centre, kv->head_dim);
+}
+
 pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     for (size_t i = 0; i < n;) {
         const size_t at = (size_t)kh->first + kh->n, slot = at % N;
         if (at == (size_t)kh->n_page * N) PD_TRY(add_page(kv, kh, err));
@@ -73,7 +87,8 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
         size_t run = pd_min_size(N - slot, n - i);
         if (idx) run = 1;
         const size_t row = idx ? idx[i] : i;
-        kv->codec->write(kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride);
+        pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride,
+                       pd_kv_centre(kv, layer, head));
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
         kh->n += (uint32_t)run;
         i += run;
@@ -83,14 +98,13 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
 
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    float skip[2][512];
-    assert((k && v) || kv->head_dim <= 512);
     for (size_t i = 0; i < kh->n; i++) {
         const size_t at = kh->first + i;
         const uint32_t id = kh->page[at / N];
         if (k || v)
-            kv->codec->read(kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
-                            k ? k + i * kv->head_dim : skip[0], v ? v + i * kv->head_dim : skip[1]);
+            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
+                          k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL,
+                          pd_kv_centre(kv, layer, head));
         if (pos) pos[i] = pd_kvpool_pos(kv->pool, id)[at % N];
     }
 }
@@ -102,7 +116,7 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
         const size_t from = kh->first + keep[i];
         if (from == i) continue;
         const uint32_t src = kh->page[from / N], dst = kh->page[i / N];
-        kv->codec->move(pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
+        pd_codec_move(&kv->codec, pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
         pd_kvpool_pos(kv->pool, dst)[i % N] = pd_kvpool_pos(kv->pool, src)[from % N];
     }
     const uint32_t n_page = (uint32_t)pd_div_up(n, N);
@@ -127,6 +141,7 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
 }
 
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
+    if (kv->centre) memcpy(kv->centre, from->centre, pd_kv_centre_bytes(kv));
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];

@@ -26,11 +26,12 @@ typedef struct pd_kv_head {
 
 typedef struct pd_kv {
     pd_kvpool *pool;
-    const pd_codec *codec;
+    pd_codec codec;
     const pd_kernels *kern;
     size_t n_layer, n_head_kv, head_dim;
     pd_kv_head *head;    /* [n_layer][n_head_kv] */
     uint32_t *page_list; /* all page lists in one block */
+    float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
     size_t n_pages;      /* held now, all heads */
     size_t peak_pages;
 } pd_kv;
@@ -44,6 +45,15 @@ void pd_kv_done(pd_kv *kv); /* all pages back; all-zero is fine */
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
+}
+
+/* Few bits: the mean of the keys that came first, while the head holds any. */
+static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->centre ? kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim : NULL;
+}
+
+static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, as positions are */
+    return kv->centre ? kv->n_layer * kv->n_head_kv * kv->head_dim * sizeof *kv->centre : 0;
 }
 
 /* Append n slots: row i at k + row(i) * stride, row(i) = idx ? idx[i] : i, with

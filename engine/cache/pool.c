@@ -106,13 +106,21 @@ static int by_page(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Give [from, to) of a mapping back, whole OS pages only; *lo, *hi get the range
- * that really went. */
-static void release(uint8_t *base, size_t from, size_t to, size_t *lo, size_t *hi) {
-    const size_t os = os_page();
-    *lo = (from + os - 1) / os * os;
-    *hi = to / os * os;
-    if (*hi <= *lo || madvise(base + *lo, *hi - *lo, MADV_DONTNEED) != 0) *hi = *lo;
+/* Nobody holds a page that has a byte in [from, to) of a mapping of `size` per page. */
+static bool unheld(const pd_kvpool *p, size_t size, size_t from, size_t to) {
+    for (size_t i = from / size; i * size < to && i < p->n_fresh; i++)
+        if (p->owner[i] != PD_PAGE_FREE) return false;
+    return true;
+}
+
+/* Give pages [from, to) of a mapping of `size` per page back, whole OS pages only; one
+ * shared with a neighbour goes too if that is free.  *lo, *hi get what really went. */
+static void release(const pd_kvpool *p, void *base, size_t size, size_t from, size_t to, size_t *lo, size_t *hi) {
+    const size_t os = os_page(), a = from * size, b = to * size;
+    const size_t below = a / os * os, above = (b + os - 1) / os * os;
+    *lo = unheld(p, size, below, a) ? below : (a + os - 1) / os * os;
+    *hi = unheld(p, size, b, above) ? above : b / os * os;
+    if (*hi <= *lo || madvise((uint8_t *)base + *lo, *hi - *lo, MADV_DONTNEED) != 0) *hi = *lo;
 }
 
 void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
@@ -126,9 +134,8 @@ void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
         while (j < n && p->dirty[j] == p->dirty[j - 1] + 1) j++;
         const size_t from = (size_t)p->dirty[i], to = (size_t)p->dirty[j - 1] + 1;
         size_t lo, hi, unused_lo, unused_hi;
-        release(p->base, from * p->page_bytes, to * p->page_bytes, &lo, &hi);
-        const size_t pos_bytes = PD_PAGE_TOKENS * sizeof(int32_t);
-        release((uint8_t *)p->pos, from * pos_bytes, to * pos_bytes, &unused_lo, &unused_hi);
+        release(p, p->base, p->page_bytes, from, to, &lo, &hi);
+        release(p, p->pos, PD_PAGE_TOKENS * sizeof(int32_t), from, to, &unused_lo, &unused_hi);
         for (; i < j; i++) {
             const uint32_t page = p->dirty[i];
             const size_t a = (size_t)page * p->page_bytes;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The page pool: all KV memory of the server, and the only place that counts it.
+/* The page pool: the KV memory of one kind of page, and the only place that counts
+ * it (pools.h has one for each kind).
  *
  * One virtual reservation; a page costs physical memory from its first write
  * until it is given back to the operating system.

@@ -192,6 +192,16 @@ static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
     }
 }
 
+/* tanh y = 2 sigmoid(2 y) - 1 */
+static void cap_f32(float *x, size_t n, float cap) {
+    const __m256 in = _mm256_set1_ps(2.0f / cap), out = _mm256_set1_ps(2.0f * cap);
+    const __m256 less = _mm256_set1_ps(cap);
+    for (size_t i = 0; i < n; i += 8) {
+        const __m256 s = sigmoid8(_mm256_mul_ps(load_upto8(x + i, n - i), in));
+        store_upto8(x + i, _mm256_fmsub_ps(s, out, less), n - i);
+    }
+}
+
 static void f32_to_f16(const float *x, uint16_t *y, size_t n) {
     for (size_t i = 0; i < n; i += 8) {
         uint16_t h[8];
@@ -450,8 +460,8 @@ FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t
 }
 
 FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                             size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                             float *acc, bool f16) {
+                             size_t first, size_t n, float softcap, float *tmp, size_t stride,
+                             float *m, float *l, float *acc, bool f16) {
     const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
     const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
     const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
@@ -462,6 +472,7 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
     const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
     for (size_t g = 0; g < n_group; g++) {
         float *x = tmp + g * stride;
+        if (softcap > 0.0f) cap_f32(x, n_slot, softcap);
         for (size_t i = 0; i < head; i++) x[i] = -INFINITY;
         for (size_t i = n_slot - 16 + used; i < n_slot; i++) x[i] = -INFINITY;
         m[g] = max_f32(x, n_slot);
@@ -478,15 +489,54 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
+}
+
+FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    for (size_t i = p0; i < p1; i++) {
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
+    }
+}
+
+FORCE_INLINE void values_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t i = p0; i < p1; i++) {
+        const size_t j0 = i == p0 ? head : 0, j1 = i + 1 == p1 ? used : 16;
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        values(p->tmp + (i - p0) * 16, p->tmp_stride, p->n_group, p->head_dim, part, later, f16, j0, j1, p->acc);
+    }
+}
+
+static void scores_f16(const pd_part_pass *p) {
+    scores_part(p, true);
+}
+
+static void scores_f32(const pd_part_pass *p) {
+    scores_part(p, false);
+}
+
+static void values_f16(const pd_part_pass *p) {
+    values_part(p, true);
+}
+
+static void values_f32(const pd_part_pass *p) {
+    values_part(p, false);
 }
 
 /* ---- attention of a prompt's tile (tile.h): 3 vectors of 8 rows ---- */
@@ -653,7 +703,7 @@ static void tile_column(const float *s, size_t n, const int32_t *lo, const int32
 
 static const pd__tile_ops tile_ops = {
     .lanes = 8, .max_vec = TILE_VEC, .pack = tile_pack, .scores = tile_scores,
-    .softmax = tile_softmax, .values = tile_values, .column = tile_column, .unpack = tile_unpack,
+    .softmax = tile_softmax, .values = tile_values, .cap = cap_f32, .column = tile_column, .unpack = tile_unpack,
 };
 
 static void attn_tile(const pd_attn_rows *t) {
@@ -675,12 +725,18 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     k->rope = rope;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->softcap = cap_f32;
     k->f32_to_f16 = f32_to_f16;
     k->f16_to_f32 = f16_to_f32;
     k->quantize_act = quantize_act;
     k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
+    k->scores_f16 = scores_f16;
+    k->scores_f32 = scores_f32;
+    k->values_f16 = values_f16;
+    k->values_f32 = values_f32;
+    pd__kernels_init_few_avx2(k);
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

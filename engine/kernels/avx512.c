@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* AVX-512 (F, BW, DQ, VL) row: vectors of 16 f32, tails by mask.
  *
- * Attention makes three passes over a head's slots: scores (one load of K
- * serves 16 slots and up to 4 query heads), softmax in `tmp`, and the weighted
- * sum of V (one load serves up to 4 heads, whose sums stay in registers over a
- * page).  Pages are scattered, so each pass prefetches the pages to come itself.
+ * Attention takes pages in batches of 32 KiB: scores (one load of K serves 16 slots
+ * and up to 4 query heads), weights with a running maximum, and the weighted sum of
+ * V (one load serves up to 4 heads, whose sums stay in registers over a page).  Pages
+ * are scattered, so the kernel prefetches itself, 16 KiB ahead in the order of use:
+ * the V of a page with its K, the K of the next batch with V.
  *
  * Cost: scores and sum need G + 1 loads and G + 1 operations for 16 products a
  * head: bound by memory for G <= 4. */
@@ -166,6 +167,17 @@ static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
     }
 }
 
+/* tanh y = 2 sigmoid(2 y) - 1 */
+static void cap_f32(float *x, size_t n, float cap) {
+    const __m512 in = _mm512_set1_ps(2.0f / cap), out = _mm512_set1_ps(2.0f * cap);
+    const __m512 less = _mm512_set1_ps(cap);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
+        const __m512 s = sigmoid16(_mm512_mul_ps(_mm512_maskz_loadu_ps(k, x + i), in));
+        _mm512_mask_storeu_ps(x + i, k, _mm512_fmsub_ps(s, out, less));
+    }
+}
+
 static void f32_to_f16(const float *x, uint16_t *y, size_t n) {
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 k = lanes(n - i < 16 ? n - i : 16);
@@ -314,7 +326,7 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 
 enum {
     MAX_NG = 4,      /* query heads that share one load of K or V */
-    AHEAD_KV = 4096, /* bytes of K or V prefetched ahead: whole pages, at least the next */
+    BATCH_KV = 32768, /* bytes of pages taken at a time; half of it is prefetched ahead, which fits in L1 */
 };
 
 /* 16 elements from element i of a page. */
@@ -410,45 +422,113 @@ FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t
     }
 }
 
-FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                             size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                             float *acc, bool f16) {
-    const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
-    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
-    const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
-    for (size_t p = p0; p < p1; p++)
-        scores(q, n_group, dim, pages[p], pages[p + ahead < p1 ? p + ahead : p], f16,
-               tmp + (p - p0) * 16, stride);
-    /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
-    const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
-    for (size_t g = 0; g < n_group; g++) {
-        float *x = tmp + g * stride;
-        const __m512 none = _mm512_set1_ps(-INFINITY);
-        _mm512_mask_storeu_ps(x, lanes(head), none);
-        _mm512_mask_storeu_ps(x + n_slot - 16, (__mmask16)~lanes(used), none);
-        m[g] = max_f32(x, n_slot);
-        l[g] = exp_sum_f32(x, n_slot, m[g]);
+/* Scores x[0..16 n_vec) of one head to weights exp(x - m), m and l brought up to
+ * date, and what acc holds scaled to the new m. */
+FORCE_INLINE void fold(float *x, size_t n_vec, size_t dim, float *m, float *l, float *acc) {
+    __m512 v = _mm512_loadu_ps(x);
+    for (size_t i = 1; i < n_vec; i++) v = _mm512_max_ps(v, _mm512_loadu_ps(x + 16 * i));
+    const float most = _mm512_reduce_max_ps(v);
+    if (most > *m) { /* acc and l are 0 where m is -INFINITY */
+        const __m512 by = exp16(_mm512_set1_ps(*m - most));
+        for (size_t c = 0; c < dim; c += 16)
+            _mm512_storeu_ps(acc + c, _mm512_mul_ps(by, _mm512_loadu_ps(acc + c)));
+        *l *= _mm512_cvtss_f32(by);
+        *m = most;
     }
+    const __m512 max = _mm512_set1_ps(*m);
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t i = 0; i < n_vec; i++) {
+        const __m512 w = exp16(_mm512_sub_ps(_mm512_loadu_ps(x + 16 * i), max));
+        _mm512_storeu_ps(x + 16 * i, w);
+        sum = _mm512_add_ps(sum, w);
+    }
+    *l += _mm512_reduce_add_ps(sum);
+}
+
+FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
+                             size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                             size_t stride, float *m, float *l, float *acc, bool f16) {
+    const size_t p1 = (first + n + 15) / 16;
+    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
+    const size_t step = 2 * half < BATCH_KV ? BATCH_KV / (2 * half) : 1;
+    const __m512 none = _mm512_set1_ps(-INFINITY);
     memset(acc, 0, n_group * dim * sizeof *acc);
-    for (size_t p = p0; p < p1; p++) {
-        /* 0 * NaN is NaN, so unused slots are not even multiplied */
-        const size_t j0 = p == p0 ? head : 0, j1 = p + 1 == p1 ? used : 16;
-        const char *v = (const char *)pages[p] + half;
-        const char *later = (const char *)pages[p + ahead < p1 ? p + ahead : p] + half;
-        values(tmp + (p - p0) * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
+    for (size_t g = 0; g < n_group; g++) {
+        m[g] = -INFINITY;
+        l[g] = 0.0f;
+    }
+    for (size_t p = first / 16; p < p1; p += step) {
+        const size_t np = p1 - p < step ? p1 - p : step;
+        /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
+        const size_t head = p == first / 16 ? first % 16 : 0;
+        const size_t used = p + np == p1 ? (first + n - 1) % 16 + 1 : 16; /* of the last page */
+        for (size_t i = 0; i < np; i++)
+            scores(q, n_group, dim, pages[p + i], (const char *)pages[p + i] + half, f16,
+                   tmp + i * 16, stride);
+        for (size_t g = 0; g < n_group; g++) {
+            float *x = tmp + g * stride;
+            if (softcap > 0.0f) cap_f32(x, np * 16, softcap);
+            _mm512_mask_storeu_ps(x, lanes(head), none);
+            _mm512_mask_storeu_ps(x + np * 16 - 16, (__mmask16)~lanes(used), none);
+            fold(x, np, dim, &m[g], &l[g], acc + g * dim);
+        }
+        for (size_t i = 0; i < np; i++) {
+            /* 0 * NaN is NaN, so unused slots are not even multiplied */
+            const size_t j0 = i == 0 ? head : 0, j1 = i + 1 == np ? used : 16;
+            const char *v = (const char *)pages[p + i] + half;
+            const void *later = pages[p + np + i < p1 + n_next ? p + np + i : p + i];
+            values(tmp + i * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
+        }
     }
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    attn_pages(q, n_group, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, false);
+}
+
+FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    for (size_t i = p0; i < p1; i++) {
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
+    }
+}
+
+FORCE_INLINE void values_part(const pd_part_pass *p, bool f16) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t i = p0; i < p1; i++) {
+        const size_t j0 = i == p0 ? head : 0, j1 = i + 1 == p1 ? used : 16;
+        const char *part = (const char *)p->pages[i] + p->at;
+        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        values(p->tmp + (i - p0) * 16, p->tmp_stride, p->n_group, p->head_dim, part, later, f16, j0, j1, p->acc);
+    }
+}
+
+static void scores_f16(const pd_part_pass *p) {
+    scores_part(p, true);
+}
+
+static void scores_f32(const pd_part_pass *p) {
+    scores_part(p, false);
+}
+
+static void values_f16(const pd_part_pass *p) {
+    values_part(p, true);
+}
+
+static void values_f32(const pd_part_pass *p) {
+    values_part(p, false);
 }
 
 /* ---- attention of a prompt's tile (tile.h): 4 vectors of 16 rows ---- */
@@ -625,7 +705,7 @@ static void tile_column(const float *s, size_t n, const int32_t *lo, const int32
 
 const pd__tile_ops pd__tile_avx512 = {
     .lanes = 16, .max_vec = TILE_VEC, .pack = tile_pack, .scores = tile_scores,
-    .softmax = tile_softmax, .values = tile_values, .column = tile_column, .unpack = tile_unpack,
+    .softmax = tile_softmax, .values = tile_values, .cap = cap_f32, .column = tile_column, .unpack = tile_unpack,
 };
 
 static void attn_tile(const pd_attn_rows *t) {
@@ -647,12 +727,17 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     k->rope = rope;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->softcap = cap_f32;
     k->f32_to_f16 = f32_to_f16;
     k->f16_to_f32 = f16_to_f32;
     k->quantize_act = quantize_act;
     k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
+    k->scores_f16 = scores_f16;
+    k->scores_f32 = scores_f32;
+    k->values_f16 = values_f16;
+    k->values_f32 = values_f32;
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

@@ -101,6 +101,11 @@ static pd_status test_vectors(st *t) {
     PD_TRY(same(t, "silu_mul", y[0], y[1], ST_N, 1e-5f));
     for (int i = 0; i < 2; i++) row[i]->gelu_mul(a, b, ST_N, y[i]);
     PD_TRY(same(t, "gelu_mul", y[0], y[1], ST_N, 1e-5f));
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], a, sizeof a);
+        row[i]->softcap(y[i], ST_N, 0.5f);
+    }
+    PD_TRY(same(t, "softcap", y[0], y[1], ST_N, 1e-6f));
     uint16_t h[2][ST_N];
     for (int i = 0; i < 2; i++) row[i]->f32_to_f16(a, h[i], ST_N);
     for (size_t i = 0; i < ST_N; i++)
@@ -148,7 +153,7 @@ static pd_status test_matrix(st *t, unsigned bits, unsigned block) {
     return same(t, "panel_row", r[0], r[1], ST_COL, 1e-6f * 255);
 }
 
-static pd_status test_attention(st *t, bool f16) {
+static pd_status test_attention(st *t, bool f16, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     const char *entry = f16 ? "attn_pages_f16" : "attn_pages_f32";
     enum { FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = 64 };
@@ -165,18 +170,74 @@ static pd_status test_attention(st *t, bool f16) {
     fill(t, q, ST_GROUP * ST_DIM);
     for (int i = 0; i < 2; i++) {
         if (f16)
-            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
-                                   acc[i]);
+            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
+                                   l[i], acc[i]);
         else
-            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, tmp, STRIDE, m[i], l[i],
-                                   acc[i]);
+            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
+                                   l[i], acc[i]);
     }
     PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-6f * ST_DIM));
     PD_TRY(same(t, entry, l[0], l[1], ST_GROUP, 1e-5f * N));
     return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-5f * N);
 }
 
-static pd_status test_tile(st *t, bool fast) {
+/* Both passes in one type.  Random bytes are numbers in few bits, with steps of 1 / 64. */
+static pd_status test_part(st *t, const char *const entry[2], size_t bits,
+                           void (*const scores[2])(const pd_part_pass *),
+                           void (*const values[2])(const pd_part_pass *)) {
+    enum { DIM = 96 /* a pair of groups and one more */, FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = ST_PAGE * PD_PAGE_TOKENS };
+    const bool few = bits < 16;
+    float x[ST_PAGE_ELEMS], part[ST_PAGE][ST_PAGE_ELEMS];
+    const void *pages[ST_PAGE];
+    for (size_t p = 0; p < ST_PAGE; p++) {
+        fill(t, x, ST_PAGE_ELEMS);
+        fill(t, part[p], ST_PAGE_ELEMS);
+        if (bits == 16) t->ref->f32_to_f16(x, (uint16_t *)part[p], ST_PAGE_ELEMS);
+        for (size_t i = 0; few && i < PD_PAGE_TOKENS * DIM * bits / 8; i++)
+            ((uint8_t *)part[p])[i] = (uint8_t)(int8_t)(100.0f * x[i % ST_PAGE_ELEMS]);
+        for (size_t i = 0; few && i < DIM / PD_KV_GROUP * PD_PAGE_TOKENS; i++)
+            ((uint16_t *)((uint8_t *)part[p] + PD_PAGE_TOKENS * DIM * bits / 8))[i] = 0x2400;
+        pages[p] = part[p];
+    }
+    float q[ST_GROUP * DIM], tmp[2][ST_GROUP * STRIDE], acc[2][ST_GROUP * DIM];
+    float q_d[ST_GROUP * DIM / PD_KV_GROUP], q_sum[ST_GROUP * DIM / PD_KV_GROUP], s[ST_GROUP * DIM / 16];
+    int8_t q_n[ST_GROUP * DIM];
+    fill(t, q, ST_GROUP * DIM);
+    t->ref->quantize_act(q, ST_GROUP * DIM, q_n, q_d, s);
+    for (size_t b = 0; b < ST_GROUP * DIM / PD_KV_GROUP; b++) {
+        q_sum[b] = 0.0f;
+        for (size_t i = 0; i < PD_KV_GROUP; i++) q_sum[b] += (float)q_n[b * PD_KV_GROUP + i];
+    }
+    pd_part_pass pass = {.pages = pages, .first = FIRST, .n = N, .n_group = ST_GROUP, .head_dim = DIM,
+                         .tmp_stride = STRIDE, .q = q, .q_n = q_n, .q_d = q_d, .q_sum = q_sum};
+    for (int i = 0; i < 2; i++) {
+        pass.tmp = tmp[i];
+        scores[i](&pass);
+    }
+    for (size_t g = 0; g < ST_GROUP; g++) /* numbers are below 2 */
+        PD_TRY(same(t, entry[0], tmp[0] + g * STRIDE + FIRST, tmp[1] + g * STRIDE + FIRST, N, 1e-5f * DIM));
+    for (int i = 0; i < 2; i++) {
+        pass.tmp = tmp[0];
+        pass.acc = acc[i];
+        values[i](&pass);
+    }
+    return same(t, entry[1], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N);
+}
+
+static pd_status test_parts(st *t) {
+#define PART(type, bits)                                                                                       \
+    PD_TRY(test_part(t, (const char *[]){"scores_" #type, "values_" #type}, bits,                              \
+                     (void (*const[])(const pd_part_pass *)){t->ref->scores_##type, t->k->scores_##type},      \
+                     (void (*const[])(const pd_part_pass *)){t->ref->values_##type, t->k->values_##type}))
+    PART(f16, 16);
+    PART(f32, 32);
+    PART(q8, 8);
+    PART(q4, 4);
+#undef PART
+    return PD_OK;
+}
+
+static pd_status test_tile(st *t, bool fast, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
     float q[TOK * LD], k[SLOTS * ST_DIM], v[SLOTS * ST_DIM];
@@ -191,7 +252,7 @@ static pd_status test_tile(st *t, bool fast) {
         const pd_attn_rows a = {.q = q, .k = k, .v = v, .out = out[i], .m = m[i], .l = l[i],
                                 .n_tok = TOK, .n_group = ST_GROUP, .head_dim = ST_DIM, .ld = LD,
                                 .ld_ml = TOK, .n_before = BEFORE, .window = WINDOW, .scale = 0.2f,
-                                .tmp = tmp};
+                                .softcap = cap, .tmp = tmp};
         (fast ? row[i]->attn_tile_fast : row[i]->attn_tile_f32)(&a);
         (fast ? row[i]->attn_tile_sums_fast : row[i]->attn_tile_sums_f32)(&a, 0, SLOTS, sums[i],
                                                                           SLOTS);
@@ -212,8 +273,11 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_matrix(&t, 4, 32));
     PD_TRY(test_matrix(&t, 8, 32));
     PD_TRY(test_matrix(&t, 8, 16));
-    PD_TRY(test_attention(&t, true));
-    PD_TRY(test_attention(&t, false));
-    PD_TRY(test_tile(&t, false));
-    return test_tile(&t, true);
+    PD_TRY(test_attention(&t, true, 0.0f));
+    PD_TRY(test_attention(&t, false, 0.0f));
+    PD_TRY(test_attention(&t, false, 3.0f));
+    PD_TRY(test_parts(&t));
+    PD_TRY(test_tile(&t, false, 0.0f));
+    PD_TRY(test_tile(&t, false, 3.0f));
+    return test_tile(&t, true, 0.0f);
 }

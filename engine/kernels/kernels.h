@@ -29,6 +29,24 @@ enum {
 };
 
 enum { PD_PAGE_TOKENS = 16 }; /* slots of a KV page; a lane of the attention kernels */
+enum { PD_KV_GROUP = 32 };    /* numbers of a row of K or V that share a step, in few bits */
+
+/* One pass of a KV head's query heads over the K part or the V part of pages. */
+typedef struct pd_part_pass {
+    const void *const *pages;
+    size_t at;                /* where the part begins in a page, in bytes */
+    size_t first, n;          /* slots [first, first + n) counted from the start of pages[0]; n >= 1 */
+    size_t n_group, head_dim; /* 1 <= n_group <= 16; head_dim % 16 == 0, in few bits % PD_KV_GROUP */
+    /* [n_group][tmp_stride]: scores, later weights; slot s of page p lies at
+     * 16 * (p - first / 16) + s */
+    float *tmp;
+    size_t tmp_stride;
+    /* scores: the queries, scaled */
+    const float *q;    /* [n_group][head_dim]; f16 and f32 */
+    const int8_t *q_n; /* q8, q4: number = q_d * q_n, as quantize_act leaves them */
+    const float *q_d, *q_sum; /* [n_group][head_dim / 32]; q_sum: sum of the group's q_n */
+    float *acc;        /* values: [n_group][head_dim], set */
+} pd_part_pass;
 
 /* Attention of some tokens of a prompt, all query heads of one KV head, against
  * dense keys and values.  Token i sees slots [lo, end) with
@@ -42,6 +60,7 @@ typedef struct pd_attn_rows {
     size_t n_tok, n_group, head_dim, ld, ld_ml; /* n_tok, n_group >= 1; head_dim % 16 == 0 */
     size_t n_before, window;
     float scale;
+    float softcap; /* c: scores become c tanh(score / c) (Gemma 2); 0 = as they are */
     float *tmp; /* 64-byte aligned, pd_attn_rows_floats */
 } pd_attn_rows;
 
@@ -76,6 +95,8 @@ typedef struct pd_kernels {
     /* y = silu(g) * u;   y = gelu_tanh(g) * u.  y may be g or u. */
     void (*silu_mul)(const float *g, const float *u, size_t n, float *y);
     void (*gelu_mul)(const float *g, const float *u, size_t n, float *y);
+    /* x = cap * tanh(x / cap) in place, cap > 0; off by at most 6e-7 cap. */
+    void (*softcap)(float *x, size_t n, float cap);
     /* IEEE half, round to nearest even. */
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
@@ -103,18 +124,43 @@ typedef struct pd_kernels {
      *
      * Partial attention of the G query heads of that KV head over slots
      * [first, first + n) counted from the start of pages[0]; n >= 1.
-     *   q    [G][head_dim], already scaled
+     *   q    [G][head_dim], already scaled;  softcap as in pd_attn_rows
+     *   n_next  pages behind those of the range that will be read next: a hint
      *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
      *   m[g] = max score,  l[g] = sum exp(score - m),
      *   acc  [G][head_dim] = sum exp(score - m) * v
      * head_dim % 16 == 0, 1 <= G <= 16.  Slots outside [first, first + n) may
      * hold anything, NaN included; tmp's contents are undefined afterwards. */
     void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
     void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
+
+    /* ---- the same in two passes, K and V of different types ----
+     * scores: tmp = <q, k> of every slot of the pages (those outside [first, first + n)
+     * get anything, NaN included).  values: acc = sum of tmp * v over the range; slots
+     * outside it are not looked at.  f16, f32: parts as above.
+     *
+     * Few bits: each group of 32 numbers of a row has a step d, f16.
+     *   q8  number = d * n            K: n [head_dim/4][16][4], V: n [16][head_dim]   int8
+     *   q4  number = d * (n - 7.5)    n in 0..15
+     *       K [head_dim/8][16][4]: byte (c, s, i) has channel 8c + i of slot s in its low
+     *       and 8c + 4 + i in its high four bits
+     *       V [16][head_dim/2]: byte 16g + i of a row has channel 32g + i in its low and
+     *       32g + 16 + i in its high four bits
+     * and behind n, for both parts, d [head_dim/32][16].
+     * A score is the sum over groups of d * (q_d * (exact integer sum of q_n times n, of
+     * n - 7.5 in q4)), each operation in f32: K is never made f32. */
+    void (*scores_f16)(const pd_part_pass *p);
+    void (*scores_f32)(const pd_part_pass *p);
+    void (*scores_q8)(const pd_part_pass *p);
+    void (*scores_q4)(const pd_part_pass *p);
+    void (*values_f16)(const pd_part_pass *p);
+    void (*values_f32)(const pd_part_pass *p);
+    void (*values_q8)(const pd_part_pass *p);
+    void (*values_q4)(const pd_part_pass *p);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

@@ -115,6 +115,10 @@ static void gelu_mul(const float *g, const float *u, size_t n, float *y) {
     }
 }
 
+static void cap_f32(float *x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+}
+
 /* ---- quantised matrices ---- */
 
 static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s) {
@@ -193,8 +197,8 @@ static float page_at(const void *page, size_t i, bool f16) {
 }
 
 static void attn_pages(const float *q, size_t n_group, size_t head_dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t tmp_stride, float *m, float *l,
-                       float *acc, bool f16) {
+                       size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride,
+                       float *m, float *l, float *acc, bool f16) {
     for (size_t g = 0; g < n_group; g++, q += head_dim, tmp += tmp_stride, acc += head_dim) {
         for (size_t i = 0; i < n; i++) {
             const void *page = pages[(first + i) / PD_PAGE_TOKENS];
@@ -203,6 +207,7 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
             for (size_t c = 0; c < head_dim; c++)
                 tmp[i] += q[c] * page_at(page, c * PD_PAGE_TOKENS + slot, f16);
         }
+        if (softcap > 0.0f) cap_f32(tmp, n, softcap);
         m[g] = max_f32(tmp, n);
         l[g] = exp_sum_f32(tmp, n, m[g]);
         memset(acc, 0, head_dim * sizeof *acc);
@@ -216,15 +221,129 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
 }
 
 static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, true);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
 static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
-                           const void *const *pages, size_t first, size_t n, float *tmp,
-                           size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, tmp, tmp_stride, m, l, acc, false);
+                           const void *const *pages, size_t first, size_t n, size_t n_next,
+                           float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
+    (void)n_next;
+    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
+}
+
+/* ---- the same in two passes ---- */
+
+static const void *part_of(const pd_part_pass *p, size_t slot) {
+    return (const char *)p->pages[slot / PD_PAGE_TOKENS] + p->at;
+}
+
+/* n of channel c of a slot's key; in q4 from 0 to 15. */
+static int key_n(const void *part, size_t slot, size_t c, bool q4) {
+    if (!q4) return ((const int8_t *)part)[(c / 4 * PD_PAGE_TOKENS + slot) * 4 + c % 4];
+    return ((const uint8_t *)part)[(c / 8 * PD_PAGE_TOKENS + slot) * 4 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 15;
+}
+
+static int value_n(const void *part, size_t dim, size_t slot, size_t c, bool q4) {
+    if (!q4) return ((const int8_t *)part)[slot * dim + c];
+    return ((const uint8_t *)part)[slot * dim / 2 + c / 32 * 16 + c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
+}
+
+static float step_of(const void *part, size_t dim, size_t slot, size_t group, bool q4) {
+    const uint16_t *d = (const uint16_t *)((const char *)part + PD_PAGE_TOKENS * dim / (q4 ? 2 : 1));
+    return f16_decode(d[group * PD_PAGE_TOKENS + slot]);
+}
+
+static void scores_few(const pd_part_pass *p, bool q4) {
+    const size_t first = p->first / PD_PAGE_TOKENS * PD_PAGE_TOKENS, n_grp = p->head_dim / PD_KV_GROUP;
+    for (size_t g = 0; g < p->n_group; g++) {
+        for (size_t i = first; i < p->first + p->n; i++) {
+            const void *part = part_of(p, i);
+            float s = 0.0f;
+            for (size_t b = 0; b < n_grp; b++) {
+                int dot = 0;
+                for (size_t c = b * PD_KV_GROUP; c < (b + 1) * PD_KV_GROUP; c++)
+                    dot += p->q_n[g * p->head_dim + c] * key_n(part, i % PD_PAGE_TOKENS, c, q4);
+                /* below 2^24 and a multiple of 1/2: exact */
+                const float x = (float)dot - (q4 ? 7.5f * p->q_sum[g * n_grp + b] : 0.0f);
+                s += step_of(part, p->head_dim, i % PD_PAGE_TOKENS, b, q4) * (p->q_d[g * n_grp + b] * x);
+            }
+            p->tmp[g * p->tmp_stride + i - first] = s;
+        }
+    }
+}
+
+static void values_few(const pd_part_pass *p, bool q4) {
+    const size_t first = p->first / PD_PAGE_TOKENS * PD_PAGE_TOKENS;
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t g = 0; g < p->n_group; g++) {
+        for (size_t i = p->first; i < p->first + p->n; i++) {
+            const void *part = part_of(p, i);
+            const float w = p->tmp[g * p->tmp_stride + i - first];
+            for (size_t c = 0; c < p->head_dim; c++) {
+                const float n = (float)value_n(part, p->head_dim, i % PD_PAGE_TOKENS, c, q4) - (q4 ? 7.5f : 0.0f);
+                p->acc[g * p->head_dim + c] +=
+                    w * step_of(part, p->head_dim, i % PD_PAGE_TOKENS, c / PD_KV_GROUP, q4) * n;
+            }
+        }
+    }
+}
+
+static void scores_plain(const pd_part_pass *p, bool f16) {
+    const size_t first = p->first / PD_PAGE_TOKENS * PD_PAGE_TOKENS;
+    for (size_t g = 0; g < p->n_group; g++) {
+        for (size_t i = first; i < p->first + p->n; i++) {
+            float s = 0.0f;
+            for (size_t c = 0; c < p->head_dim; c++)
+                s += p->q[g * p->head_dim + c] * page_at(part_of(p, i), c * PD_PAGE_TOKENS + i % PD_PAGE_TOKENS, f16);
+            p->tmp[g * p->tmp_stride + i - first] = s;
+        }
+    }
+}
+
+static void values_plain(const pd_part_pass *p, bool f16) {
+    const size_t first = p->first / PD_PAGE_TOKENS * PD_PAGE_TOKENS;
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t g = 0; g < p->n_group; g++)
+        for (size_t i = p->first; i < p->first + p->n; i++)
+            for (size_t c = 0; c < p->head_dim; c++)
+                p->acc[g * p->head_dim + c] +=
+                    p->tmp[g * p->tmp_stride + i - first] *
+                    page_at(part_of(p, i), i % PD_PAGE_TOKENS * p->head_dim + c, f16);
+}
+
+static void scores_f16(const pd_part_pass *p) {
+    scores_plain(p, true);
+}
+
+static void scores_f32(const pd_part_pass *p) {
+    scores_plain(p, false);
+}
+
+static void scores_q8(const pd_part_pass *p) {
+    scores_few(p, false);
+}
+
+static void scores_q4(const pd_part_pass *p) {
+    scores_few(p, true);
+}
+
+static void values_f16(const pd_part_pass *p) {
+    values_plain(p, true);
+}
+
+static void values_f32(const pd_part_pass *p) {
+    values_plain(p, false);
+}
+
+static void values_q8(const pd_part_pass *p) {
+    values_few(p, false);
+}
+
+static void values_q4(const pd_part_pass *p) {
+    values_few(p, true);
 }
 
 /* ---- attention of a prompt's tile ---- */
@@ -233,6 +352,7 @@ static float row_score(const pd_attn_rows *t, size_t i, size_t g, size_t slot) {
     const float *q = t->q + i * t->ld + g * t->head_dim, *k = t->k + slot * t->head_dim;
     float s = 0.0f;
     for (size_t c = 0; c < t->head_dim; c++) s += q[c] * t->scale * k[c];
+    if (t->softcap > 0.0f) cap_f32(&s, 1, t->softcap);
     return s;
 }
 
@@ -287,6 +407,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .rope = rope,
         .silu_mul = silu_mul,
         .gelu_mul = gelu_mul,
+        .softcap = cap_f32,
         .f32_to_f16 = f32_to_f16,
         .f16_to_f32 = f16_to_f32,
         .quantize_act = quantize_act,
@@ -294,6 +415,14 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .panel_row = panel_row,
         .attn_pages_f16 = attn_pages_f16,
         .attn_pages_f32 = attn_pages_f32,
+        .scores_f16 = scores_f16,
+        .scores_f32 = scores_f32,
+        .scores_q8 = scores_q8,
+        .scores_q4 = scores_q4,
+        .values_f16 = values_f16,
+        .values_f32 = values_f32,
+        .values_q8 = values_q8,
+        .values_q4 = values_q4,
         .attn_tile_f32 = attn_tile,
         .attn_tile_fast = attn_tile,
         .attn_tile_sums_f32 = attn_tile_sums,

@@ -115,6 +115,12 @@ static void block(const plan *p, size_t b, size_t n, const float **k, const floa
     *v = p->vc;
 }
 
+static void soft_cap(const plan *p, const sight *see) {
+    if (p->t->softcap > 0.0f)
+        for (size_t j = 0; j < see->n; j++)
+            p->o->cap(p->s + j * p->pitch, see->nv * p->o->lanes, p->t->softcap);
+}
+
 static void finish(const plan *p) {
     const pd_attn_rows *t = p->t;
     for (size_t g = 0; g < p->n_group; g++) {
@@ -153,6 +159,7 @@ void pd__attn_tile(const pd__tile_ops *o, const pd_attn_rows *t) {
             look(&p, g, b, n, &see);
             if (see.n == 0) continue;
             o->scores(p.qt + g * p.pitch * d, k, see.n, d, see.nv, p.s);
+            soft_cap(&p, &see);
             o->softmax(p.s, see.n, see.nv, see.all ? NULL : see.lo, see.hi, p.m + g * p.pitch,
                        p.l + g * p.pitch, scale);
             o->values(p.s, v, see.n, d, see.nv, scale, p.acc + g * p.pitch * d);
@@ -178,6 +185,7 @@ void pd__attn_tile_sums(const pd__tile_ops *o, const pd_attn_rows *t, size_t s0,
             look(&p, g, b, n, &see);
             if (see.n == 0) continue;
             o->scores(p.qt + g * p.pitch * d, k, see.n, d, see.nv, p.s);
+            soft_cap(&p, &see);
             for (size_t i = 0; i < see.nv; i++) {
                 const size_t vec = first_vec(&p, g) + i, head = vec % t->n_group;
                 const size_t tok = vec / t->n_group * o->lanes;

@@ -30,6 +30,7 @@ typedef struct pd__tile_ops {
     /* K and V of a block as scores and values read them; NULL: as they are. */
     void (*copy)(const float *k, const float *v, size_t n, size_t dim, float *kc, float *vc);
     void (*scores)(const float *qt, const float *k, size_t n, size_t dim, size_t nv, float *s);
+    void (*cap)(float *s, size_t n, float cap); /* kernels.h: softcap */
     /* s: scores to weights exp(s - new m); m, l brought up to date; scale[i] =
      * what the lane's earlier sums have to be multiplied by. */
     void (*softmax)(float *s, size_t n, size_t nv, const int32_t *lo, const int32_t *hi, float *m,

@@ -222,4 +222,5 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 void pd__kernels_init_vnni(pd_kernels *k) {
     k->isa = "avx512+vnni";
     k->gemm_panel = gemm_panel;
+    pd__kernels_init_few_vnni(k);
 }

@@ -24,15 +24,21 @@ typedef struct pd_mat {
     size_t bytes;     /* memory it holds */
 } pd_mat;
 
-/* Row r of the matrix is row src_row(r, arg) of the tensor. */
-typedef uint64_t (*pd_row_map)(size_t r, const void *arg);
+/* Rows [first, first + n) of a tensor, in another order where there is a map: row
+ * r of the matrix is row first + map(r, arg). */
+typedef struct pd_rows {
+    uint64_t first;
+    size_t n;
+    uint64_t (*map)(size_t r, const void *arg);
+    const void *arg;
+} pd_rows;
 
 typedef enum { PD_FORM_PACKED, PD_FORM_F32 } pd_mat_form;
 
-/* Read tensor `t` (2 dims, ne[0] = n_col) into a new matrix.  map NULL = rows as
- * they are.  Errors: EFILE (shape, I/O), ENOMEM.  Workers may be NULL. */
+/* Read rows of tensor `t` (2 dims, ne[0] = n_col) into a new matrix.  Errors: EFILE
+ * (shape, I/O), ENOMEM.  Workers may be NULL. */
 pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd_mat_form form,
-                      pd_row_map map, const void *map_arg, pd_workers *workers, pd_err *err);
+                      const pd_rows *rows, pd_workers *workers, pd_err *err);
 void pd_mat_done(pd_mat *m);
 
 /* Row r as f32: dst[n_col]. */

@@ -8,6 +8,7 @@
 
 #include "engine/base/num.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -20,8 +21,7 @@ typedef struct {
     pd_mat *m;
     const pd_gguf *g;
     const pd_gguf_tensor *t;
-    pd_row_map map;
-    const void *map_arg;
+    const pd_rows *rows;
     const pd_kernels *kern;
     _Atomic int failed; /* first failing task writes err */
     pd_err *err;
@@ -82,8 +82,8 @@ static void put_row(const pd_kernels *kern, const pd_panels *w, uint8_t *panel, 
 }
 
 static pd_status read_row(const pack_job *job, size_t r, void *raw, pd_err *err) {
-    const uint64_t src = job->map ? job->map(r, job->map_arg) : r;
-    return pd_gguf_read_rows(job->g, job->t, src, 1, raw, err);
+    const uint64_t src = job->rows->map ? job->rows->map(r, job->rows->arg) : r;
+    return pd_gguf_read_rows(job->g, job->t, job->rows->first + src, 1, raw, err);
 }
 
 static pd_status pack_panel(const pack_job *job, size_t index, uint8_t *raw, float *f, uint8_t *q,
@@ -95,10 +95,11 @@ static pd_status pack_panel(const pack_job *job, size_t index, uint8_t *raw, flo
     memset(panel, 0, stride);
     const size_t r0 = index * ROWS, n = pd_min_size(ROWS, w->n_row - r0);
     const size_t row_bytes = (size_t)job->t->row_bytes;
-    if (!job->map) PD_TRY(pd_gguf_read_rows(job->g, job->t, r0, n, raw, err));
+    const bool one_by_one = job->rows->map != NULL;
+    if (!one_by_one) PD_TRY(pd_gguf_read_rows(job->g, job->t, job->rows->first + r0, n, raw, err));
     for (size_t i = 0; i < n; i++) {
-        const uint8_t *src = raw + (job->map ? 0 : i * row_bytes);
-        if (job->map) PD_TRY(read_row(job, r0 + i, raw, err));
+        const uint8_t *src = raw + (one_by_one ? 0 : i * row_bytes);
+        if (one_by_one) PD_TRY(read_row(job, r0 + i, raw, err));
         if (type->split) {
             type->split(src, w->n_col, q, d, m);
         } else {
@@ -143,13 +144,14 @@ static void pack_task(void *ctx, size_t task, unsigned thread) {
 }
 
 pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd_mat_form form,
-                      pd_row_map map, const void *map_arg, pd_workers *workers, pd_err *err) {
+                      const pd_rows *rows, pd_workers *workers, pd_err *err) {
+    assert(rows->n > 0 && rows->n <= t->ne[1] && rows->first <= t->ne[1] - rows->n);
     if (t->n_dims != 2 || t->ne[0] == 0 || t->ne[1] == 0 || t->ne[0] % TYPE_BLOCK || t->ne[0] > 1u << 20 || t->ne[1] > 1u << 24)
         return pd_fail(err, PD_EFILE, NULL,
                        "tensor %.*s has shape [%llu, %llu] in %u dimensions; 2 are needed, columns a multiple of %d",
                        (int)t->name.len, t->name.data, (unsigned long long)t->ne[0],
                        (unsigned long long)t->ne[1], t->n_dims, TYPE_BLOCK);
-    pd_mat m = {.n_row = (size_t)t->ne[1], .n_col = (size_t)t->ne[0]};
+    pd_mat m = {.n_row = rows->n, .n_col = (size_t)t->ne[0]};
     /* Packing is part of loading, not of serving: scalar conversions are enough. */
     pd_kernels kern;
     pd_kernels_init(&kern, 0);
@@ -170,7 +172,7 @@ pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd
     if (!m.f32 && !m.panels.data)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for tensor %.*s (%zu bytes)", (int)t->name.len, t->name.data, m.bytes);
     pd_err first = {0};
-    pack_job job = {.m = &m, .g = g, .t = t, .map = map, .map_arg = map_arg, .kern = &kern, .err = &first};
+    pack_job job = {.m = &m, .g = g, .t = t, .rows = rows, .kern = &kern, .err = &first};
     pd_workers_run(workers, pack_task, &job, pd_div_up(m.n_row, ROWS));
     if (atomic_load(&job.failed)) {
         pd_mat_done(&m);

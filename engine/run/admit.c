@@ -8,6 +8,7 @@
  * sum(1 + (n_h - 1) / 16) pages, which is at most H + H * (S - 1) / 16. */
 #include "engine/run/seq.h"
 
+#include "compression/deferred.h"
 #include "engine/base/num.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
@@ -21,13 +22,17 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     const size_t n_protected = job->protect_end - job->protect_begin;
     size_t kept = job->n_tokens;
     /* protected tokens stay whatever the budget says */
-    if (job->scope)
-        kept += pd_min_size(job->scope, pd_press_most(c->press, &job->budget, layer, job->scope) + n_protected) - job->scope;
+    if (job->scope && !job->deferred) { /* a deferred press finds all of the scope dense */
+        pd_budget budget = job->budget;
+        budget.n_protected = n_protected;
+        kept += pd_min_size(job->scope, pd_press_most(c->press, &budget, layer, job->scope) + n_protected) - job->scope;
+    }
     const size_t slots = kept + job->max_tokens;
     pd_decode_rule rule;
     if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
     /* The size after a pruning never falls as the text grows, so the last one is the bound. */
-    const pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
+    last.n_protected = n_protected;
     const size_t left = pd_press_most(rule.prune, &last, layer, slots) + n_protected;
     return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
@@ -67,7 +72,7 @@ static uint64_t pages_for_count(const pd_press_inst *press, const pd_hparams *hp
     uint64_t pages = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t n = hp->window[l] ? pd_min_size(scope, hp->window[l]) : pd_press_most(press, &budget, l, scope);
-        pages += hp->window[l] || !press->press->plan ? heads * pd_div_up(n, PD_PAGE_TOKENS)
+        pages += hp->window[l] || (!press->press->plan && !press->press->deferred) ? heads * pd_div_up(n, PD_PAGE_TOKENS)
                                                       : heads + heads * (n - 1) / PD_PAGE_TOKENS;
     }
     return pages;
@@ -117,9 +122,24 @@ static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
     return p->n_tokens;
 }
 
-pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err) {
+/* The types of the job's pages. */
+static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native, pd_err *err) {
+    const pd_compression *c = job->comp;
+    job->kv_key = c && c->kv_key ? c->kv_key : native;
+    job->kv_value = c && c->kv_value ? c->kv_value : native;
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim);
+    const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
+    if (hp->head_dim % group == 0) return PD_OK;
+    return pd_fail(err, PD_EINVAL, "compression.kv_type",
+                   "compression.kv_type stores keys as %s and values as %s in groups of %zu numbers; this model's heads have %zu",
+                   pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
+}
+
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
+    PD_TRY(plan_types(job, hp, native, err));
     if (c && c->protect_system && p->has_marks) {
         job->protect_begin = pd_min_size(p->marks.system_begin, p->n_tokens);
         job->protect_end = pd_min_size(p->marks.system_end, p->n_tokens);
@@ -131,8 +151,15 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         else if (job->scope < min) job->skipped = "scope shorter than the press needs";
         if (job->skipped) job->scope = 0;
     }
-    if (job->scope) PD_TRY(plan_budget(job, hp, page_bytes, err));
+    job->deferred = false;
+    if (job->scope) {
+        PD_TRY(plan_budget(job, hp, job->page_bytes, err));
+        job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
+    }
     job->pages_reserved = most_pages(job, hp);
-    job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, job->n_tokens);
+    /* a replay stands behind the scope */
+    const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
+    const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;
+    job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, pd_max_size(job->n_tokens, job->scope + behind));
     return PD_OK;
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention (see attn.h).
  *
- * Tile: one task = 32 tokens, all query heads of one KV head (kernels.h,
- * attn_tile); blocks above the diagonal or below the window are skipped.
- * Step: one task = up to 16 pages of one (sequence, KV head); the group's query
+ * Tile: one task = 32 tokens (16 if that gives too few tasks), all query heads of one KV
+ * head (kernels.h, attn_tile); blocks above the diagonal or below the window are skipped.
+ * Step: a chunk = up to 16 pages of one (sequence, KV head); the group's query
  * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
- * the chunks of a head are joined in slot order. */
+ * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
+ * the next is prefetched while one is computed. */
 #include "engine/run/attn.h"
 
 #include "engine/base/num.h"
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 32, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
+enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, RUN = 16, N = PD_PAGE_TOKENS };
 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
@@ -37,7 +38,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
-    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim;
+    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
     a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 2);
@@ -67,7 +68,7 @@ typedef struct {
     const pd_stage *s;
     const float *q;
     float *out;
-    size_t row0, n, n_block; /* blocks of TOKENS per KV head */
+    size_t row0, n, block, n_block; /* tokens of a block; blocks per KV head */
     uint32_t window;
     float *sums; /* pd_attn_tile_sums */
     size_t stride;
@@ -85,12 +86,13 @@ static pd_attn_rows rows_of(const tile_job *j, size_t kv_head, size_t r0, size_t
                           .m = a->row_max + row, .l = a->row_sum + row, .n_tok = n, .n_group = group,
                           .head_dim = d, .ld = nq, .ld_ml = PD_ATTN_TILE,
                           .n_before = j->s->n_prior[kv_head] + j->row0 + r0, .window = j->window,
-                          .scale = hp->attn_scale, .tmp = a->tile + thread * a->tile_floats};
+                          .scale = hp->attn_scale, .softcap = hp->attn_softcap,
+                          .tmp = a->tile + thread * a->tile_floats};
 }
 
 static void tile_task(void *ctx, size_t task, unsigned thread) {
     const tile_job *j = ctx;
-    const size_t r0 = task % j->n_block * TOKENS, n = pd_min_size(TOKENS, j->n - r0);
+    const size_t r0 = task % j->n_block * j->block, n = pd_min_size(j->block, j->n - r0);
     const pd_attn_rows rows = rows_of(j, task / j->n_block, r0, n, thread);
     if (j->a->exact)
         j->a->kern->attn_tile_f32(&rows);
@@ -99,9 +101,11 @@ static void tile_task(void *ctx, size_t task, unsigned thread) {
 }
 
 void pd_attn_tile(pd_attn *a, const pd_stage *s, const float *q, size_t row0, size_t n, uint32_t window, float *out) {
-    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n,
-                    .n_block = pd_div_up(n, TOKENS), .window = window};
-    pd_workers_run(a->workers, tile_task, &job, a->model->hp.n_head_kv * job.n_block);
+    const size_t heads = a->model->hp.n_head_kv, want = 3 * (size_t)pd_workers_count(a->workers);
+    const size_t block = heads * pd_div_up(n, TOKENS) < want ? TOKENS_FEW : TOKENS;
+    tile_job job = {.a = a, .s = s, .q = q, .out = out, .row0 = row0, .n = n, .block = block,
+                    .n_block = pd_div_up(n, block), .window = window};
+    pd_workers_run(a->workers, tile_task, &job, heads * job.n_block);
 }
 
 /* SUM_SLOTS columns of one KV head, all rows in order: a column's sum does not
@@ -137,25 +141,40 @@ typedef struct {
     pd_kv *const *kv;
     size_t layer;
     const float *q;
+    size_t n, run; /* chunks; of a task */
 } step_job;
 
-static void step_task(void *ctx, size_t task, unsigned thread) {
-    const step_job *j = ctx;
+/* The chunk's pages; their number. */
+static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages) {
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    for (size_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[c->page0 + i]);
+    return c->n_page;
+}
+
+static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
     const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv;
-    const pd_attn_chunk *c = &a->chunk[task];
+    const pd_attn_chunk *c = &a->chunk[chunk];
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    const void *pages[PAGES];
-    for (size_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[c->page0 + i]);
+    const void *pages[2 * PAGES];
+    const size_t n_page = pages_of(j, c, pages), n_next = more ? pages_of(j, c + 1, pages + n_page) : 0;
     const size_t first = c->page0 == 0 ? kh->first : 0;
     const size_t end = pd_min_size((size_t)(c->page0 + c->n_page) * N, (size_t)kh->first + kh->n) - (size_t)c->page0 * N;
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
-    float *m = a->part + task * part_floats(hp), *l = m + group, *acc = l + group;
-    kv->codec->attn(a->kern, q, group, d, pages, first, end - first, tmp, PAGES * N + 2 * N, m, l, acc);
+    float *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
+    pd_codec_attn(&kv->codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
+                  PAGES * N + 2 * N, q + group * d, m, l, acc);
+}
+
+static void step_task(void *ctx, size_t task, unsigned thread) {
+    const step_job *j = ctx;
+    const size_t end = pd_min_size(j->n, (task + 1) * j->run);
+    for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
 }
 
 /* Join the chunks of one head, in slot order. */
@@ -189,8 +208,9 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, cons
                 a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, n_page - p < PAGES ? n_page - p : PAGES};
         }
     }
-    step_job job = {.a = a, .kv = kv, .layer = layer, .q = q};
-    pd_workers_run(a->workers, step_task, &job, n);
+    const size_t run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
+    step_job job = {.a = a, .kv = kv, .layer = layer, .q = q, .n = n, .run = run};
+    pd_workers_run(a->workers, step_task, &job, pd_div_up(n, run));
     for (size_t i = 0; i < n;) {
         size_t e = i + 1;
         while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;

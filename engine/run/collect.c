@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Gathering query statistics (see collect.h): one ssyrk per head and tile. */
+/* Gathering query statistics (see collect.h): one ssyrk per head and piece. */
 #include "engine/run/collect.h"
 
 #include "engine/base/num.h"
@@ -66,36 +66,47 @@ void pd_collect_begin(pd_collect *c) {
 typedef struct {
     const pd_collect *c;
     pd_collect_set *set;
-    size_t n;
+    size_t row, n;
 } cov_job;
+
+/* End of the piece that row `row` is in. */
+static size_t piece_end(size_t row, size_t end) {
+    return pd_min_size((row / PD_COLLECT_CUT + 1) * PD_COLLECT_CUT, end);
+}
 
 static void cov_task(void *ctx, size_t head, unsigned thread) {
     (void)thread;
     const cov_job *j = ctx;
     const int d = (int)j->c->hp->head_dim, nq = (int)j->c->hp->n_head * d;
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, d, (int)j->n, 1.0f, j->c->shifted + head * (size_t)d, nq,
-                1.0f, j->set->cov + head * (size_t)d * (size_t)d, d);
+    for (size_t r = 0; r < j->n;) {
+        const size_t n = piece_end(j->row + r, j->row + j->n) - j->row - r;
+        cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, d, (int)n, 1.0f, j->c->shifted + r * (size_t)nq + head * (size_t)d, nq,
+                    1.0f, j->set->cov + head * (size_t)d * (size_t)d, d);
+        r += n;
+    }
 }
 
-static void add_rows(pd_collect *c, pd_collect_set *s, const float *q, size_t n) {
+/* Rows [row, row + n) of the scope. */
+static void add_rows(pd_collect *c, pd_collect_set *s, size_t row, const float *q, size_t n) {
     const size_t nq = c->hp->n_head * c->hp->head_dim;
     if (s->count == 0) {
+        const size_t first = piece_end(row, row + n) - row;
         for (size_t i = 0; i < nq; i++) {
             double sum = 0.0;
-            for (size_t r = 0; r < n; r++) sum += q[r * nq + i];
-            s->shift[i] = (float)(sum / (double)n);
+            for (size_t r = 0; r < first; r++) sum += q[r * nq + i];
+            s->shift[i] = (float)(sum / (double)first);
         }
     }
     for (size_t r = 0; r < n; r++) {
-        float *row = c->shifted + r * nq;
+        float *to = c->shifted + r * nq;
         for (size_t i = 0; i < nq; i++) {
-            row[i] = q[r * nq + i] - s->shift[i];
-            s->sum[i] += row[i];
+            to[i] = q[r * nq + i] - s->shift[i];
+            s->sum[i] += to[i];
         }
     }
     s->count += n;
     if (!s->cov) return;
-    cov_job job = {c, s, n};
+    cov_job job = {c, s, row, n};
     pd_workers_run(c->workers, cov_task, &job, c->hp->n_head);
 }
 
@@ -104,7 +115,7 @@ void pd_collect_raw(pd_collect *c, size_t row0, size_t n, const float *q, const 
     const size_t nq = c->hp->n_head * c->hp->head_dim;
     for (size_t i = 0; i < c->needs.n_moments; i++) {
         const size_t skip = c->set[i].n_sink > row0 ? pd_min_size(c->set[i].n_sink - row0, n) : 0;
-        if (skip < n) add_rows(c, &c->set[i], q + skip * nq, n - skip);
+        if (skip < n) add_rows(c, &c->set[i], row0 + skip, q + skip * nq, n - skip);
     }
     if (c->x) memcpy(c->x + row0 * c->hp->n_embd, x, n * c->hp->n_embd * sizeof *x);
 }

@@ -6,13 +6,17 @@
  * states kept.  Decode (pd_qring): the last W pre-RoPE queries of every layer,
  * from which moments and rotated tails are made when a decode press runs.
  *
- * Moments are summed about the first tile's mean: sums about zero would lose
- * the variance of heads whose mean is large.  Thread: engine. */
+ * Moments are summed about the mean of the first piece: sums about zero would lose
+ * the variance of heads whose mean is large.  Pieces are PD_COLLECT_CUT rows, counted
+ * from the scope's first, so that the sums are the same bits however a scope is cut
+ * at multiples of that.  Thread: engine. */
 #ifndef PD_ENGINE_RUN_COLLECT_H
 #define PD_ENGINE_RUN_COLLECT_H
 
 #include "compression/press.h"
 #include "engine/model/model.h"
+
+enum { PD_COLLECT_CUT = 32 };
 
 typedef struct pd_collect_set {
     size_t n_sink, count;

@@ -112,7 +112,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     pd_chat_origin origin = PD_CHAT_FROM_FILE;
     PD_TRY(open_tokenizer(e, g, o->chat_template, &origin, err));
     const pd_mat_form form = o->compute == PD_COMPUTE_F32 ? PD_FORM_F32 : PD_FORM_PACKED;
-    PD_TRY(pd_model_open(&e->model, g, form, e->workers, progress, arg, err));
+    PD_TRY(pd_model_open(&e->model, g, form, o->ctx_size, e->workers, progress, arg, err));
     if (pd_tokenizer_get_info(e->tok)->n_vocab > e->model->hp.n_vocab)
         return pd_fail(err, PD_EFILE, NULL, "the vocabulary has %u tokens, the embedding matrix %zu rows",
                        pd_tokenizer_get_info(e->tok)->n_vocab, e->model->hp.n_vocab);
@@ -120,11 +120,11 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     PD_TRY(open_press_data(e, o, g, err));
     if (e->info.ctx_size < 16 || e->info.ctx_size > (1u << 24))
         return pd_fail(err, PD_EINVAL, "ctx-size", "ctx-size %zu is not in 16..%u", e->info.ctx_size, 1u << 24);
-    const pd_codec_id codec = o->compute == PD_COMPUTE_F32 ? PD_CODEC_F32 : PD_CODEC_F16;
-    PD_TRY(pd_run_init(&e->run, e->model, &e->kern, e->workers, codec, o->kv_bytes ? o->kv_bytes : default_kv_bytes(e),
+    const pd_kv_type native = o->compute == PD_COMPUTE_F32 ? PD_KV_F32 : PD_KV_F16;
+    PD_TRY(pd_run_init(&e->run, e->model, &e->kern, e->workers, native, o->kv_bytes ? o->kv_bytes : default_kv_bytes(e),
                        e->info.parallel, e->info.ctx_size, err));
-    e->info.page_bytes = e->run.pool.page_bytes;
-    e->info.kv_pool_bytes = (uint64_t)e->run.pool.n_total * e->run.pool.page_bytes;
+    e->info.page_bytes = pd_codec_page_bytes(&e->run.codec, e->info.head_dim);
+    e->info.kv_pool_bytes = e->run.pools.max_bytes;
     e->seq = calloc(e->info.parallel, sizeof *e->seq);
     if (!e->seq) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the batch");
     pthread_mutex_init(&e->lock, NULL);
@@ -192,17 +192,18 @@ const pd_chat *pd_engine_chat(const pd_engine *e) {
     return e->chat;
 }
 
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio) {
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes) {
     const pd_budget b = {.ratio = ratio};
-    return pd_admit_uniform_pages(&e->model->hp, pd_budget_keep(&b, n), n) * e->info.page_bytes;
+    return pd_admit_uniform_pages(&e->model->hp, pd_budget_keep(&b, n), n) * page_bytes;
 }
 
 void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
-    const pd_kvpool *p = &e->run.pool;
+    const pd_kvpools *p = &e->run.pools;
+    const uint64_t page = e->info.page_bytes;
+    const uint64_t seq = pd_kvpools_held(p, PD_PAGE_SEQ), store = pd_kvpools_held(p, PD_PAGE_STORE);
     *ret = (pd_engine_stats){
-        .pages_total = p->n_total, .pages_free = atomic_load(&p->n_free),
-        .pages_seq = atomic_load(&p->n_seq), .pages_store = atomic_load(&p->n_store),
-        .kv_bytes_dirty = (uint64_t)atomic_load(&p->n_dirty) * p->page_bytes,
+        .pages_total = p->max_bytes / page, .pages_seq = pd_div_up(seq, page), .pages_store = pd_div_up(store, page),
+        .kv_bytes_resident = seq + store, .kv_bytes_dirty = pd_kvpools_dirty(p),
         .kv_bytes_staging = atomic_load(&e->c_staging), .kv_bytes_dense = atomic_load(&e->c_dense),
         .kv_bytes_peak = atomic_load(&e->c_peak), .scratch_bytes = atomic_load(&e->c_scratch),
         .running = atomic_load(&e->n_running), .waiting = atomic_load(&e->n_waiting),
@@ -210,7 +211,10 @@ void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
         .decode_steps = atomic_load(&e->c_steps), .prefill_units = atomic_load(&e->c_units),
         .last_step_ns = atomic_load(&e->c_alive),
     };
-    ret->kv_bytes_resident = (ret->pages_seq + ret->pages_store) * p->page_bytes;
+    ret->pages_free = ret->pages_total - pd_min_size(ret->pages_total, ret->pages_seq + ret->pages_store);
+    uint64_t type[2][PD_KV_TYPES];
+    pd_kvpools_by_type(p, type);
+    memcpy(ret->kv_bytes_type, type, sizeof type);
 }
 
 /* ---- submit ---- */
@@ -233,6 +237,9 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
     if (p->adjust.n_bias > PD_BIAS_MAX)
         return pd_fail(err, PD_EINVAL, "logit_bias", "logit_bias has %zu entries; at most %d are allowed", p->adjust.n_bias, PD_BIAS_MAX);
     for (size_t i = 0; i < p->adjust.n_bias; i++) PD_TRY(check_id(e, "logit_bias", i, p->adjust.bias[i].id, err));
+    if (p->pool != PD_POOL_NONE && (p->compression || p->explain || !p->max_given || p->max_tokens > 0))
+        return pd_fail(err, PD_EINVAL, "pooling", "an embedding is asked for with max_tokens %zu%s; it has no answer and no press", p->max_tokens,
+                       p->compression ? " and a press" : "");
     if (p->n_logprobs > PD_LOGPROBS_MAX)
         return pd_fail(err, PD_EINVAL, "logprobs", "%d logprobs asked for; at most %d are given", p->n_logprobs, PD_LOGPROBS_MAX);
     if (p->score && (p->score_top > PD_LOGPROBS_MAX || p->n_tokens > PD_SCORED_MAX / (1 + p->score_top)))
@@ -242,7 +249,7 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
 }
 
 static uint64_t need_bytes(const pd_engine *e, const pd_job *job) {
-    return job->n_choice * job->pages_reserved * e->info.page_bytes + job->staging_bytes;
+    return job->n_choice * pd__job_reserved(job) + job->staging_bytes;
 }
 
 /* Most tokens to generate when the client left it open: the context's rest, or
@@ -252,7 +259,7 @@ static pd_status open_ended(pd_engine *e, pd_job *job, const pd_job_params *p, p
     while (lo < hi) {
         job->max_tokens = lo + (hi - lo + 1) / 2;
         job->skipped = NULL;
-        PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
+        PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->run.codec.key, err));
         if (need_bytes(e, job) <= e->info.kv_pool_bytes)
             lo = job->max_tokens;
         else
@@ -260,11 +267,11 @@ static pd_status open_ended(pd_engine *e, pd_job *job, const pd_job_params *p, p
     }
     job->max_tokens = lo ? lo : 1;
     job->skipped = NULL;
-    return pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err);
+    return pd_admit_plan(job, &e->model->hp, p, e->run.codec.key, err);
 }
 
 static pd_status plan(pd_engine *e, pd_job *job, const pd_job_params *p, pd_err *err) {
-    PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->info.page_bytes, err));
+    PD_TRY(pd_admit_plan(job, &e->model->hp, p, e->run.codec.key, err));
     if (!p->max_given && !p->explain && need_bytes(e, job) > e->info.kv_pool_bytes) PD_TRY(open_ended(e, job, p, err));
     if (need_bytes(e, job) > e->info.kv_pool_bytes && job->n_choice > 1)
         return pd_fail(err, PD_EBUDGET, "n",
@@ -291,6 +298,9 @@ static void name_press(pd_job *job) {
     pd_buf_done(&text);
     r->name = pd_compression_name(c);
     r->ratio_requested = c && c->press && c->budget == PD_BUDGET_RATIO ? c->ratio : 0.0;
+    r->kv_key = job->kv_key;
+    r->kv_value = job->kv_value;
+    r->page_bytes = job->page_bytes;
 }
 
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
@@ -299,13 +309,13 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
 
 pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     PD_TRY(check_params(e, p, err));
-    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && p->explain))
-        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation", n, PD_CHOICES_MAX);
+    if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && (p->explain || p->pool != PD_POOL_NONE)))
+        return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation or embedding", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
     if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
-        return pd_fail(err, PD_ECONTEXT, "prompt",
-                       "this model's context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
+        return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
+                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
@@ -314,6 +324,7 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
     job->notify_arg = choice[0].notify_arg;
     job->engine = e;
     pd_status rc = plan(e, job, p, err);
+    job->chat = p->has_marks ? e->chat : NULL;
     if (rc == PD_OK) rc = pd_compare_plan(job, &e->model->hp, p, err);
     if (rc == PD_OK) {
         name_press(job);

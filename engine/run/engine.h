@@ -104,11 +104,14 @@ typedef struct pd_adjust {
     float presence;            /* subtracted once if in the answer */
 } pd_adjust;
 
+/* One vector of a prompt: which of its tokens' final hidden states. */
+typedef enum { PD_POOL_NONE, PD_POOL_MEAN, PD_POOL_LAST } pd_pooling;
+
 typedef struct pd_job_params {
     const int32_t *tokens; /* the prompt, copied; n_tokens >= 1 */
     size_t n_tokens;
     pd_chat_marks marks;   /* scope CONTEXT and protect_system; zeros for completions */
-    bool has_marks;
+    bool has_marks;        /* a chat: the answer is a text of its own, not the prompt's continuation */
     size_t max_tokens;     /* 0 with max_given = prompt only; not given: as many as context and pool allow */
     bool max_given;
     pd_sampling sampling;
@@ -120,6 +123,7 @@ typedef struct pd_job_params {
     int n_logprobs;        /* -1 none; 0 the chosen token's alone; up to PD_LOGPROBS_MAX */
     bool score;            /* log probabilities of the prompt's tokens: pd_job_scored */
     size_t score_top;      /* alternatives of each, <= PD_LOGPROBS_MAX; tokens * (1 + this) <= PD_SCORED_MAX */
+    pd_pooling pool;       /* pd_job_embedding; such a job has no token, press or other answer */
     bool ignore_eos;
     bool explain;          /* run the prompt only and keep what was kept */
     bool explain_scores;
@@ -208,6 +212,16 @@ typedef struct pd_scored {
 const pd_scored *pd_job_scored(const pd_job *job);
 size_t pd_job_prompt_tokens(const pd_job *job); /* Thread: any */
 
+/* [n_embd] of unit length: the final hidden states (behind the output norm, as
+ * transformers' last_hidden_state) of the prompt's tokens, pooled as params.pool says.
+ * NULL unless asked for, and before the job is DONE.  Lives as long as the job.
+ * Thread: any. */
+const float *pd_job_embedding(const pd_job *job);
+
+/* The stop string that ended the answer, NUL-terminated; NULL if none did, and before
+ * the job is DONE.  Lives as long as the job.  Thread: any. */
+const char *pd_job_stop_string(const pd_job *job);
+
 /* ---- results: valid once DONE, borrowed from the job ---- */
 
 typedef struct pd_kv_report {
@@ -221,6 +235,8 @@ typedef struct pd_kv_report {
     uint64_t bytes;          /* resident pages when the answer ended */
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;
+    pd_kv_type kv_key, kv_value; /* how the pages store numbers, never NATIVE */
+    size_t page_bytes;
     double press_ms;
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
@@ -260,14 +276,16 @@ typedef struct pd_job_result {
 
 const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  Thread: any */
 
-/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio
- * (explain's forecast); page rounding included.  Thread: any. */
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio);
+/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio in pages of
+ * this size (explain's forecast); page rounding included.  Thread: any. */
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes);
 
 /* ---- counters, for /metrics: plain atomics, never block.  Thread: any ---- */
 
 typedef struct pd_engine_stats {
-    uint64_t pages_total, pages_free, pages_seq, pages_store; /* total = free + seq + store */
+    /* total = free + seq + store; in native pages, of which pages of fewer bits are fractions */
+    uint64_t pages_total, pages_free, pages_seq, pages_store;
+    uint64_t kv_bytes_type[2][PD_KV_TYPES]; /* pages in use: keys, then values, by type */
     uint64_t kv_bytes_resident; /* pages in use */
     uint64_t kv_bytes_dirty;    /* free pages whose memory was not returned yet (hysteresis) */
     uint64_t kv_bytes_staging;  /* dense layer(s) of running prefills */

@@ -112,11 +112,22 @@ static pd_lhs make_lhs(pd_fwd *f, void (*row)(const row_job *, size_t), const fl
     return (pd_lhs){.x = y, .act = f->act, .n_tok = n, .n_col = n_col};
 }
 
-static void qk_norm_row(const row_job *j, size_t r) {
+static void add_bias(const pd_fwd *f, const float *bias, size_t n, float *y) {
+    f->kern->axpy_f32(1.0f, bias, y, n);
+}
+
+/* Biases and norms of one token's queries and keys. */
+static void qk_row(const row_job *j, size_t r) {
     const pd_fwd *f = j->f;
     const pd_hparams *hp = &f->model->hp;
-    const size_t d = hp->head_dim;
-    float *k = f->k + r * hp->n_head_kv * d, *q = f->q + r * hp->n_head * d;
+    const size_t d = hp->head_dim, nq = hp->n_head * d, nkv = hp->n_head_kv * d;
+    float *k = f->k + r * nkv, *q = f->q + r * nq;
+    if (hp->qkv_bias) {
+        add_bias(f, j->layer->k_bias, nkv, k);
+        add_bias(f, j->layer->v_bias, nkv, f->v + r * nkv);
+        if (!j->kv_only) add_bias(f, j->layer->q_bias, nq, q);
+    }
+    if (!hp->qk_norm) return;
     for (size_t h = 0; h < hp->n_head_kv; h++) f->kern->rmsnorm(k + h * d, j->layer->k_norm, hp->norm_eps, d, k + h * d);
     for (size_t h = 0; !j->kv_only && h < hp->n_head; h++) f->kern->rmsnorm(q + h * d, j->layer->q_norm, hp->norm_eps, d, q + h * d);
 }
@@ -128,17 +139,18 @@ void pd_fwd_qkv(pd_fwd *f, size_t layer, const float *x, size_t n, bool kv_only,
     const pd_lhs lhs = make_lhs(f, norm_row, x, ly->attn_norm, f->h, n, hp->n_embd, &ly->k);
     const pd_mul mul[] = {{&ly->k, f->k, nkv}, {&ly->v, f->v, nkv}, {&ly->q, f->q, nq}};
     pd_mat_mul(f->workers, f->kern, &lhs, mul, kv_only ? 2 : 3, flags);
-    if (hp->qk_norm) run_rows(&(row_job){.f = f, .row = qk_norm_row, .n = n, .kv_only = kv_only, .layer = ly});
+    if (hp->qk_norm || hp->qkv_bias)
+        run_rows(&(row_job){.f = f, .row = qk_row, .n = n, .kv_only = kv_only, .layer = ly});
 }
 
 void pd_rope_table(const pd_model *m, size_t rope, const int32_t *pos, size_t n, float *cos, float *sin) {
     const size_t half = m->hp.head_dim / 2;
-    const float *freq = m->rope[rope].inv_freq;
+    const float *freq = m->rope[rope].inv_freq, scale = m->rope[rope].scale;
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < half; j++) {
             const float angle = (float)pos[i] * freq[j];
-            cos[i * half + j] = cosf(angle);
-            sin[i * half + j] = sinf(angle);
+            cos[i * half + j] = cosf(angle) * scale;
+            sin[i * half + j] = sinf(angle) * scale;
         }
     }
 }
@@ -188,12 +200,18 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
     add_block(f, ly->ffn_post_norm, x, n);
 }
 
+static void cap_row(const row_job *j, size_t r) {
+    j->f->kern->softcap(j->y + r * j->n_col, j->n_col, j->f->model->hp.logit_softcap);
+}
+
 static void logits_of(pd_fwd *f, const float *x, size_t n, float *logits, unsigned flags) {
     const pd_hparams *hp = &f->model->hp;
     const pd_mat *out = pd_model_out(f->model);
     const pd_lhs lhs = make_lhs(f, norm_row, x, f->model->out_norm, f->h, n, hp->n_embd, out);
     const pd_mul mul = {out, logits, hp->n_vocab};
     pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, flags);
+    if (hp->logit_softcap > 0.0f)
+        run_rows(&(row_job){.f = f, .row = cap_row, .n = n, .y = logits, .n_col = hp->n_vocab});
 }
 
 void pd_fwd_logits(pd_fwd *f, const float *x, size_t n, float *logits) {

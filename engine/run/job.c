@@ -40,6 +40,14 @@ const pd_scored *pd_job_scored(const pd_job *job) {
     return !there ? NULL : job->leader ? job->leader->scored : job->scored;
 }
 
+const char *pd_job_stop_string(const pd_job *job) {
+    return pd_job_get_state(job) == PD_JOB_DONE && job->cut ? job->stop[job->cut_by] : NULL;
+}
+
+const float *pd_job_embedding(const pd_job *job) {
+    return pd_job_get_state(job) == PD_JOB_DONE && job->result.finish == PD_FINISH_LENGTH ? job->embedding : NULL;
+}
+
 size_t pd_job_prompt_tokens(const pd_job *job) {
     return job->n_tokens;
 }
@@ -94,6 +102,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
     }
     job->n_logprobs = p->n_logprobs;
     job->score_top = p->score_top;
+    job->pool = p->pool;
     job->ignore_eos = p->ignore_eos;
     job->explain = p->explain;
     job->explain_scores = p->explain_scores;
@@ -101,6 +110,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
     job->notify = p->notify;
     job->notify_arg = p->notify_arg;
     job->tok = tok;
+    job->detok.started = !p->has_marks; /* a completion goes on with its prompt: its first space stays */
     job->t_submit = pd_now_ns();
     pd_buf_init(&job->text, (size_t)64 << 20);
     job->ev = malloc((max_tokens + 1) * sizeof *job->ev);
@@ -139,12 +149,18 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->protect_end = leader->protect_end;
     job->budget = leader->budget;
     job->skipped = leader->skipped;
+    job->kv_key = leader->kv_key;
+    job->kv_value = leader->kv_value;
+    job->page_bytes = leader->page_bytes;
     job->pages_reserved = leader->pages_reserved;
     job->sampling.seed = choice->seed;
     job->notify_arg = choice->notify_arg;
     memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);
     job->result.kv.name = leader->result.kv.name;
     job->result.kv.ratio_requested = leader->result.kv.ratio_requested;
+    job->result.kv.kv_key = leader->kv_key;
+    job->result.kv.kv_value = leader->kv_value;
+    job->result.kv.page_bytes = leader->page_bytes;
     job->engine = leader->engine;
     *ret = job;
     return PD_OK;
@@ -174,14 +190,16 @@ void pd__job_unfork(pd_job *job) {
 }
 
 /* Where the first stop string begins that ends behind `before` and was not let
- * go, or the text's length. */
-static size_t find_stop(const pd_job *job, size_t before) {
+ * go, or the text's length; *which is written if there is one. */
+static size_t find_stop(const pd_job *job, size_t before, size_t *which) {
     size_t best = job->text.len;
     for (size_t i = 0; i < job->n_stop; i++) {
         const size_t from = pd_max_size(before + 1 > job->stop_len[i] ? before + 1 - job->stop_len[i] : 0, job->text_released);
         const char *hit = job->text.len > from
             ? memmem(job->text.data + from, job->text.len - from, job->stop[i], job->stop_len[i]) : NULL;
-        if (hit) best = pd_min_size(best, (size_t)(hit - job->text.data));
+        if (!hit || (size_t)(hit - job->text.data) >= best) continue;
+        best = (size_t)(hit - job->text.data);
+        *which = i;
     }
     return best;
 }
@@ -206,7 +224,7 @@ pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_pr
     pd_buf_add(&job->text, job->piece, n);
     bool ok = !job->text.failed;
     const bool may_stop = job->n_stop && job->n_sampled > job->adjust.min_tokens;
-    const size_t hit = ok && may_stop ? find_stop(job, before) : job->text.len;
+    const size_t hit = ok && may_stop ? find_stop(job, before, &job->cut_by) : job->text.len;
     if (ok && hit < job->text.len) {
         job->text.len = hit;
         job->text_released = hit;

@@ -46,7 +46,7 @@ struct pd_job {
     int32_t *tokens;     /* the leader's if there is one */
     size_t n_tokens, max_tokens;
     pd_sampling sampling;
-    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX];
+    char stop[PD_STOP_MAX][PD_STOP_BYTES_MAX + 1];
     size_t stop_len[PD_STOP_MAX], n_stop;
     pd_adjust adjust;            /* bias: own copy */
     int32_t *stop_id;            /* own copy */
@@ -56,6 +56,8 @@ struct pd_job {
     bool score;                  /* the leader's forks have none of their own */
     size_t score_top;
     pd_scored *scored;           /* [n_tokens] in keep */
+    pd_pooling pool;
+    float *embedding;            /* [n_embd] in keep, with a pool */
     pd_compression *comp;        /* NULL = dense */
     pd_job_compare *compare;     /* [n_compare] */
     pd_compared *compared;       /* [n_compare] in job->keep, for the result */
@@ -63,7 +65,11 @@ struct pd_job {
     size_t scope;                /* prompt tokens that are pressed; 0 = none */
     size_t protect_begin, protect_end;
     pd_budget budget;            /* of the scope */
+    bool deferred;               /* the press decides when the whole scope is in the cache */
+    const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
+    pd_kv_type kv_key, kv_value; /* how its pages store numbers, never NATIVE */
+    size_t page_bytes;           /* of its pages */
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
@@ -77,6 +83,7 @@ struct pd_job {
     pd_buf text;
     size_t text_released, text_taken;
     bool cut; /* a stop string ended the text: nothing may follow */
+    size_t cut_by; /* which */
     pd_arena tops; /* pd_token_prob arrays */
 
     /* engine thread only */
@@ -106,6 +113,11 @@ pd_status pd__job_emit(pd_job *job, int32_t id, float logprob, const pd_token_pr
 /* Release held text, publish the result (finish, err, timing; kv is already in)
  * and notify.  Thread: engine. */
 void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
+
+/* Bytes of the most pages it may ever hold. */
+static inline uint64_t pd__job_reserved(const pd_job *job) {
+    return job->pages_reserved * job->page_bytes;
+}
 
 void pd__job_set_state(pd_job *job, pd_job_state state);
 

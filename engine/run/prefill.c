@@ -3,16 +3,19 @@
  *
  * Segment 1 is the press's scope (the whole prompt by default), segment 2 what
  * follows it; segment 2 attends to the pressed cache, as kvpress's question
- * does.  Inside a segment a unit is (layer, tile of 128 tokens):
+ * does.  Inside a segment a unit is (layer, tile of up to 128 tokens) or a layer's end:
  *
  *     for each layer:  for each tile:  norm, q k v, rope, k v -> staging,
  *                                      attention, output, feed-forward
  *                      then staging -> pages (presser.c)
  *
+ * How a segment is cut in tiles changes no bit (--compute f32 excepted, whose
+ * tiles are therefore always 128): the scheduler cuts as time allows.
  * Hidden states of the segment stay resident (n * n_embd floats).  In the last
  * layer only what is asked for is computed: keys and values always, the rest
  * only for the tile that ends the prompt; all of it where the prompt's own log
- * probabilities are asked for (score.c), which are made of it in units of their own. */
+ * probabilities are asked for (score.c), which are made of it in units of their own, or
+ * the mean of all tokens (embed.c). */
 #include "engine/run/compare.h"
 
 #include "engine/base/num.h"
@@ -24,7 +27,7 @@ static size_t seg_len(const pd_prefill *p) {
     return p->seg_end - p->seg_begin;
 }
 
-static void close_segment(pd_prefill *p) {
+void pd_segment_close(pd_prefill *p) {
     free(p->x);
     free(p->pos);
     for (size_t r = 0; r < PD_ROPE_MAX; r++) {
@@ -41,7 +44,8 @@ static void close_segment(pd_prefill *p) {
 }
 
 void pd_prefill_close(pd_prefill *p) {
-    close_segment(p);
+    pd_replay_close(p);
+    pd_segment_close(p);
     *p = (pd_prefill){0};
 }
 
@@ -68,11 +72,12 @@ static void load_prior(pd_prefill *p) {
 static void begin_layer(pd_prefill *p) {
     load_prior(p);
     /* A sliding window is a bound already: such layers are not pressed. */
-    p->collecting = p->pressed && p->seq->run->model->layer[p->layer].window == 0;
+    p->collecting = p->pressed && p->seq->run->model->layer[p->layer].window == 0 &&
+                    (!p->seq->job->deferred || pd_replay_scores(p->seq->job));
     if (p->collecting) pd_collect_begin(&p->collect);
 }
 
-static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err) {
+pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err) {
     pd_seq *s = p->seq;
     const pd_model *m = s->run->model;
     const size_t n = end - begin, d = m->hp.n_embd, half = m->hp.head_dim / 2;
@@ -94,16 +99,12 @@ static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pres
     pd_press_needs needs = {0};
     if (pressed && s->job->n_compare)
         pd_compare_needs(s->job, &needs);
-    else if (pressed)
+    else if (pressed && (!s->job->deferred || pd_replay_scores(s->job)))
         pd_press_collect_needs(s->job->comp->press, &needs);
-    else if (begin > 0 && s->rule.tag == PD_TAG_SCORE)
+    else if (begin > 0 && !p->ids && s->rule.tag == PD_TAG_SCORE)
         needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
     PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, PD_TILE, err));
-    for (size_t i = 0; i < n; i++) {
-        p->pos[i] = (int32_t)(begin + i);
-        pd_fwd_embed(&s->run->fwd, s->job->tokens[begin + i], p->x + i * d);
-    }
-    for (size_t r = 0; r < m->hp.n_rope; r++) pd_rope_table(m, r, p->pos, n, p->cos[r], p->sin[r]);
+    for (size_t i = 0; i < n; i++) p->pos[i] = (int32_t)(begin + i);
     begin_layer(p);
     return PD_OK;
 }
@@ -111,7 +112,19 @@ static pd_status open_segment(pd_prefill *p, size_t begin, size_t end, bool pres
 pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err) {
     *p = (pd_prefill){.seq = seq};
     const size_t scope = seq->job->scope, n = seq->job->n_tokens;
-    return scope ? open_segment(p, 0, scope, true, err) : open_segment(p, 0, n, false, err);
+    return scope ? pd_segment_open(p, 0, scope, true, err) : pd_segment_open(p, 0, n, false, err);
+}
+
+/* Embeddings and RoPE tables of the next n rows: made with the first layer's
+ * tiles, so that opening a long segment takes no time. */
+static void enter(pd_prefill *p, size_t n) {
+    const pd_run *run = p->seq->run;
+    const pd_hparams *hp = &run->model->hp;
+    const size_t half = hp->head_dim / 2;
+    for (size_t i = p->row; i < p->row + n; i++)
+        pd_fwd_embed(&run->fwd, p->ids ? p->ids[i] : p->seq->job->tokens[p->seg_begin + i], p->x + i * hp->n_embd);
+    for (size_t r = 0; r < hp->n_rope; r++)
+        pd_rope_table(run->model, r, p->pos + p->row, n, p->cos[r] + p->row * half, p->sin[r] + p->row * half);
 }
 
 typedef struct {
@@ -129,8 +142,8 @@ static void stage_task(void *ctx, size_t task, unsigned thread) {
     const pd_stage *st = &j->p->stage;
     const size_t d = hp->head_dim, nkv = hp->n_head_kv * d, r0 = task * STAGE_ROWS, r1 = pd_min_size(j->n, r0 + STAGE_ROWS);
     float *k = run->fwd.k + r0 * nkv, *v = run->fwd.v + r0 * nkv;
-    run->codec->round(run->kern, k, (r1 - r0) * nkv);
-    run->codec->round(run->kern, v, (r1 - r0) * nkv);
+    pd_kv_round(run->codec.key, run->kern, k, (r1 - r0) * nkv);
+    pd_kv_round(run->codec.value, run->kern, v, (r1 - r0) * nkv);
     for (size_t r = r0; r < r1; r++, k += nkv, v += nkv) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
             const size_t at = (st->n_prior[h] + j->p->row + r) * d;
@@ -140,8 +153,9 @@ static void stage_task(void *ctx, size_t task, unsigned thread) {
     }
 }
 
-/* Keys and values of the tile behind what staging holds, as the pages will hold
- * them: what a tile attends to is then what decode attends to. */
+/* Keys and values of the tile behind what staging holds, as native pages will hold
+ * them: what a tile attends to is then what decode attends to.  Fewer bits come when
+ * the layer is stored: a segment is read, and judged by a press, at full precision. */
 static void to_stage(const pd_prefill *p, size_t n) {
     stage_job job = {p, n};
     pd_workers_run(p->seq->run->workers, stage_task, &job, pd_div_up(n, STAGE_ROWS));
@@ -171,38 +185,43 @@ static void rope_tile(pd_prefill *p, size_t n, bool kv_only) {
     pd_fwd_rope(f, n, f->cos, f->sin, kv_only);
 }
 
-static void run_tile(pd_prefill *p, size_t n) {
+static pd_status run_tile(pd_prefill *p, size_t n, pd_err *err) {
     pd_seq *s = p->seq;
     pd_fwd *f = &s->run->fwd;
     const pd_hparams *hp = &f->model->hp;
     float *x = p->x + p->row * hp->n_embd;
     const bool last_layer = p->layer + 1 == hp->n_layer;
-    const bool ends_prompt = p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
+    const bool ends_prompt = !p->ids && p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || s->job->score || att_sum;
-    const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows;
+    const bool pooled = !p->ids && (s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt));
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || pooled || att_sum;
+    const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows || p->ids;
     const bool kv_only = !output && !wants_q;
 
+    if (p->layer == 0) enter(p, n);
     pd_fwd_qkv(f, p->layer, x, n, kv_only, 0);
     if (p->collecting || p->collect.x) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
-    if (!kv_only) to_ring(p, n);
+    if (!kv_only && !p->ids) to_ring(p, n);
     rope_tile(p, n, kv_only);
     if (p->collecting && !kv_only) pd_collect_rotated(&p->collect, p->row, n, f->q, p->pos + p->row);
     to_stage(p, n);
-    if (!output) return;
+    if (p->ids) PD_TRY(pd_replay_rows_seen(p, n, err));
+    if (!output) return PD_OK;
     pd_attn_tile(&s->run->attn, &p->stage, f->q, p->row, n, f->model->layer[p->layer].window, f->attn);
     if (att_sum)
         pd_attn_tile_sums(&s->run->attn, &p->stage, f->q, p->row, n, f->model->layer[p->layer].window, att_sum, seg_len(p));
     pd_fwd_finish(f, p->layer, x, n, 0);
+    return PD_OK;
 }
 
 static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
     pd_seq *s = p->seq;
     for (size_t i = 0; s->ring.rows && i < seg_len(p); i++) pd_qring_advance(&s->ring, p->pos[i]);
     s->n_seen = p->seg_end;
+    if (s->job->pool != PD_POOL_NONE) PD_TRY(pd_embed_segment(p, err));
     if (p->seg_end < s->job->n_tokens) {
-        close_segment(p);
-        return open_segment(p, p->seg_end, s->job->n_tokens, false, err);
+        pd_segment_close(p);
+        return pd_segment_open(p, p->seg_end, s->job->n_tokens, false, err);
     }
     s->bytes_after_prefill = pd_kv_bytes(&s->kv);
     if (s->job->max_tokens > 0)
@@ -211,24 +230,60 @@ static pd_status next_segment(pd_prefill *p, bool *done, pd_err *err) {
     return PD_OK;
 }
 
-pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err) {
+/* Every layer holds the segment: what the prompt's own tokens are worth, if asked. */
+static pd_status end_segment(pd_prefill *p, bool *done, pd_err *err) {
+    p->layer = p->seq->run->model->hp.n_layer;
+    return p->seq->job->score ? PD_OK : next_segment(p, done, err);
+}
+
+pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err) {
+    p->tile = pd_min_size(p->seq->run->attn.exact ? PD_TILE : rows, seg_len(p) - p->row);
+    PD_TRY(run_tile(p, p->tile, err));
+    p->row += p->tile;
+    *layer_done = p->row == seg_len(p);
+    return PD_OK;
+}
+
+void pd_segment_next_layer(pd_prefill *p) {
+    p->layer++;
+    p->row = 0;
+    begin_layer(p);
+}
+
+static pd_status end_layer(pd_prefill *p, bool *done, pd_err *err) {
+    pd_seq_note_peak(p->seq, p->stage.bytes);
+    PD_TRY(pd_presser_layer(p, err));
+    pd_seq_note_peak(p->seq, p->stage.bytes);
+    if (p->layer + 1 < p->seq->run->model->hp.n_layer) {
+        pd_segment_next_layer(p);
+        return PD_OK;
+    }
+    p->row = 0;
+    if (p->pressed && p->seq->job->deferred) return pd_replay_open(p, err);
+    return end_segment(p, done, err);
+}
+
+bool pd_prefill_at_end(const pd_prefill *p) {
+    return p->row == seg_len(p);
+}
+
+pd_status pd_prefill_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
+    bool whole = false;
     *done = false;
+    p->tile = 0;
+    if (p->replaying) {
+        PD_TRY(pd_replay_unit(p, rows, &whole, err));
+        return whole ? end_segment(p, done, err) : PD_OK;
+    }
     if (p->layer == p->seq->run->model->hp.n_layer) { /* all read, being scored */
         bool more;
         PD_TRY(pd_score_unit(p, &more, err));
         return more ? PD_OK : next_segment(p, done, err);
     }
-    const size_t n = pd_min_size(PD_TILE, seg_len(p) - p->row);
-    run_tile(p, n);
-    p->row += n;
-    if (p->row < seg_len(p)) return PD_OK;
-    p->row = 0;
-    pd_seq_note_peak(p->seq, p->stage.bytes);
-    PD_TRY(pd_presser_layer(p, err));
-    pd_seq_note_peak(p->seq, p->stage.bytes);
-    if (++p->layer < p->seq->run->model->hp.n_layer) {
-        begin_layer(p);
-        return PD_OK;
+    if (p->row < seg_len(p)) {
+        PD_TRY(pd_segment_tile(p, rows, &whole, err));
+        /* Such tags read the last row's query, which a decode step would overwrite. */
+        if (!whole || p->seq->tags.kind != PD_TAG_ATTENTION) return PD_OK;
     }
-    return p->seq->job->score ? PD_OK : next_segment(p, done, err);
+    return end_layer(p, done, err);
 }

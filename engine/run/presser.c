@@ -8,6 +8,7 @@
  * Layers with a sliding window are never pressed: they hold their window. */
 #include "engine/run/compare.h"
 
+#include "compression/deferred.h"
 #include "engine/base/num.h"
 
 #include <assert.h>
@@ -18,11 +19,12 @@
 static pd_view view_base(pd_seq *s, size_t layer, pd_phase phase) {
     const pd_run *run = s->run;
     const pd_hparams *hp = &run->model->hp;
+    const pd_rope *rope = &run->model->rope[run->model->layer[layer].rope];
     return (pd_view){
         .phase = phase, .layer = (int)layer, .n_layer = (int)hp->n_layer,
         .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim, .n_embd = hp->n_embd,
-        .n_seen = s->n_seen, .inv_freq = run->model->rope[run->model->layer[layer].rope].inv_freq,
-        .rope_scale = 1.0f, .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
+        .n_seen = s->n_seen, .inv_freq = rope->inv_freq, .rope_scale = rope->scale,
+        .kern = run->kern, .workers = run->workers, .tmp = &s->run->tmp,
         .seed = s->job->comp ? s->job->comp->seed : 0,
     };
 }
@@ -39,14 +41,17 @@ static void rerotate(const pd_view *v, float *k, int32_t from, int32_t to, float
 
 /* The output projection as f32, for presses that ask what a value does to the
  * residual stream. */
-static pd_status load_wo(pd_seq *s, size_t layer, unsigned needs, pd_view *view, pd_err *err) {
-    if (!(needs & PD_NEEDS_WO)) return PD_OK;
+pd_status pd_presser_wo(pd_seq *s, size_t layer, const float **ret, pd_err *err) {
     const pd_mat *o = &s->run->model->layer[layer].o;
     float *wo = PD_ARENA_NEW(&s->run->tmp, o->n_row * o->n_col, float);
     if (!wo) return pd_fail(err, PD_ENOMEM, NULL, "no memory for an output projection");
     for (size_t r = 0; r < o->n_row; r++) pd_mat_row(o, s->run->kern, r, wo + r * o->n_col);
-    view->wo = wo;
+    *ret = wo;
     return PD_OK;
+}
+
+static pd_status load_wo(pd_seq *s, size_t layer, unsigned needs, pd_view *view, pd_err *err) {
+    return needs & PD_NEEDS_WO ? pd_presser_wo(s, layer, &view->wo, err) : PD_OK;
 }
 
 /* ---- prefill ---- */
@@ -203,12 +208,47 @@ static pd_status compare_layer(pd_prefill *p, pd_err *err) {
     return store_layer(p, err);
 }
 
+/* A deferred press scores the layer, which stays as it is for now. */
+static pd_status score_layer(pd_prefill *p, pd_err *err) {
+    pd_view view;
+    PD_TRY(stage_view(p, &view, err));
+    PD_TRY(pd_replay_score(p, &view, err));
+    return store_layer(p, err);
+}
+
 static pd_status tag_layer(pd_prefill *p, pd_err *err);
 
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
+    if (p->collecting && p->seq->job->deferred) return score_layer(p, err);
     if (p->collecting) return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
     PD_TRY(store_layer(p, err));
     return p->pressed ? PD_OK : tag_layer(p, err);
+}
+
+pd_status pd_presser_context(pd_seq *s, const pd_context *c, const pd_plan *plan, pd_err *err) {
+    const size_t heads = s->kv.n_head_kv;
+    for (size_t i = 0; i < c->n_layer * heads; i++) {
+        if (!c->score[i]) continue;
+        const size_t l = i / heads, h = i % heads, n_keep = plan[l].n_keep[h];
+        s->pairs_scope += c->n;
+        s->pairs_kept += n_keep;
+        s->evicted += c->n - n_keep;
+        if (s->explain) {
+            float *scores = NULL;
+            if (s->job->explain_scores) {
+                scores = PD_ARENA_NEW(&s->job->keep, c->n, float);
+                if (!scores) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+                memcpy(scores, c->score[i], c->n * sizeof *scores);
+            }
+            int32_t *kept = PD_ARENA_NEW(&s->job->keep, n_keep, int32_t);
+            if (!kept) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
+            for (size_t k = 0; k < n_keep; k++) kept[k] = (int32_t)plan[l].keep[h][k]; /* a dense scope: slot = position */
+            s->explain[i] = (pd_explain_head){.n_kept = n_keep, .kept = kept, .scores = scores};
+        }
+        if (pd_tags_layer(&s->tags, l)) pd_tags_keep(&s->tags, l, h, plan[l].keep[h], n_keep);
+        pd_kv_keep(&s->kv, l, h, plan[l].keep[h], n_keep);
+    }
+    return PD_OK;
 }
 
 /* ---- while decoding ---- */
@@ -316,8 +356,8 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            s->kv.codec->write(s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d, i % PD_PAGE_TOKENS,
-                               1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d);
+            pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
+                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
     }
 }
 
@@ -368,7 +408,8 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
         for (size_t i = 0; i < n; i++) {
             const size_t slot = kh->first + kh->n - n + i;
             const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
-            s->kv.codec->read(s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d, v[h] + i * d);
+            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d,
+                          v[h] + i * d, pd_kv_centre(&s->kv, layer, h));
             pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
         }
     }
@@ -397,7 +438,7 @@ static pd_status tag_layer(pd_prefill *p, pd_err *err) {
         pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], n, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
     if (!question) return PD_OK;
     if (s->tags.kind == PD_TAG_ATTENTION) {
-        const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = (n - 1) % PD_TILE;
+        const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = p->tile - 1;
         pd_tags_attend(&s->tags, &s->run->attn, &s->kv, p->layer, s->run->fwd.q + last * nq);
         return PD_OK;
     }
@@ -429,6 +470,6 @@ pd_status pd_presser_step(pd_seq *s, pd_err *err) {
     }
     if (!worked) return PD_OK;
     s->press_ns += pd_now_ns() - t0;
-    assert(pd_kvpool_check(&s->run->pool));
+    assert(pd_kvpools_check(&s->run->pools));
     return PD_OK;
 }

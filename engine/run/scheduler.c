@@ -8,13 +8,17 @@
  *
  * One prompt is prefilled at a time, so that the dense peak is one layer of one
  * prompt; then it is copied for every further answer that was asked for (fork.c),
- * and those the batch has no place for wait until it has.  While streams run, prefill gets SLICE_MS between two steps: a long
- * prompt costs them that and no more. */
+ * and those the batch has no place for wait until it has.
+ *
+ * While streams run, a prompt gets SHARE of a step's time between two steps, in
+ * units cut to what is left of it: a stream then sees its tokens come at less than
+ * twice their usual distance, and the prompt takes about three times as long as alone.
+ * One unit is always run, so that a prompt gets on however short the steps are. */
 #include "engine/run/state.h"
 
 #include <stdlib.h>
 
-enum { SLICE_MS = 20 };
+static const double SHARE = 0.5;
 
 /* ---- lists ---- */
 
@@ -84,7 +88,7 @@ static void drop_cancelled(pd_engine *e, bool all) {
 /* ---- sequences ---- */
 
 static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err) {
-    e->reserved -= s->job->pages_reserved;
+    e->reserved -= pd__job_reserved(s->job);
     pd_seq_close(s, finish, err);
     free(s);
     atomic_fetch_sub(&e->n_running, 1);
@@ -93,7 +97,7 @@ static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err
 static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
     pd_job *job = e->filling->job;
     pd_prefill_close(&e->prefill);
-    e->reserved -= job->n_fork * job->pages_reserved;
+    e->reserved -= job->n_fork * pd__job_reserved(job);
     end_forks(job, finish, err);
     end_seq(e, e->filling, finish, err);
     e->filling = NULL;
@@ -108,8 +112,7 @@ static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *
 }
 
 static bool fits(const pd_engine *e, const pd_job *job) {
-    const uint64_t pages = (e->reserved + job->n_choice * job->pages_reserved) * e->run.pool.page_bytes;
-    return pages + job->staging_bytes <= e->info.kv_pool_bytes;
+    return e->reserved + job->n_choice * pd__job_reserved(job) + job->staging_bytes <= e->info.kv_pool_bytes;
 }
 
 static void admit(pd_engine *e) {
@@ -118,7 +121,7 @@ static void admit(pd_engine *e) {
     pd_err err = {0};
     pd_seq *s = calloc(1, sizeof *s);
     atomic_fetch_add(&e->n_running, 1);
-    e->reserved += job->n_choice * job->pages_reserved;
+    e->reserved += job->n_choice * pd__job_reserved(job);
     job->t_start = pd_now_ns();
     pd__job_set_state(job, PD_JOB_PREFILL);
     for (size_t i = 0; i < job->n_fork; i++) {
@@ -127,7 +130,7 @@ static void admit(pd_engine *e) {
     }
     if (!s) {
         pd_fail(&err, PD_ENOMEM, NULL, "no memory for a sequence");
-        e->reserved -= job->n_choice * job->pages_reserved;
+        e->reserved -= job->n_choice * pd__job_reserved(job);
         atomic_fetch_sub(&e->n_running, 1);
         end_forks(job, PD_FINISH_ERROR, &err);
         pd__job_finish(job, PD_FINISH_ERROR, &err);
@@ -178,7 +181,7 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
         if (pd_seq_fork(s, from, job, &err) == PD_OK) begin(e, s);
         else end_seq(e, s, PD_FINISH_ERROR, &err);
     } else {
-        e->reserved -= job->pages_reserved;
+        e->reserved -= pd__job_reserved(job);
         if (cancelled(job)) {
             pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
         } else {
@@ -227,8 +230,28 @@ static void drop_ready(pd_engine *e, bool all) {
     e->ready_end = at;
 }
 
+/* Rows of the next unit that end within `ns`; 0: not even the fewest do. */
+static size_t rows_within(const pd_engine *e, double ns) {
+    if (pd_prefill_at_end(&e->prefill)) return e->end_ns <= ns ? PD_TILE : 0;
+    const double cuts = e->row_ns > 0.0 ? ns / (e->row_ns * PD_TILE_CUT) : 1.0;
+    if (cuts < 1.0) return 0;
+    return cuts < PD_TILE / PD_TILE_CUT ? (size_t)cuts * PD_TILE_CUT : PD_TILE;
+}
+
+/* One unit, and what it took. */
+static pd_status unit(pd_engine *e, size_t rows, bool *done, pd_err *err) {
+    const bool end = pd_prefill_at_end(&e->prefill);
+    const uint64_t t0 = pd_now_ns();
+    PD_TRY(pd_prefill_unit(&e->prefill, rows, done, err));
+    const double ns = (double)(pd_now_ns() - t0);
+    if (end) e->end_ns = ns;
+    else if (e->prefill.tile) e->row_ns = ns / (double)e->prefill.tile;
+    return PD_OK;
+}
+
 static void prefill_slice(pd_engine *e) {
     const uint64_t t0 = pd_now_ns();
+    bool first = true;
     while (e->filling) {
         if (given_up(e->filling->job)) {
             end_prefill(e, PD_FINISH_CANCELLED, NULL);
@@ -236,8 +259,15 @@ static void prefill_slice(pd_engine *e) {
         }
         bool done;
         pd_err err = {0};
+        size_t rows = PD_TILE;
+        if (e->n_seq) {
+            rows = rows_within(e, SHARE * e->step_ns - (double)(pd_now_ns() - t0));
+            if (rows == 0 && !first) return;
+            if (rows == 0) rows = PD_TILE_CUT;
+            first = false;
+        }
         atomic_fetch_add_explicit(&e->c_units, 1, memory_order_relaxed);
-        if (pd_prefill_unit(&e->prefill, &done, &err) != PD_OK) {
+        if (unit(e, rows, &done, &err) != PD_OK) {
             end_prefill(e, PD_FINISH_ERROR, &err);
             return;
         }
@@ -246,8 +276,14 @@ static void prefill_slice(pd_engine *e) {
             return;
         }
         /* Alone, come back after every unit: a cancel or a new job is cheap to see. */
-        if (e->n_seq == 0 || pd_ms_since(t0) >= SLICE_MS) return;
+        if (e->n_seq == 0) return;
     }
+}
+
+/* Slow to believe in longer steps: one that lost its processor for a while must not
+ * make the next slices long. */
+static void note_step(pd_engine *e, double ns) {
+    e->step_ns += e->step_ns == 0.0 ? ns : (ns - e->step_ns) / (ns < e->step_ns ? 2.0 : 16.0);
 }
 
 static void decode(pd_engine *e) {
@@ -256,6 +292,7 @@ static void decode(pd_engine *e) {
     drop_ready(e, false);
     fill_batch(e);
     if (e->n_seq == 0) return;
+    const uint64_t t0 = pd_now_ns();
     size_t bad;
     pd_err err = {0};
     atomic_fetch_add_explicit(&e->c_steps, 1, memory_order_relaxed);
@@ -277,6 +314,7 @@ static void decode(pd_engine *e) {
         else if (finish != PD_FINISH_NONE)
             end_running(e, i, finish, NULL);
     }
+    note_step(e, (double)(pd_now_ns() - t0));
 }
 
 /* What the counters show of this moment. */
@@ -284,18 +322,19 @@ static void publish(pd_engine *e) {
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes;
+        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += s->ring.bytes;
+        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes;
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes +
+                   pd_kv_centre_bytes(&e->filling->kv);
     }
-    resident = (uint64_t)atomic_load(&e->run.pool.n_seq) * e->run.pool.page_bytes;
+    resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);
     atomic_store_explicit(&e->c_staging, staging, memory_order_relaxed);
     atomic_store_explicit(&e->c_scratch, scratch, memory_order_relaxed);
@@ -306,10 +345,11 @@ static void publish(pd_engine *e) {
 
 void *pd__engine_main(void *arg) {
     pd_engine *e = arg;
+    pd_workers_pin(e->workers);
     for (;;) {
         const bool idle = !e->filling && e->n_seq == 0 && !e->ready && !e->wait;
         if (idle) {
-            pd_kvpool_trim(&e->run.pool, 0); /* nobody needs the hysteresis now */
+            pd_kvpools_trim(&e->run.pools); /* nobody needs the hysteresis now */
             publish(e);
         }
         take_inbox(e, idle);

@@ -12,11 +12,11 @@
 enum { HYSTERESIS_BYTES = 512 << 10 };
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                      pd_codec_id codec, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err) {
-    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_get(codec), .parallel = parallel};
-    pd_status rc = pd_kvpool_init(&r->pool, pd_codec_page_bytes(r->codec, m->hp.head_dim), kv_bytes, HYSTERESIS_BYTES, err);
+                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err) {
+    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel};
+    pd_status rc = pd_kvpools_init(&r->pools, &r->codec, m->hp.head_dim, kv_bytes, HYSTERESIS_BYTES, err);
     if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, parallel), err);
-    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, codec == PD_CODEC_F32, err);
+    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, native == PD_KV_F32, err);
     if (rc == PD_OK) rc = pd_sampler_init(&r->sampler, m->hp.n_vocab, err);
     if (rc != PD_OK) {
         pd_run_done(r);
@@ -42,7 +42,7 @@ void pd_run_done(pd_run *r) {
     pd_attn_done(&r->attn);
     pd_fwd_done(&r->fwd);
     pd_arena_done(&r->tmp);
-    pd_kvpool_done(&r->pool);
+    pd_kvpools_done(&r->pools);
     *r = (pd_run){0};
 }
 
@@ -83,8 +83,10 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     pd_job_ref(job);
     size_t slots[PD_LAYERS_MAX];
     for (size_t l = 0; l < hp->n_layer; l++) slots[l] = pd_admit_list_slots(job, hp, l);
-    pd_status rc = pd_kv_init(&s->kv, &run->pool, run->codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err);
-    if (rc != PD_OK) return rc;
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    pd_kvpool *pool;
+    PD_TRY(pd_kvpools_get(&run->pools, &codec, &pool, err));
+    PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);
     if (!s->shift || !s->guard) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
@@ -97,6 +99,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
         if (!s->explain) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the explanation");
     }
     if (job->score) PD_TRY(pd_score_open(s, err));
+    if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     return open_decode(s, slots, err);
 }
@@ -144,7 +147,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     pd_seq_note_peak(s, 0);
     report(s);
     pd_kv_done(&s->kv); /* pages first: who sees DONE sees them free */
-    assert(pd_kvpool_check(&s->run->pool));
+    assert(pd_kvpools_check(&s->run->pools));
     pd_qring_done(&s->ring);
     pd_tags_done(&s->tags);
     free(s->since);

@@ -4,6 +4,7 @@
 #define PD_ENGINE_RUN_SEQ_H
 
 #include "engine/cache/kv.h"
+#include "engine/cache/pools.h"
 #include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
@@ -12,15 +13,17 @@
 #include "engine/run/sampler.h"
 #include "engine/run/tags.h"
 
-enum { PD_TILE = PD_ATTN_TILE }; /* prefill rows per unit: a layer of them takes a few ms */
+/* Prefill rows per unit: at most PD_TILE, a layer of which takes a few ms, and whole
+ * PD_TILE_CUTs, which nothing is summed across. */
+enum { PD_TILE = PD_ATTN_TILE, PD_TILE_CUT = 32 };
 
 /* What the engine thread works with. */
 typedef struct pd_run {
     const pd_model *model;
     const pd_kernels *kern;
     pd_workers *workers;
-    const pd_codec *codec;
-    pd_kvpool pool;
+    pd_codec codec; /* native: f16, or f32 */
+    pd_kvpools pools;
     pd_fwd fwd;
     pd_attn attn;
     pd_sampler sampler;
@@ -34,7 +37,7 @@ typedef struct pd_run {
 } pd_run;
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                      pd_codec_id codec, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
+                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
 void pd_run_done(pd_run *r);
 uint64_t pd_run_scratch_bytes(const pd_run *r);
 
@@ -94,6 +97,7 @@ typedef struct pd_prefill {
     bool pressed;              /* the segment is the press's scope */
     bool collecting;           /* and the layer at work is one that is pressed */
     size_t layer, row;         /* next unit: this layer, this row of the segment */
+    size_t tile;               /* rows of the last unit */
     float *x;                  /* [seg tokens][n_embd] hidden states */
     float *cos[PD_ROPE_MAX], *sin[PD_ROPE_MAX]; /* [seg tokens][D/2] */
     int32_t *pos;              /* [seg tokens] */
@@ -101,13 +105,20 @@ typedef struct pd_prefill {
     pd_collect collect;
     float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
+    const int32_t *ids;        /* the segment's tokens if they are not the prompt's: a replay */
+    struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, what its deferred press knows */
+    bool replaying;            /* the scope is in the cache, the decision is not made yet */
 } pd_prefill;
 
 pd_status pd_prefill_open(pd_prefill *p, pd_seq *seq, pd_err *err);
 void pd_prefill_close(pd_prefill *p);
-/* Run one unit.  *done when the prompt is in the cache; then the last token's
- * logits are in run->logits (unless the job wants no token). */
-pd_status pd_prefill_unit(pd_prefill *p, bool *done, pd_err *err);
+/* The next unit ends a layer; else it is a tile of tokens. */
+bool pd_prefill_at_end(const pd_prefill *p);
+/* Run one unit: a tile of at most `rows` tokens (whole PD_TILE_CUTs, up to
+ * PD_TILE; the result is the same bits for any), or the end of a layer.  *done
+ * when the prompt is in the cache; then the last token's logits are in
+ * run->logits (unless the job wants no token). */
+pd_status pd_prefill_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err);
 
 /* ---- score.c: the prompt's own log probabilities ---- */
 
@@ -116,7 +127,42 @@ pd_status pd_score_open(pd_seq *s, pd_err *err); /* room for the job's scores; E
  * *more while rows are left; p->row counts them.  Errors: ENOMEM, EINTERNAL. */
 pd_status pd_score_unit(pd_prefill *p, bool *more, pd_err *err);
 
+/* The parts replay.c drives itself. */
+pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed, pd_err *err);
+void pd_segment_close(pd_prefill *p);
+/* The next tile, of at most `rows` tokens as in pd_prefill_unit; *layer_done after the last of
+ * a layer (p->layer is still that one). */
+pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err);
+void pd_segment_next_layer(pd_prefill *p);
+
+/* ---- replay.c: a press that decides when the scope is in the cache ---- */
+
+/* The job's press is one that wants to see layers as they are prefilled. */
+bool pd_replay_scores(const pd_job *job);
+/* The layer at work, just prefilled, to such a press. */
+pd_status pd_replay_score(pd_prefill *p, const pd_view *view, pd_err *err);
+/* The scope is in the cache. */
+pd_status pd_replay_open(pd_prefill *p, pd_err *err);
+void pd_replay_close(pd_prefill *p); /* nothing open is fine */
+/* One unit; *done when the plans were applied. */
+pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err);
+/* Rows of a replayed segment, after to-stage.  Called by pd_segment_tile. */
+pd_status pd_replay_rows_seen(pd_prefill *p, size_t n, pd_err *err);
+/* ---- embed.c: the prompt as one vector ---- */
+
+pd_status pd_embed_open(pd_seq *s, pd_err *err); /* room for the job's embedding; ENOMEM */
+/* Once the segment went through every layer: its rows are pooled; behind the last
+ * segment the vector gets unit length.  Errors: EINTERNAL. */
+pd_status pd_embed_segment(const pd_prefill *p, pd_err *err);
+
 /* ---- presser.c: plans applied ---- */
+
+struct pd_context;
+/* Plans of a deferred press to the pages. */
+pd_status pd_presser_context(pd_seq *s, const struct pd_context *c, const pd_plan *plan, pd_err *err);
+/* wo [d][Hq * D] of a layer from run->tmp.  Errors: ENOMEM. */
+pd_status pd_presser_wo(pd_seq *s, size_t layer, const float **wo, pd_err *err);
+
 
 /* The layer's staging to pages: pressed if `p->pressed` and the layer is one
  * that is pressed, else all (a window's worth in windowed layers). */
@@ -135,9 +181,10 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, pages_reserved and staging_bytes for job->max_tokens.
- * Errors: EBUDGET (a byte budget below one page per head). */
-pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, size_t page_bytes, pd_err *err);
+ * protection, kv_key, kv_value, page_bytes, pages_reserved and staging_bytes for
+ * job->max_tokens.  Errors: EBUDGET (a byte budget below one page per head); EINVAL
+ * (kv_type asks for whole groups of head_dim). */
+pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 

@@ -36,7 +36,8 @@ struct pd_engine {
     pd_seq *ready, **ready_end; /* sequences that wait for a place in the batch, in order */
     pd_seq *filling;    /* the one in prefill, or NULL */
     pd_prefill prefill;
-    uint64_t reserved;  /* pages promised to running sequences */
+    uint64_t reserved;  /* bytes of pages promised to running sequences */
+    double step_ns, row_ns, end_ns; /* what a decode step, a prefill row and a layer's end took lately */
 
     /* counters: written by the engine thread, read by anyone, relaxed */
     _Atomic unsigned n_running, n_waiting;

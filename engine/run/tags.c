@@ -68,11 +68,12 @@ typedef struct {
 
 /* The keys of n slots from page p on as k [D][KEYS]: long rows for one axpy each.
  * (Plain dot products over one page took 4.3 ms for 30 layers of 1,000 slots, this 1.6.) */
-static void unpack_keys(const attend_job *j, const pd_kv_head *kh, size_t p, size_t n, float *k) {
+static void unpack_keys(const attend_job *j, const pd_kv_head *kh, size_t p, size_t n, const float *centre, float *k) {
     const size_t d = j->kv->head_dim;
     float tmp[HEAD_DIM_MAX * N];
     for (size_t at = 0; at < n; at += N, p++) {
-        const float *page = j->kv->codec->keys(j->a->kern, pd_kvpool_page(j->kv->pool, kh->page[p]), d, tmp);
+        const float *page = pd_codec_keys(&j->kv->codec, j->a->kern, pd_kvpool_page(j->kv->pool, kh->page[p]), d, tmp,
+                                           centre);
         for (size_t c = 0; c < d; c++) memcpy(k + c * KEYS + at, page + c * N, N * sizeof *k);
     }
 }
@@ -88,7 +89,7 @@ static void attend_head(void *ctx, size_t h, unsigned thread) {
     assert(d <= HEAD_DIM_MAX && kh->first == 0 && kh->n <= j->t->stride);
     for (size_t at = 0; at < kh->n; at += KEYS) {
         const size_t n = pd_min_size(KEYS, kh->n - at);
-        unpack_keys(j, kh, at / N, n, k); /* slots past n hold anything, and are not read */
+        unpack_keys(j, kh, at / N, n, pd_kv_centre(j->kv, j->layer, h), k); /* slots past n hold anything, and are not read */
         for (size_t g = 0; g < group; g++) {
             const float *q = j->q + (h * group + g) * d;
             float *row = j->t->score + (h * group + g) * j->t->stride + at;
@@ -98,6 +99,7 @@ static void attend_head(void *ctx, size_t h, unsigned thread) {
     }
     for (size_t g = 0; g < group; g++) {
         float *row = j->t->score + (h * group + g) * j->t->stride;
+        if (hp->attn_softcap > 0.0f) kern->softcap(row, kh->n, hp->attn_softcap);
         const float sum = kern->exp_sum_f32(row, kh->n, kern->max_f32(row, kh->n));
         kern->axpy_f32(1.0f / (sum * (float)group), row, tag, kh->n);
     }

@@ -55,6 +55,7 @@ static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
         {"qfilter", pd_import_qfilter},
         {"kvzap", pd_import_kvzap},
         {"lukv", pd_import_lukv},
+        {"fastkvzip", pd_import_fastkvzip},
     };
     if (strcmp(o->kind, "duo") == 0) return import_duo(d, o, err);
     for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
@@ -63,13 +64,8 @@ static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
             return pd_fail(err, PD_EINVAL, NULL, "--kind %s takes one file", o->kind);
         return one[i].read(d, o->file[0], err);
     }
-    if (strcmp(o->kind, "fastkvzip") == 0)
-        return pd_fail(err, PD_EINVAL, "--kind",
-                       "Fast KVzip's gates are published as pickled Python objects, which are not "
-                       "read, and no press "
-                       "uses them yet; kvzap is the nearest that is served");
     return pd_fail(err, PD_EINVAL, "--kind",
-                   "--kind is '%.40s'; stats, qfilter, kvzap, duo and lukv are known", o->kind);
+                   "--kind is '%.40s'; stats, qfilter, kvzap, duo, lukv and fastkvzip are known", o->kind);
 }
 
 static pd_status model_of(const char *path, pd_press_model *model, pd_err *err) {
@@ -102,11 +98,13 @@ static int print_help(void) {
                   "existing DATA file of\n"
                   "the same model the other sets stay.\n"
                   "\n"
-                  "  stats    model.safetensors of kvpress' expected attention statistics\n"
-                  "  qfilter  model.safetensors of Q-Filters\n"
-                  "  kvzap    model.safetensors of KVzap, linear or MLP\n"
-                  "  duo      full_attention_heads.tsv and config.json of DuoAttention\n"
-                  "  lukv     budget curves of LU-KV, .npy\n");
+                  "  stats      model.safetensors of kvpress' expected attention statistics\n"
+                  "  qfilter    model.safetensors of Q-Filters\n"
+                  "  kvzap      model.safetensors of KVzap, linear or MLP\n"
+                  "  duo        full_attention_heads.tsv and config.json of DuoAttention\n"
+                  "  lukv       budget curves of LU-KV, .npy\n"
+                  "  fastkvzip  gates of Fast KVzip; they are published pickled, which is not read: save them\n"
+                  "             as safetensors first, tensor NAME of layer L as layers.L.NAME\n");
     return pd_cmd_print(&out);
 }
 
@@ -140,7 +138,7 @@ static int run(int argc, char **argv) {
 
 const pd_cmd pd_cmd_import_press_data = {
     .name = "import-press-data",
-    .usage = "-m MODEL --kind stats|qfilter|kvzap|duo|lukv FILE... -o DATA",
+    .usage = "-m MODEL --kind stats|qfilter|kvzap|duo|lukv|fastkvzip FILE... -o DATA",
     .summary = "convert published press data of a model; serve it with --press-data",
     .run = run,
 };

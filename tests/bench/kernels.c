@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Speed of the kernels, one row of the table at a time, one thread.
  *
- *     bench_kernels [seconds per figure, default 0.3] [row, default all] [gemv|gemm|attn|vec]
+ *     bench_kernels [seconds per figure, default 0.3] [row, default all] [gemv|gemm|attn|types|vec]
  *
  * Prints CSV: row, kernel, case, figure, unit.  Each figure is the best of the
  * runs that fit the time: others on the machine can only slow it down.
  * Beside a GEMV and attention stands a plain read loop over the same bytes, before
  * a GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
 #include "engine/base/rng.h"
+#include "engine/cache/codec.h"
 #include "engine/kernels/kernels.h"
 
 #include <stdbool.h>
@@ -174,6 +175,8 @@ static void gemm(const pd_kernels *k, unsigned bits, unsigned block, size_t n_ro
 
 /* ---- attention ---- */
 
+enum { CHUNK = 16 }; /* pages of a call, as in engine/run/attn.h */
+
 typedef struct {
     const pd_kernels *k;
     size_t n_head, n_group, dim, n;
@@ -183,9 +186,10 @@ typedef struct {
 
 static void run_attn(void *p) {
     attn_arg *a = p;
-    for (size_t h = 0; h < a->n_head; h++)
-        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + h * (a->n / 16), 0, a->n, a->tmp,
-                             a->n + 16, a->m, a->l, a->acc);
+    const size_t n_page = a->n_head * a->n / 16;
+    for (size_t i = 0; i < n_page; i += CHUNK) /* as the engine does */
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + i, 0, 16 * CHUNK,
+                             i + CHUNK < n_page ? CHUNK : 0, 0.0f, a->tmp, a->n + 16, a->m, a->l, a->acc);
 }
 
 /* The same pages in the same order: keys, then values. */
@@ -198,7 +202,7 @@ static void run_read_pages(void *p) {
                 read_block((const char *)a->pages[h * n_page + i] + at * half, half);
 }
 
-static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n) {
+static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t dim, size_t n, bool scattered) {
     pd_rng rng = {2};
     attn_arg a = {.k = k, .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
     const size_t n_page = n_head * n / 16, elems = 32 * dim;
@@ -210,7 +214,7 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
         k->f32_to_f16(x, kv + i * elems, elems);
         a.pages[i] = kv + i * elems;
     }
-    for (size_t i = n_page - 1; i > 0; i--) { /* scattered, as a pool in use is */
+    for (size_t i = n_page - 1; scattered && i > 0; i--) { /* as a pool in use is */
         const size_t j = pd_rng_u64(&rng) % (i + 1);
         const void *t = a.pages[i];
         a.pages[i] = a.pages[j];
@@ -224,7 +228,7 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
     a.acc = alloc(n_group * dim * sizeof *a.acc);
     const double s = best(run_attn, &a), bytes = (double)(n_page * elems * 2);
     char what[96];
-    snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu", n_group, dim, n, n_head);
+    snprintf(what, sizeof what, "G=%zu D=%zu n=%zu heads=%zu%s", n_group, dim, n, n_head, scattered ? "" : " in order");
     report("-", "read pages", what, bytes / best(run_read_pages, &a) * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, bytes / s * 1e-9, "GB/s");
     report(k->isa, "attn_f16", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
@@ -233,6 +237,66 @@ static void attention(const pd_kernels *k, size_t n_head, size_t n_group, size_t
     free(a.pages);
     free(a.q);
     free(a.tmp);
+    free(a.m);
+    free(a.l);
+    free(a.acc);
+}
+
+/* ---- attention in every type, as decode runs it: chunks of 16 pages ---- */
+
+typedef struct {
+    const pd_kernels *k;
+    pd_codec codec;
+    size_t n_head, n_group, dim, n;
+    const void **pages; /* [n_head][n / 16], scattered */
+    float *q, *tmp, *scratch, *m, *l, *acc;
+} type_arg;
+
+
+static void run_type(void *p) {
+    type_arg *a = p;
+    const size_t n_page = a->n / 16;
+    for (size_t h = 0; h < a->n_head; h++)
+        for (size_t i = 0; i < n_page; i += CHUNK)
+            pd_codec_attn(&a->codec, a->k, a->q, a->n_group, a->dim, a->pages + h * n_page + i, 0, 16 * CHUNK, 0, 0.0f, a->tmp,
+                          16 * CHUNK + 32, a->scratch, a->m, a->l, a->acc);
+}
+
+static void attention_in(const pd_kernels *k, pd_kv_type type, size_t n_head, size_t n_group, size_t dim, size_t n) {
+    pd_rng rng = {2};
+    type_arg a = {.k = k, .codec = pd_codec_of(type, type), .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
+    const size_t n_page = n_head * n / 16, bytes = pd_codec_page_bytes(&a.codec, dim);
+    uint8_t *kv = alloc(n_page * bytes);
+    float *x = alloc(16 * dim * sizeof *x);
+    for (size_t i = 0; i < 16 * dim; i++) x[i] = pd_rng_f32(&rng) - 0.5f;
+    a.pages = alloc(n_page * sizeof *a.pages);
+    for (size_t i = 0; i < n_page; i++) {
+        if (i == 0) pd_codec_write(&a.codec, k, kv, dim, 0, 16, x, x, dim, NULL);
+        else memcpy(kv + i * bytes, kv, bytes);
+        a.pages[i] = kv + i * bytes;
+    }
+    for (size_t i = n_page - 1; i > 0; i--) {
+        const size_t j = pd_rng_u64(&rng) % (i + 1);
+        const void *t = a.pages[i];
+        a.pages[i] = a.pages[j];
+        a.pages[j] = t;
+    }
+    a.q = x;
+    a.tmp = alloc(n_group * (16 * CHUNK + 32) * sizeof *a.tmp);
+    a.scratch = alloc(pd_codec_attn_floats(n_group, dim) * sizeof *a.scratch);
+    a.m = alloc(n_group * sizeof *a.m);
+    a.l = alloc(n_group * sizeof *a.l);
+    a.acc = alloc(n_group * dim * sizeof *a.acc);
+    const double s = best(run_type, &a);
+    char what[96];
+    snprintf(what, sizeof what, "%s G=%zu D=%zu n=%zu heads=%zu", pd_kv_type_name(type), n_group, dim, n, n_head);
+    report(k->isa, "attn", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
+    report(k->isa, "attn", what, (double)(n_page * bytes) / s * 1e-9, "GB/s");
+    free(kv);
+    free(x);
+    free(a.pages);
+    free(a.tmp);
+    free(a.scratch);
     free(a.m);
     free(a.l);
     free(a.acc);
@@ -298,12 +362,20 @@ static void bench_row(const pd_kernels *k, const char *filter) {
         gemm(k, 8, 16, 1536, 576, 64);
     }
     if (chosen(filter, "attn")) {
-        attention(k, 90, 3, 64, 2048);
-        attention(k, 90, 3, 64, 8192);
-        attention(k, 8, 4, 256, 2048);
-        attention(k, 8, 4, 256, 8192);
-        attention(k, 16, 8, 128, 4096);
-        attention(k, 1, 3, 64, 2048); /* 0.5 MB: in L2 */
+        attention(k, 90, 3, 64, 2048, true);
+        attention(k, 90, 3, 64, 2048, false);
+        attention(k, 90, 3, 64, 8192, true);
+        attention(k, 90, 3, 64, 8192, false);
+        attention(k, 8, 4, 256, 2048, true);
+        attention(k, 8, 4, 256, 8192, true);
+        attention(k, 16, 8, 128, 4096, true);
+        attention(k, 1, 3, 64, 2048, true); /* 0.5 MB: in L2 */
+    }
+    for (pd_kv_type t = PD_KV_F16; t < PD_KV_TYPES && chosen(filter, "types"); t++) {
+        attention_in(k, t, 90, 3, 64, 2048);
+        attention_in(k, t, 90, 3, 64, 8192);
+        attention_in(k, t, 8, 4, 256, 4096);
+        attention_in(k, t, 1, 3, 64, 2048); /* in L2 */
     }
     if (chosen(filter, "vec")) vectors(k);
 }

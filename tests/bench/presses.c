@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What each press costs on one layer, one thread: scores and plan of a prompt.
+/* What each press costs on one layer, one thread: scores and plan of a prompt, or,
+ * for presses that work while tokens are generated, of one pruning.
  *
- *     bench_presses [--heads QUERY,KV,DIM,WIDTH] [--rounds N] TOKENS[,TOKENS...] [PRESS...]
+ *     bench_presses [--heads QUERY,KV,DIM,WIDTH] [--rounds N] [--layer-ms MS[,MS...]] TOKENS[,TOKENS...] [PRESS...]
  *
- * Prints CSV: press, tokens, milliseconds of CPU time (best of N rounds, default 25).
+ * Prints CSV: press, tokens, "prompt" or "pruning", milliseconds of CPU time (best
+ * of N rounds, default 25) and, with --layer-ms (CPU milliseconds of one layer's
+ * prefill, for each TOKENS), their share of it in per cent.
  * Without PRESS (text form) every press of the registry with its defaults, wrappers
- * around knorm.  The layer is synthetic (tests/unit/press_view.h) in the shape of
+ * around knorm, tensors of press data at random.  The layer is synthetic (tests/unit/press_view.h) in the shape of
  * SmolLM2-135M unless said otherwise; the ratio is 0.5.  What prefill collects
  * (moments, queries, attention sums) is there already and not counted.  A text
  * shorter than a press needs is left out. */
 #include "compression/spec.h"
+#include "tests/unit/press_data_case.h"
 #include "tests/unit/press_view.h"
 
 #include <cblas.h>
@@ -20,6 +24,8 @@ enum { ROUNDS = 25 };
 
 typedef struct {
     size_t hq, h, d, width, rounds;
+    double prefill_ms; /* 0 = not known */
+    pd_press_data *data;
 } layer;
 
 static double cpu_ms(void) {
@@ -66,12 +72,42 @@ static pd_view as_asked(const pd_view *full, const pd_press_inst *inst) {
     return v;
 }
 
-static int measure(const layer *l, const char *text, test_view *t) {
-    const pd_press_model model = {30, l->hq, l->h, l->d, l->width, NULL};
-    const pd_budget half = {.ratio = 0.5};
+/* Best of the rounds, in *ms. */
+static pd_status best_of(const pd_press_inst *inst, const pd_view *view, const pd_budget *b, size_t rounds, double *ms,
+                         pd_err *err) {
+    *ms = 1e30;
+    for (size_t i = 0; i < rounds; i++) {
+        pd_plan plan;
+        pd_arena_reset(view->tmp);
+        const double t0 = cpu_ms();
+        PD_TRY(pd_press_plan(inst, view, b, &plan, NULL, err));
+        *ms = fmin(*ms, cpu_ms() - t0);
+    }
+    return PD_OK;
+}
+
+/* The view as a decode press finds it: recent queries alone, a tag beside each slot. */
+static pd_view while_decoding(const test_view *t, float *const *tag, size_t n_recent, const pd_decode_rule *rule) {
+    pd_view v = t->view;
+    v.phase = PD_PHASE_STEP;
+    v.n_steps = rule->interval;
+    v.tag = tag;
+    const size_t rows = n_recent < v.q_rows ? n_recent : v.q_rows;
+    v.q += (v.q_rows - rows) * v.n_head * v.head_dim;
+    v.q_pos += v.q_rows - rows;
+    v.q_rows = v.stat_rows = rows;
+    v.moments++; /* n_sink 0; any numbers do */
+    v.n_moments = 1;
+    v.att_sum = NULL;
+    return v;
+}
+
+static int measure(const layer *l, const char *text, test_view *t, float *const *tag) {
+    const pd_press_model model = {30, l->hq, l->h, l->d, l->width, l->data};
+    pd_budget b = {.ratio = 0.5};
     pd_arena a = {0};
     pd_spec *spec;
-    double ratio, best = 1e30;
+    double ratio, ms = 0.0;
     pd_err err = {0};
     pd_press_inst *inst = NULL;
     pd_status rc = pd_spec_parse_text(text, "press", &a, &spec, &ratio, &err);
@@ -79,17 +115,29 @@ static int measure(const layer *l, const char *text, test_view *t) {
     pd_arena_done(&a);
     if (rc != PD_OK) return fail(text, err.msg);
     if (!inst) return fail(text, "no press");
-    if (pd_press_min_tokens(inst) <= t->view.n) {
-        const pd_view view = as_asked(&t->view, inst);
-        for (size_t i = 0; i < l->rounds && rc == PD_OK; i++) {
-            pd_plan plan;
-            pd_arena_reset(&t->tmp);
-            const double t0 = cpu_ms();
-            rc = pd_press_plan(inst, &view, &half, &plan, NULL, &err);
-            const double ms = cpu_ms() - t0;
-            if (ms < best) best = ms;
-        }
-        if (rc == PD_OK) printf("%s,%zu,%.3g\n", text, t->view.n, best);
+    if (inst->press->deferred) {
+        pd_press_inst_close(inst);
+        return fail(text, "decides over all layers: no layer of it can be measured");
+    }
+    const pd_press_inst *prune = inst;
+    pd_decode_rule rule;
+    pd_view view = t->view;
+    const bool decodes = inst->press->decode_rule && inst->press->decode_rule(inst, &rule);
+    if (decodes) {
+        prune = rule.prune;
+        view = while_decoding(t, tag, rule.n_recent, &rule);
+        b = pd_decode_budget(&rule, t->view.n);
+        if (b.by_count && b.count >= t->view.n) b.count = t->view.n / 2;
+    } else {
+        view = as_asked(&t->view, inst);
+        view.tag = tag;
+    }
+    /* prefill_decoding is no work of its own: its presses are */
+    if (pd_press_min_tokens(inst) <= t->view.n && (prune->press->plan || prune->press->score)) {
+        rc = best_of(prune, &view, &b, l->rounds, &ms, &err);
+        if (rc == PD_OK) printf("%s,%zu,%s,%.3g,", text, t->view.n, decodes ? "pruning" : "prompt", ms);
+        if (rc == PD_OK && l->prefill_ms > 0.0) printf("%.2f", 100.0 * ms / l->prefill_ms);
+        if (rc == PD_OK) printf("\n");
         fflush(stdout);
     }
     pd_press_inst_close(inst);
@@ -115,7 +163,8 @@ static test_view *open_layer(const layer *l, const pd_kernels *kern, size_t n) {
 }
 
 int main(int argc, char **argv) {
-    layer l = {9, 3, 64, 576, ROUNDS};
+    layer l = {.hq = 9, .h = 3, .d = 64, .width = 576, .rounds = ROUNDS};
+    char *layer_ms = NULL;
     int at = 1;
     for (; at + 1 < argc && strncmp(argv[at], "--", 2) == 0; at += 2) {
         if (strcmp(argv[at], "--rounds") == 0 && sscanf(argv[at + 1], "%zu", &l.rounds) == 1)
@@ -123,27 +172,49 @@ int main(int argc, char **argv) {
         if (strcmp(argv[at], "--heads") == 0 &&
             sscanf(argv[at + 1], "%zu,%zu,%zu,%zu", &l.hq, &l.h, &l.d, &l.width) == 4)
             continue;
+        if (strcmp(argv[at], "--layer-ms") == 0) {
+            layer_ms = argv[at + 1];
+            continue;
+        }
         return fail(argv[at], "not an option, or not its value");
     }
     if (l.h == 0 || l.h > TV_H_MAX || l.hq % l.h || l.d == 0 || l.d % 16 || l.width == 0)
         return fail("--heads", "no such layer");
-    if (at >= argc) return fail("usage", "bench_presses [--heads Q,KV,D,W] [--rounds N] TOKENS[,...] [PRESS...]");
+    if (at >= argc) return fail("usage", "bench_presses [--heads Q,KV,D,W] [--rounds N] [--layer-ms MS[,...]] TOKENS[,...] [PRESS...]");
     openblas_set_num_threads(1); /* as the engine does */
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
+    const pd_press_model model = {30, l.hq, l.h, l.d, l.width, NULL};
+    l.data = pd_case_data(3, &model);
+    pd_press_data_set_hidden(l.data, 512); /* as the published regressors */
+    for (int id = PD_DATA_KVZAP_W1; id <= PD_DATA_KVZAP_B2; id++) {
+        pd_rng rng = {(uint64_t)id};
+        float *x = pd_press_data_put(l.data, (pd_data_id)id);
+        if (!x) return fail("press data", "no memory");
+        for (size_t i = 0; i < pd_press_data_elems(l.data, (pd_data_id)id); i++) x[i] = 0.1f * pd_rng_f32(&rng);
+    }
     int rc = 0;
-    printf("press,tokens,ms\n");
+    printf("press,tokens,what,ms,percent of prefill\n");
     for (char *p = argv[at], *end; *p; p = *end ? end + 1 : end) {
         const size_t n = strtoul(p, &end, 10);
         if (n == 0 || end == p || (*end && *end != ',')) return fail(argv[at], "not a list of token counts");
+        if (layer_ms) l.prefill_ms = strtod(layer_ms, &layer_ms);
+        if (layer_ms && *layer_ms == ',') layer_ms++;
         test_view *t = open_layer(&l, &kern, n);
-        for (int i = at + 1; i < argc; i++) rc |= measure(&l, argv[i], t);
+        float *tag[TV_H_MAX];
+        for (size_t h = 0; h < l.h; h++) {
+            tag[h] = tv_floats(t, n);
+            for (size_t i = 0; i < n; i++) tag[h][i] = (float)(i % 97);
+        }
+        for (int i = at + 1; i < argc; i++) rc |= measure(&l, argv[i], t, tag);
         for (size_t i = 0; i < pd_press_count() && at + 1 == argc; i++) {
             char text[256];
+            if (pd_press_at(i)->deferred || pd_press_at(i)->unserved) continue;
             default_text(pd_press_at(i), text, sizeof text);
-            rc |= measure(&l, text, t);
+            rc |= measure(&l, text, t, tag);
         }
         tv_close(t);
     }
+    pd_press_data_close(l.data);
     return rc;
 }

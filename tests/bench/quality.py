@@ -4,22 +4,30 @@
 
     quality.py [options] MODEL.gguf ...   > quality.csv      (run by quality.sh, which gets the texts)
 
-Of each text the first CONTEXT tokens are pressed and the next TOKENS are scored against the pressed cache
-(`echo` and `logprobs`, scope context_tokens), teacher forced.  Per press, ratio and kind of text:
+Of each text the first CONTEXT tokens are pressed.  The token behind them is the first to be read over the pressed
+cache, and the TOKENS tokens that follow it are scored, teacher forced (`echo` and `logprobs`, scope
+context_tokens).  Per press, ratio and text:
 
   kl     mean over tokens of KL(dense || pressed), nats, over the dense top 100 and one bucket for the rest
   top1   share of tokens where both give the same first token
   dnll   mean rise of the negative log-likelihood of the true token, nats
-  bytes  cache after the press, as a share of the dense cache's
+  bytes  the request's cache, as a share of the dense one (the scored tokens are in both)
+  kl_random, kl_recent   the controls' kl at the same bytes
 
-`random` and `streaming_llm` (sinks and the most recent, the same bytes) are the controls: a press that does
-not beat them has not earned its work.  CSV on standard output; --markdown FILE and --png FILE write a table
-and a picture of the means over texts.
+The controls are `random` (the mean of three seeds) and `streaming_llm` (sinks and the most recent): a press that does not beat them has not
+earned its work.  Bytes fall in a straight line with the ratio of a control, so the ratio that gives a press's
+bytes is known, and the control is asked again where it is another one.  Presses whose parameters say what goes
+stand at their bytes.  Press data are measured first, from texts that are not scored (`pressd calibrate`).
+
+A press that the server lists and that is neither here nor in NOT_HERE is an error.  CSV on standard output;
+--markdown FILE and --png FILE write a table and a picture of the means over texts.
 """
 
 import argparse
 import collections
 import csv
+import fcntl
+import glob
 import gzip
 import math
 import os
@@ -27,40 +35,111 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TOP_DIR = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 import pressd  # noqa: E402
 
 TOP = 100
-CONTROLS = ("random:seed=1", "streaming_llm")
-FIELDS = ("model", "press", "ratio", "text", "tokens", "kl", "top1", "dnll", "bytes")
-# Wrappers worth a row of their own; every press that ranks tokens by itself is taken from the server's list.
-WRAPPED = ("adakv(expected_attention:epsilon=0.01)", "adakv(snapkv)", "critical(expected_attention)", "critical_adakv(snapkv)",
-           "chunkkv(snapkv)", "chunk(expected_attention)", "entropy_gated_chunkkv(snapkv)", "block(keydiff)",
-           "merging(snapkv)", "key_rerotation(streaming_llm)")
+RANDOM, RECENT = "random", "streaming_llm"
+SEEDS = (1, 2, 3)  # of random: all layers lose the same slots, and whether the first is among them decides much
+CONTROLS = (RANDOM, RECENT)
+MEASURES = ("kl", "top1", "dnll", "bytes", "kl_random", "kl_recent")
+FIELDS = ("model", "press", "ratio", "text", "tokens") + MEASURES
+SAME_BYTES = 0.01  # share of the dense cache that two caches may differ by and still be called equal
+
+# Every press as it is measured.  Those that are not named are asked for by their name alone.
+WITH = {
+    "kvzap": ["kvzap:model_type=linear"], "finch": ["finch:window_size=64"],
+    "adakv": ["adakv(snapkv)", "adakv(expected_attention)"], "critical": ["critical(expected_attention)"],
+    "critical_adakv": ["critical_adakv(expected_attention)"], "lukv": ["lukv(expected_attention)"],
+    "key_rerotation": ["key_rerotation(streaming_llm)"], "chunk": ["chunk:chunk_length=256(expected_attention)"],
+    "chunkkv": ["chunkkv(snapkv)"], "entropy_gated_chunkkv": ["entropy_gated_chunkkv(snapkv)"], "block": ["block(keydiff)"],
+    "merging": ["merging(snapkv)"], "composed": ["composed(keydiff,expected_attention)"]}
+# Presses whose parameters say what goes.  {rising}: ratios from 0.25 in the first layer to 0.75 in the last.
+# dms' thresholds are on its press's scale: the log of how much repeating the text would look at a token.
+OWN = {
+    "simlayerkv": [f"simlayerkv:lazy_threshold={t},n_recent=124" for t in (0.5, 0.7)],
+    "duo_attention": [f"duo_attention:head_compression_ratio={r}" for r in (0.25, 0.5, 0.75)],
+    "per_layer": ["per_layer:compression_ratios={rising}(expected_attention)"],
+    "dms": [f"dms:threshold={t}(kvzap:model_type=linear)" for t in (-7, -6, -5)]}
+NOT_HERE = {
+    "decoding": "prunes while tokens are generated; scored tokens are read, not generated",
+    "compression_ratio_decoding": "as decoding",
+    "cam": "as decoding",
+    "prefill_decoding": "its first press is what happens to a context"}
 
 
-# ---- texts: three kinds that no test of ours was tuned on ----
+# ---- texts: three kinds that no test of ours was tuned on, and others of their kind to calibrate with ----
 
-def narrative():
-    verses = subprocess.run(["bible", "-f"], input="Ruth1:1-4:22\nEsther1:1-5:14\n", text=True, capture_output=True, check=True).stdout
+def bible(passages):
+    verses = subprocess.run(["bible", "-f"], input=passages, text=True, capture_output=True, check=True).stdout
     return " ".join(re.findall(r"^(?:bible.*?> ?)?\w+?\d+:\d+ (.*)$", verses, re.M))
 
 
-def dictionary():
+def devil():
     with gzip.open("/usr/share/dictd/devil.dict.dz") as f:
         text = f.read().decode("utf-8", "replace")
     return text[text.index("ABASEMENT"):]
 
 
-def code():
-    import argparse as module  # any long module of the standard library
-    with open(module.__file__) as f:
-        return f.read()
+def source(pattern):
+    return "".join(open(p).read() for p in sorted(glob.glob(os.path.join(TOP_DIR, pattern))))
 
 
-KINDS = {"narrative": narrative, "dictionary": dictionary, "code": code}
+KINDS = {"narrative": lambda: bible("Ruth1:1-4:22\nEsther1:1-5:14\n"),
+         "dictionary": lambda: devil()[:100_000],
+         "code": lambda: source("compression/safetensors.c")}
+
+
+def to_calibrate():
+    """A third of each kind, cut small so that a text of any length has all three."""
+    parts = [bible("Genesis1:1-30:43\n"), devil()[100_000:], source("engine/gguf/*.c")]
+    pieces = [[p[i:i + 6000] for i in range(0, len(p), 6000)] for p in parts]
+    return "\n\n".join("\n\n".join(three) for three in zip(*pieces))
+
+
+class Turns:
+    """A shared lock on a file, given up for a moment between two steps once held so long; nothing without a file."""
+
+    HOLD = 120
+
+    def __init__(self, path):
+        self.file = open(path, "w") if path else None
+        self.since = None
+
+    def __enter__(self):
+        if self.file and self.since is None:
+            fcntl.flock(self.file, fcntl.LOCK_SH)
+            self.since = time.monotonic()
+
+    def __exit__(self, *exc):
+        if self.file and time.monotonic() - self.since > self.HOLD:
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(0.2)
+
+
+def say(text):
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def calibrate(a, model):
+    """The model's press data, measured unless an earlier run left them."""
+    os.makedirs(a.work, exist_ok=True)
+    data = os.path.join(a.work, f"{os.path.basename(model)}.{a.calibrate}.safetensors")
+    if not os.path.exists(data):
+        text = os.path.join(a.work, "calibrate.txt")
+        with open(text, "w") as f:
+            f.write(to_calibrate())
+        say(f"{os.path.basename(model)}: calibrating with {a.calibrate} tokens")
+        with a.turns:
+            subprocess.run([pressd.binary(), "calibrate", "-m", model, "--text", text, "-o", data + ".part", "-t", str(a.threads),
+                            "--tokens", str(a.calibrate), "--repeat-tokens", str(a.calibrate // 3)], check=True, stdout=sys.stderr)
+        os.rename(data + ".part", data)
+    return data
 
 
 # ---- scoring ----
@@ -69,15 +148,17 @@ Scored = collections.namedtuple("Scored", "top nll bytes")
 
 
 def score(s, ids, context, press, ratio):
-    """The distributions the server gives for ids[context:], the context pressed first."""
+    """The distributions the server gives for ids[context + 1:], ids[:context] pressed first."""
     body = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": TOP}
     if press:
-        body["compression"] = {"press": press, "ratio": ratio, "scope": {"context_tokens": context}}
+        body["compression"] = {"press": press, "scope": {"context_tokens": context}}
+        if ratio is not None:
+            body["compression"]["ratio"] = ratio
     r = s.ask("/v1/completions", body, timeout=1800)
-    lp = r["choices"][0]["logprobs"]
     if r["kv_cache"].get("skipped"):
-        raise ValueError(f"{press} was skipped: {r['kv_cache']['skipped']}")
-    return Scored(lp["top_logprobs"][context:], [-x for x in lp["token_logprobs"][context:]], r["kv_cache"]["bytes"])
+        raise ValueError(f"skipped: {r['kv_cache']['skipped']}")
+    lp = r["choices"][0]["logprobs"]
+    return Scored(lp["top_logprobs"][context + 1:], [-x for x in lp["token_logprobs"][context + 1:]], r["kv_cache"]["bytes"])
 
 
 def kl(dense, pressed):
@@ -95,121 +176,231 @@ def compare(dense, pressed):
             "bytes": pressed.bytes / dense.bytes}
 
 
-def presses_of(s):
-    """(name, needs a ratio) of what this server can run."""
-    listed = {p["name"]: p for p in s.get("/v1/presses")[2]["data"] if p["runnable"]}
-    own = [n for n, p in listed.items() if p["kind"] == "scorer" and not p["accepts"] and n not in ("random", "streaming_llm")]
-    return list(CONTROLS) + own + [w for w in WRAPPED if w.split("(")[0] in listed]
+class Text:
+    """One text: its dense answer, and what the controls give at any number of bytes."""
+
+    def __init__(self, a, s, title, ids):
+        self.a, self.s, self.title, self.ids = a, s, title, ids
+        with a.turns:
+            self.dense = score(s, ids, a.context, None, None)
+        self.controls = {c: {0.0: {"kl": 0.0, "bytes": 1.0}} for c in CONTROLS}
+
+    def pressed(self, press, ratio):
+        texts = [f"{RANDOM}:seed={seed}" for seed in SEEDS] if press == RANDOM else [press]
+        with self.a.turns:
+            all_ = [compare(self.dense, score(self.s, self.ids, self.a.context, text, ratio)) for text in texts]
+        m = {k: statistics.fmean(one[k] for one in all_) for k in all_[0]}
+        if press in CONTROLS:
+            self.controls[press][ratio] = m
+        return m
+
+    def control(self, press, share):
+        """kl of a control whose cache is this share of the dense one's."""
+        known = self.controls[press]
+        if len(known) == 1:
+            self.pressed(press, max(self.a.ratios))
+        ratio, m = min(known.items(), key=lambda x: abs(x[1]["bytes"] - share))
+        if abs(m["bytes"] - share) > SAME_BYTES:
+            most = max(known)
+            ratio = round(min(most * (1 - share) / (1 - known[most]["bytes"]), 0.99), 3)
+            m = known[ratio] if ratio in known else self.pressed(press, ratio)
+        return m["kl"]
+
+
+def presses_of(s, n_layer):
+    """[(text, takes a ratio)] of what this server can run, and a complaint for each press that is forgotten."""
+    listed = {p["name"]: p for p in s.get("/v1/presses")[2]["data"]}
+    rising = ";".join(f"{0.25 + 0.5 * i / max(n_layer - 1, 1):.3f}" for i in range(n_layer))
+    out, wrong = [(c, True) for c in CONTROLS], []
+    for name, p in listed.items():
+        if name in NOT_HERE or name in ("random", "streaming_llm"):
+            continue
+        texts = WITH.get(name) or OWN.get(name) or [name]
+        if not p["runnable"] and name not in WITH:  # by its defaults, that is
+            wrong.append(f"{name} cannot be run: no press data")
+        elif name not in WITH and name not in OWN and (p["accepts"] or not p["takes_ratio"]):
+            wrong.append(f"{name} is neither in WITH, OWN nor NOT_HERE")
+        else:
+            out += [(t.replace("{rising}", rising), name not in OWN) for t in texts]
+    return out, wrong
 
 
 def windows(s, kind, context, tokens, count):
     ids = s.ask("/tokenize", {"prompt": KINDS[kind]()})["tokens"]
-    n = context + tokens
+    n = context + 1 + tokens
     if len(ids) < n * count:
         raise ValueError(f"the {kind} text has {len(ids)} tokens, {n * count} are needed")
     return [ids[i * n:(i + 1) * n] for i in range(count)]
 
 
 def measure(a, model, out):
+    """Rows of one model to out(); what went wrong, as lines."""
     name = os.path.basename(model)
-    with pressd.Server(model, *a.server_args.split()) as s:
-        texts = [(f"{kind} {i + 1}", ids) for kind in a.kinds for i, ids in enumerate(windows(s, kind, a.context, a.tokens, a.windows))]
-        dense = {title: score(s, ids, a.context, None, 0) for title, ids in texts}
-        for press in a.press or presses_of(s):
-            for ratio in a.ratios:
-                rows = []
-                for title, ids in texts:
-                    try:
-                        m = compare(dense[title], score(s, ids, a.context, press, ratio))
-                    except (ValueError, AssertionError) as e:
-                        print(f"{name} {press}@{ratio}: {e}", file=sys.stderr)
-                        break
-                    rows.append(m)
-                    out({"model": name, "press": press, "ratio": ratio, "text": title, "tokens": a.tokens, **m})
-                if rows:
-                    print(f"{name} {press}@{ratio}: KL {statistics.fmean(r['kl'] for r in rows):.4f}", file=sys.stderr)
+    data = a.press_data or calibrate(a, model)
+    with pressd.Server(model, "--press-data", data, "--threads", str(a.threads), *a.server_args.split()) as s:
+        texts = [Text(a, s, f"{kind} {i + 1}", ids) for kind in a.kinds
+                 for i, ids in enumerate(windows(s, kind, a.context, a.tokens, a.windows))]
+        n_layer = len(s.ask("/v1/compression/explain", {"prompt": texts[0].ids[:64], "compression": {"press": "knorm", "ratio": 0.5}})["layers"])
+        presses, wrong = presses_of(s, n_layer)
+        if a.press:
+            presses, wrong = [(c, True) for c in CONTROLS] + [(p, True) for p in a.press if p not in CONTROLS], []
+        todo = [(p, r) for p, by_ratio in presses for r in (sorted(a.ratios, reverse=True) if by_ratio else [None])]
+        before = collections.defaultdict(list)  # an earlier run's rows by press and ratio
+        for r in a.before:
+            if r["model"] == name:
+                before[r["press"], r["ratio"]].append(r)
+        for done, (press, ratio) in enumerate(todo, 1):
+            short = press if len(press) < 70 else re.sub(r"=[0-9.;]{30,}", "=...", press)
+            what = short if ratio is None else f"{short}@{ratio:g}"
+            old = {r["text"]: r for r in before[short, "" if ratio is None else ratio]}
+            if len(old) == len(texts):
+                for t in texts:
+                    if press in CONTROLS:
+                        t.controls[press][ratio] = old[t.title]
+                    out(old[t.title])
+                continue
+            try:
+                rows = [{"text": t.title, **t.pressed(press, ratio)} for t in texts]
+            except (ValueError, AssertionError) as e:
+                wrong.append(f"{what}: {e}")
+                say(f"{name} {wrong[-1]}")
+                continue
+            for t, r in zip(texts, rows):
+                r["kl_random"], r["kl_recent"] = (t.control(c, r["bytes"]) for c in CONTROLS)
+                out({"model": name, "press": short, "ratio": "" if ratio is None else ratio, "tokens": a.tokens, **r})
+            mean = lambda k: statistics.fmean(r[k] for r in rows)
+            say(f"{name} {done}/{len(todo)} {what}: KL {mean('kl'):.4f}, random {mean('kl_random'):.4f}, "
+                f"sinks and recent {mean('kl_recent'):.4f} at {mean('bytes'):.3f}")
+    return [f"{name}: {w}" for w in wrong]
 
 
 # ---- what people look at ----
 
+def read(path):
+    with open(path) as f:
+        return [{k: v if k in ("model", "press", "text") or v == "" else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
+
+
 def means(rows):
-    """model -> press -> ratio -> {what: mean over texts}"""
+    """model -> press -> ratio ("" for none) -> {what: mean over texts}"""
     cells = collections.defaultdict(list)
     for r in rows:
         cells[r["model"], r["press"], r["ratio"]].append(r)
     out = collections.defaultdict(lambda: collections.defaultdict(dict))
     for (model, press, ratio), some in cells.items():
-        out[model][press][ratio] = {k: statistics.fmean(r[k] for r in some) for k in ("kl", "top1", "dnll", "bytes")}
+        out[model][press][ratio] = {k: statistics.fmean(r[k] for r in some) for k in MEASURES}
     return out
 
 
-def markdown(rows, ratios, f):
+def rank(cells):
+    """How far above the better control, in logs: what presses are ordered by."""
+    return statistics.fmean(math.log(max(c["kl"], 1e-6) / max(min(c["kl_random"], c["kl_recent"]), 1e-6)) for c in cells.values())
+
+
+def beats(c):
+    return c["kl"] < min(c["kl_random"], c["kl_recent"])
+
+
+def cell(c):
+    return f"{c['kl']:.3f}{'' if beats(c) else '†'} / {c['top1']:.2f} / {c['dnll']:+.2f}" if c else ""
+
+
+def markdown(rows, f):
     for model, presses in means(rows).items():
-        print(f"\n**{model}**: mean KL / first token unchanged / rise of NLL, by ratio removed\n", file=f)
+        ratios = sorted({r for cells in presses.values() for r in cells if r != ""})
+        by_ratio = {p: c for p, c in presses.items() if "" not in c}
+        own = {p: c[""] for p, c in presses.items() if "" in c}
+        order = sorted((p for p in by_ratio if p not in CONTROLS), key=lambda p: rank(by_ratio[p]))
+        print(f"**{model}**, by ratio removed: mean KL / first token unchanged / rise of NLL; † = not better than both "
+              "controls at the same bytes\n", file=f)
         print("| press | " + " | ".join(f"{r:g}" for r in ratios) + " |\n|---|" + "---|" * len(ratios), file=f)
-        order = sorted(presses, key=lambda p: statistics.fmean(math.log(max(c["kl"], 1e-6)) for c in presses[p].values()))
+        for p in CONTROLS:
+            print(f"| `{p}` (control) | " + " | ".join(cell(by_ratio[p].get(r)).replace("†", "") for r in ratios) + " |", file=f)
         for p in order:
-            cell = lambda c: f"{c['kl']:.3f} / {c['top1']:.2f} / {c['dnll']:+.2f}" if c else ""
-            mark = " (control)" if p in CONTROLS else ""
-            print(f"| `{p}`{mark} | " + " | ".join(cell(presses[p].get(r)) for r in ratios) + " |", file=f)
+            print(f"| `{p}` | " + " | ".join(cell(by_ratio[p].get(r)) for r in ratios) + " |", file=f)
+        if own:
+            print("\n| its parameters say what goes | cache | KL / first token / NLL | random, sinks and recent at these bytes |\n|---|---|---|---|", file=f)
+            for p, c in own.items():
+                print(f"| `{p}` | {c['bytes']:.2f} | {cell(c)} | {c['kl_random']:.3f}, {c['kl_recent']:.3f} |", file=f)
+        lose = {p: [r for r, c in sorted(by_ratio[p].items()) if not beats(c)] for p in order}
+        always = [f"`{p}`" for p, l in lose.items() if l and len(l) == len(by_ratio[p])] + [f"`{p}`" for p, c in own.items() if not beats(c)]
+        some = [f"`{p}` ({', '.join(f'{r:g}' for r in l)})" for p, l in lose.items() if 0 < len(l) < len(by_ratio[p])]
+        print(f"\nNot better than the controls here: {', '.join(always) or 'none'}."
+              f"\nAt some ratios not: {', '.join(some) or 'none'}.\n", file=f)
 
 
 def picture(rows, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    data = means(rows)
-    fig, axes = plt.subplots(1, len(data), figsize=(7.5 * len(data), 6), squeeze=False)
+    data = {m: p for m, p in means(rows).items() if len({r for cells in p.values() for r in cells} - {""}) > 1}
+    if not data:
+        return
+    fig, axes = plt.subplots(1, len(data), figsize=(8 * len(data), 5.6), squeeze=False)
     for ax, (model, presses) in zip(axes[0], data.items()):
-        best = sorted(presses, key=lambda p: statistics.fmean(math.log(max(c["kl"], 1e-6)) for c in presses[p].values()))
-        shown = [p for p in best if p not in CONTROLS][:9] + list(CONTROLS)
-        for p in shown:
-            cells = sorted(presses.get(p, {}).values(), key=lambda c: c["bytes"])
-            ax.plot([c["bytes"] for c in cells], [c["kl"] for c in cells], marker="o", ms=4, label=p,
-                    **({"ls": "--", "color": "0.4" if p == CONTROLS[0] else "0.65"} if p in CONTROLS else {}))
+        own = collections.defaultdict(list)  # with their parameters' values as points of one line
+        for p, cells in presses.items():
+            if "" in cells:
+                own[p.split(":")[0]].append(cells[""])
+        best = sorted((p for p in presses if p not in CONTROLS and "" not in presses[p]), key=lambda p: rank(presses[p]))
+        lines = [(p, list(presses[p].values()), {}) for p in best[:9]]
+        lines += [(p, cells, {"marker": "s", "ls": ":"}) for p, cells in own.items()]
+        lines += [(p, list(presses[p].values()), {"ls": "--", "color": "0.3" if p == RANDOM else "0.6"}) for p in CONTROLS if p in presses]
+        for p, cells, how in lines:
+            cells.sort(key=lambda c: c["bytes"])
+            ax.plot([c["bytes"] for c in cells], [c["kl"] for c in cells], label=p, ms=4, **{"marker": "o", **how})
         ax.set(title=model, xlabel="cache bytes, share of dense", ylabel="KL to the dense cache (nats)", yscale="log")
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=8)
     fig.tight_layout()
-    fig.savefig(path, dpi=90)
+    fig.savefig(path, dpi=75)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="*")
-    p.add_argument("--press", action="append", help="only these, as in a request; default: all the server lists")
-    p.add_argument("--ratios", type=lambda x: [float(v) for v in x.split(",")], default=[0.25, 0.5, 0.75, 0.9])
+    p.add_argument("--press", action="append", help="only this one beside the controls, as in a request; default: all the server lists")
+    p.add_argument("--ratios", type=lambda x: [float(v) for v in x.split(",")], default=[0.5, 0.75, 0.9])
     p.add_argument("--kinds", type=lambda x: x.split(","), default=list(KINDS))
     p.add_argument("--context", type=int, default=1024)
-    p.add_argument("--tokens", type=int, default=128)
-    p.add_argument("--windows", type=int, default=2, help="pieces of each text")
+    p.add_argument("--tokens", type=int, default=192)
+    p.add_argument("--windows", type=int, default=1, help="pieces of each text")
+    p.add_argument("--calibrate", type=int, default=24576, metavar="TOKENS", help="length of the text that press data are measured from")
+    p.add_argument("--press-data", help="use these instead")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--work", default=os.path.join(TOP_DIR, "build", "quality"), help="folder of the press data")
+    p.add_argument("--lock", help="take a shared lock on this file for each step")
     p.add_argument("--server-args", default="", help='e.g. "--compute f32"')
-    p.add_argument("--from-csv", help="draw from an earlier run's CSV")
+    p.add_argument("--resume", help="CSV of a run with these settings that was cut off: measure what it lacks")
+    p.add_argument("--from-csv", action="append", help="draw from earlier runs' CSVs")
     p.add_argument("--markdown")
     p.add_argument("--png")
     a = p.parse_args()
-    rows = []
+    a.turns = Turns(a.lock)
+    rows, wrong = [], []
+    a.before = read(a.resume) if a.resume else []
     if a.from_csv:
-        with open(a.from_csv) as f:
-            rows = [{k: v if k in ("model", "press", "text") else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
-        a.ratios = sorted({r["ratio"] for r in rows})
+        for path in a.from_csv:
+            rows += read(path)
     else:
         w = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
         w.writeheader()
 
         def out(row):
             rows.append(row)
-            w.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            w.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
             sys.stdout.flush()
 
         for model in a.models:
-            measure(a, model, out)
+            wrong += measure(a, model, out)
     if a.markdown:
         with open(a.markdown, "w") as f:
-            markdown(rows, a.ratios, f)
+            markdown(rows, f)
     if a.png:
         picture(rows, a.png)
-    return 0 if rows else 1
+    for w in wrong:
+        say(f"not measured: {w}")
+    return 0 if rows and not wrong else 1
 
 
 if __name__ == "__main__":

@@ -47,18 +47,7 @@ else
     models+=("$PD_MODEL")
 fi
 
-# The pictures' venv: one per content of requirements.txt, in the cache, whole or not there.
-venv=$PRESSD_CACHE/bench-venv-$(sha256sum <tests/bench/requirements.txt | cut -c 1-12)
-if [ ! -f "$venv/.ready" ]; then
-    pd_say "installing tests/bench/requirements.txt"
-    rm -rf "$venv"
-    mkdir -p "$PRESSD_CACHE"
-    base=python3
-    python3 -c 'import venv, ensurepip' 2>/dev/null || base=/usr/bin/python3
-    "$base" -m venv "$venv"
-    "$venv/bin/python" -m pip --disable-pip-version-check install --quiet -r tests/bench/requirements.txt >&2
-    : >"$venv/.ready"
-fi
+. tests/bench/venv.sh
 
 if [ "${PEER_BIN:-}" = none ]; then
     args+=(--no-peer)

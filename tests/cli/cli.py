@@ -16,6 +16,8 @@ import sys
 import tempfile
 import zipfile
 
+from new_press import a_new_press_is_one_file_and_one_word
+
 BIN = os.environ.get("PRESSD_BIN") or "build/tests/server/pressd"
 TESTS = []
 
@@ -170,8 +172,8 @@ def published_press_data_is_converted():
             (["--kind", "duo", tsv, tsv, "-o", data], "holds no sink_size"),
             (["--kind", "lukv", tsv, "-o", data], "not a .npy file"),
             (["--kind", "kvzap", tsv, "-o", data], "safetensors"),
-            (["--kind", "fastkvzip", tsv, "-o", data], "pickled"),
-            (["--kind", "x", tsv, "-o", data], "stats, qfilter, kvzap, duo and lukv"),
+            (["--kind", "fastkvzip", tsv, "-o", data], "safetensors"),
+            (["--kind", "x", tsv, "-o", data], "stats, qfilter, kvzap, duo, lukv and fastkvzip"),
             (["--kind", "lukv", "-o", data], "one file"),
             ([tsv, "-o", data], "no kind given"),
             (["--kind", "duo", tsv, config], "no output given"),
@@ -283,6 +285,23 @@ def readme_names_files_that_exist():
             text = f.read()
         for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:c|h|sh|py|json|md|build))`", text):
             assert path.startswith("build/") or os.path.exists(path), f"{doc}: there is no {path}"
+
+
+# ---- the tree ----
+
+
+@test
+def every_press_is_checked_and_every_difference_told():
+    env = {"PRESSD_BIN": os.path.abspath(BIN)}
+    for name, path in (("checks", "tests/golden/README.md"), ("differs", "compression/README.md")):
+        rc, out, err = run(sys.executable, "tests/golden/coverage.py", f"--{name}", env=env)
+        eq((rc, err), (0, ""), name)
+        with open(path, encoding="utf-8") as f:
+            m = re.search(f"<!-- {name}: tests/golden/coverage.py --{name} -->\n(.*?)<!-- end of {name} -->", f.read(), re.S)
+        eq(m and m.group(1).splitlines(), out.splitlines(), f"{path}: run tests/golden/coverage.py --write;")
+
+
+test(a_new_press_is_one_file_and_one_word)
 
 
 # ---- the scripts ----

@@ -166,16 +166,120 @@ class Resident(unittest.TestCase):
         base = self.s.memory()["VmRSS"]
         dense, dense_kv = self.while_running(ids)
         pressed, pressed_kv = self.while_running(ids, compression="knorm@0.75")
+        few, few_kv = self.while_running(ids, compression={"kv_type": "q4"})
         after = self.s.memory()["VmRSS"]
         mb = lambda n: f"{n / 1e6:.1f} MB"
-        common.say("RSS idle", mb(base), "dense", mb(dense), "pressed 0.75", mb(pressed), "after", mb(after),
-                   "KV", mb(dense_kv), mb(pressed_kv))
+        common.say("RSS idle", mb(base), "dense", mb(dense), "pressed 0.75", mb(pressed), "q4", mb(few), "after",
+                   mb(after), "KV", mb(dense_kv), mb(pressed_kv), mb(few_kv))
         full = common.SHAPES["smollm2"].dense(self.TOKENS)
         self.assertGreaterEqual(dense_kv, full)
         self.assertLess(pressed_kv, 0.30 * full)
         self.assertGreaterEqual(dense - pressed, 0.90 * (dense_kv - pressed_kv), "pressing gives memory back to the system while it runs")
+        self.assertLess(few_kv, 0.30 * full)
+        self.assertGreaterEqual(dense - few, 0.90 * (dense_kv - few_kv), "fewer bits take less of the system's memory")
+        self.assertGreaterEqual(few - after, 0.90 * few_kv, "and give it back")
         self.assertGreaterEqual(pressed - after, 0.90 * pressed_kv, "an answer that ended gives back what it held")
         self.assertLess(after - base, 0.20 * full, "an answer that ended leaves nothing behind")
+
+
+class Types(unittest.TestCase):
+    """Fewer bits per number, chosen per request: bytes, memory, and what they go together with."""
+
+    SHAPE = common.SHAPES["smollm2"]
+    BITS = {"f16": 16, "q8_0": 8.5, "q4": 4.5}
+
+    def setUp(self):
+        self.s = common.server()
+
+    def run_one(self, n=N, tokens=4, **compression):
+        return common.complete(self.s, common.ids(self.s, n), tokens, compression=compression)
+
+    def test_bytes_are_the_bits_with_and_without_a_press(self):
+        presses = ({}, {"press": "knorm", "ratio": 0.5}, {"press": "adakv(snapkv)", "ratio": 0.5},
+                   {"press": "key_rerotation(knorm)", "ratio": 0.75}, {"press": "merging(keydiff)", "ratio": 0.5})
+        for wish in presses:
+            dense = self.run_one(n=256, **(wish or {"press": "none"}))["kv_cache"]
+            for key in self.BITS:
+                for value in self.BITS:
+                    with self.subTest(press=dense["press"], key=key, value=value):
+                        kv = self.run_one(n=256, kv_type={"key": key, "value": value}, **wish)["kv_cache"]
+                        bits = (self.BITS[key] + self.BITS[value]) / 2
+                        self.assertEqual(kv["kv_type"], key if key == value else {"key": key, "value": value})
+                        self.assertEqual((kv["press"], kv["bits_per_value"], kv["pages"]),
+                                         (dense["press"], bits, dense["pages"]))
+                        self.assertEqual(kv["bytes"], dense["bytes"] * bits / 16)
+                        self.assertEqual(kv["bytes"], kv["pages"] * self.SHAPE.page_bytes * bits / 16)
+                        self.assertEqual(kv["bytes_dense"], dense["bytes_dense"])
+
+    def test_f16_is_what_is_served_anyhow(self):
+        want = common.complete(self.s, common.ids(self.s, 200), 24)
+        got = self.run_one(n=200, tokens=24, kv_type="f16")
+        self.assertEqual(got["choices"][0]["text"], want["choices"][0]["text"])
+
+    def test_a_decode_press_and_several_answers(self):
+        for kv_type in ("q8_0", "q4"):
+            r = common.complete(self.s, common.ids(self.s, 300), 96, n=2, compression={
+                "kv_type": kv_type, "decode": {"press": "expected_attention", "interval": 16, "target_tokens": 64}})
+            self.assertEqual(r["choices"][0]["text"], r["choices"][1]["text"])
+            for kv in r["kv_cache"]["sequences"]:
+                self.assertLess(kv["tokens_kept"], 64 + 17)
+                self.assertEqual(kv["bytes"], kv["pages"] * self.SHAPE.page_bytes * self.BITS[kv_type] / 16)
+
+    def test_answers_do_not_depend_on_who_else_runs(self):
+        ids = common.ids(self.s, 200)
+        wishes = [{"kv_type": t} for t in ("q8_0", "q4", "f16", {"key": "q8_0", "value": "q4"}, {"key": "q4"})]
+        job = lambda w: common.complete(self.s, ids, 40, compression=w)["choices"][0]["text"]
+        alone = [job(w) for w in wishes]
+        self.assertEqual(common.parallel([lambda w=w: job(w) for w in wishes]), alone)
+
+    def test_a_byte_budget_buys_more_tokens(self):
+        kept = {}
+        for t in self.BITS:
+            kv = self.run_one(press="knorm", budget_bytes=4 << 20, kv_type=t)["kv_cache"]
+            self.assertLessEqual(kv["bytes_after_prefill"], 4 << 20)
+            kept[t] = kv["tokens_kept"]
+        self.assertGreater(kept["q8_0"], 1.7 * kept["f16"])
+        self.assertGreater(kept["q4"], 1.7 * kept["q8_0"])
+
+    def test_counters_say_what_runs(self):
+        body = {"prompt": common.ids(self.s, 400), "max_tokens": 4000, "temperature": 0, "ignore_eos": True,
+                "stream": True, "compression": {"kv_type": {"key": "q8_0", "value": "q4"}}}
+        stream = self.s.stream(C, body)
+        for _ in range(3):
+            next(stream)
+        m = self.s.metrics()
+        total = lambda **labels: common.pressd.total(m, "pressd_kv_cache_type_bytes", **labels)
+        self.assertGreater(total(part="keys", kv_type="q8_0"), 0)
+        self.assertEqual(total(part="values", kv_type="q4") / total(part="keys", kv_type="q8_0"), 4.5 / 8.5)
+        self.assertEqual(total(), common.pressd.total(m, "pressd_kv_cache_resident_bytes"))
+        pages = sum(common.pressd.total(m, "pressd_kv_cache_pages", state=x) for x in ("free", "sequences", "store"))
+        self.assertEqual(pages * self.SHAPE.page_bytes, common.pressd.total(m, "pressd_kv_cache_limit_bytes"))
+        stream.close()
+        self.assertTrue(common.wait_until(lambda: common.idle(self.s), 2))
+        m = self.s.metrics()
+        self.assertEqual(total(), 0)
+
+    def test_more_of_them_fit(self):
+        """A pool with room for one f16 request of this length takes three in q4 at once."""
+        n, tokens = 600, 40
+        room = self.SHAPE.paged(n + tokens) + self.SHAPE.dense(n + 64) // 30 + (1 << 20)
+        s = common.start("smollm2", "--kv-cache-bytes", str(room))
+        try:
+            ids = common.ids(s, n)
+            job = lambda: common.complete(s, ids, tokens, compression={"kv_type": "q4"})
+            most = 0
+
+            def look():
+                nonlocal most
+                m = s.metrics()
+                most = max(most, common.pressd.total(m, "pressd_requests_running"))
+                return common.pressd.total(m, "pressd_kv_cache_resident_bytes") <= room
+
+            replies = common.parallel([job, job, job, lambda: common.wait_until(lambda: not look() or most == 3, 20)])
+            self.assertEqual(len({r["choices"][0]["text"] for r in replies[:3]}), 1)
+            self.assertEqual(most, 3)
+        finally:
+            s.stop()
 
 
 class Explain(unittest.TestCase):

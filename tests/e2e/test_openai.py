@@ -61,15 +61,26 @@ class Client(unittest.TestCase):
         prompt = "red, red, red, red, red, red, red, red,"
         plain = self.complete(prompt, 16, logprobs=1)
         self.assertEqual(set(plain.choices[0].text.split()), {"red,"})
-        for field, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 2)):
-            body = {field: value} if field == "repetition_penalty" else {}
-            r = self.c.completions.create(model="any", prompt=prompt, max_tokens=16, temperature=0, logprobs=1,
-                                          extra_body={"ignore_eos": True, **body}, **({} if body else {field: value}))
-            self.assertLess(r.choices[0].text.count("red"), 8, field)
-            if field == "repetition_penalty":  # the first choice already differs: "red" is in the prompt
-                self.assertNotEqual(r.choices[0].logprobs.tokens[0], plain.choices[0].logprobs.tokens[0])
-            best = r.choices[0].logprobs.top_logprobs[0]
-            self.assertEqual(max(best.values()), plain.choices[0].logprobs.token_logprobs[0], field)
+        top = plain.choices[0].logprobs.token_logprobs[0]
+
+        for field, cost in (("frequency_penalty", lambda n: 2 * n), ("presence_penalty", lambda n: 2 * (n > 0))):
+            r = self.c.completions.create(model="any", prompt=prompt, max_tokens=16, temperature=0, logprobs=20,
+                                          extra_body={"ignore_eos": True}, **{field: 2})
+            lp, seen = r.choices[0].logprobs, []
+            for token, best in zip(lp.tokens, lp.top_logprobs):  # each choice is the best once what it has cost is taken off
+                worth = {t: v - cost(seen.count(t)) for t, v in best.items()}
+                self.assertGreater(worth[token], max(worth.values()) - 1e-3, (field, seen, best))
+                seen.append(token)
+            self.assertEqual(max(lp.top_logprobs[0].values()), top, field)
+            if field == "frequency_penalty":
+                self.assertLess(r.choices[0].text.count("red"), 8)
+
+        r = self.c.completions.create(model="any", prompt=prompt, max_tokens=16, temperature=0, logprobs=1,
+                                      extra_body={"ignore_eos": True, "repetition_penalty": 2})
+        self.assertLess(r.choices[0].text.count("red"), 8)
+        # the first choice already differs: "red" is in the prompt
+        self.assertNotEqual(r.choices[0].logprobs.tokens[0], plain.choices[0].logprobs.tokens[0])
+        self.assertEqual(max(r.choices[0].logprobs.top_logprobs[0].values()), top)
 
     def test_min_tokens(self):
         ask = dict(model="any", messages=[{"role": "user", "content": "Say hi."}], temperature=0, max_tokens=64)

@@ -10,8 +10,9 @@ import common
 import openai
 import text
 
-# Eight-bit activations: a prompt's rows are multiplied in tiles, an answer's one by one, so the last bits differ.
-NEAR = 0.25
+# Eight-bit activations, and attention in bf16 for the rows of a prompt: a prompt's rows are multiplied in tiles, an answer's
+# one by one.  A mean divergence of 0.002 nats is 0.06 for a token and 0.15 for six, one standard deviation.
+NEAR = 0.5
 
 
 def harness(s, requests, **extra):
@@ -52,6 +53,7 @@ class Score(unittest.TestCase):
         got = harness(self.s, [(c, a[0]) for c, a in zip(contexts, answers)] + [(c, other) for c in contexts])
         for (value, greedy), (_, lps, margin) in zip(got, answers):
             self.assertTrue(greedy or margin <= NEAR)
+            common.say(f"generated {sum(lps):.3f}, scored {value:.3f}")
             self.assertLess(abs(value - sum(lps)), NEAR)
         for (value, greedy), (good, _) in zip(got[5:], got):
             self.assertFalse(greedy)

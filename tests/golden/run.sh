@@ -6,6 +6,8 @@
 #   PRESSD_TEST_MODEL        SmolLM2-135M-Instruct Q4_1     PRESSD_TEST_MODEL_GEMMA  Gemma 3 270M Q4_K_M
 #   PRESSD_PYTHON            python3 >= 3.9, standard library only
 #   PRESSD_GOLDEN_MODES      "f32 int8"
+#   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
+#   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
 # Ends in `N passed, N failed`.
@@ -15,9 +17,9 @@ python=${PRESSD_PYTHON:-python3}
 passed=0 failed=0 models=0
 
 # Run one checker against a fresh server and add its last line to the tally.
-check() { # model mode program golden
+check() { # model mode program golden [server's options]
     local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
+    out=$("$python" "$here/with_server.py" "$1" --compute "$2" "${@:5}" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
     local code=$?
     local good bad
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
@@ -42,17 +44,56 @@ suite() { # name model
         check "$2" "$mode" check_logits.py "$here/data/logits_$1.json.gz"
         # the presses' goldens are recorded and judged by their own program, per model and mode as well
         if [ -f "$here/check_presses.py" ]; then
-            for g in "$here"/data/presses_"$1"*.json.gz; do
+            for g in "$here"/data/presses_"$1"*.json.gz "$here"/data/replays_"$1"*.json.gz; do
                 [ -f "$g" ] && check "$2" "$mode" check_presses.py "$g"
             done
         fi
     done
 }
 
+# fastkvzip, whose gates are drawn, imported and served
+gates() { # name model
+    [ -n "$2" ] || return 0
+    out=$("$python" "$here/check_gates.py" "$2" "$here/data/gates_$1.json.gz" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] || out="1 checks, 1 failures"
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] &&
+        passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
+}
+
+# Small seeded models, one per architecture: made here, judged by recorded numbers (arch.py).
+architectures() {
+    local dir name args
+    dir=$(mktemp -d) || return
+    for name in $("$python" "$here/arch_models.py" --list); do
+        read -r -a args <<<"$("$python" "$here/arch_models.py" --args "$name")"
+        # if it fails, the server says so
+        "$python" "$here/arch_models.py" "$name" "$dir/$name.gguf" "$dir/$name.safetensors"
+        args+=(--press-data "$dir/$name.safetensors")
+        check "$dir/$name.gguf" f32 check_logits.py "$here/data/arch_$name.json.gz" "${args[@]}"
+        if [ -f "$here/data/arch_${name}_presses.json.gz" ]; then
+            check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_presses.json.gz" "${args[@]}"
+        fi
+    done
+    rm -rf "$dir"
+    local out
+    out=$("$python" "$here/check_refused.py" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+}
+
+architectures
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
+gates smollm2 "${PRESSD_TEST_MODEL:-}"
+gates gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+fi
+if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
+    kv_types=${PRESSD_KV_TYPES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_kv_types} top=$here/../..
+    out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" "$top/engine/kernels/scalar.c" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 fi

@@ -21,6 +21,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -45,13 +46,15 @@ struct pd_job {
     /* request */
     int32_t *prompt;
     size_t n_prompt, max_tokens;
-    char *stop[PD_STOP_MAX];
+    char *stop[PD_STOP_MAX], *stopped_by;
     size_t n_stop;
     int32_t stop_id[PD_STOP_IDS_MAX];
     size_t n_stop_id, min_tokens;
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     pd_scored *scored;
+    pd_pooling pool;
+    float *embedding;
     pd_compression *compression;
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
@@ -232,8 +235,12 @@ static void write_report(pd_job *j) {
     kv->tokens_evicted = evicted * N_LAYER * N_HEAD_KV;
     kv->tokens_kept = (double)held;
     kv->pages = pages_of(held);
-    kv->bytes = kv->pages * PAGE_BYTES;
-    kv->bytes_after_prefill = pages_of(held - j->n_out) * PAGE_BYTES;
+    kv->kv_key = c && c->kv_key ? c->kv_key : PD_KV_F16;
+    kv->kv_value = c && c->kv_value ? c->kv_value : PD_KV_F16;
+    const pd_codec codec = pd_codec_of(kv->kv_key, kv->kv_value);
+    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM);
+    kv->bytes = kv->pages * kv->page_bytes;
+    kv->bytes_after_prefill = pages_of(held - j->n_out) * kv->page_bytes;
     kv->bytes_dense = (uint64_t)(j->n_prompt + j->n_out) * TOKEN_BYTES;
     kv->bytes_peak = kv->bytes + (uint64_t)j->n_prompt * TOKEN_BYTES / N_LAYER;
     kv->press_ms = evicted ? 0.25 : 0.0;
@@ -267,6 +274,19 @@ static void let_go(pd_job *j, size_t n) {
     pd_buf_drop(&j->held, n);
 }
 
+/* A direction that the tokens and the pooling tell. */
+static void embed(pd_job *j) {
+    const size_t d = N_HEAD * HEAD_DIM;
+    j->embedding = PD_ARENA_NEW(&j->arena, d, float);
+    double sum = 0.0;
+    for (size_t i = 0; i < d; i++) {
+        const int32_t id = j->prompt[j->pool == PD_POOL_LAST ? j->n_prompt - 1 : i % j->n_prompt];
+        j->embedding[i] = 1.0f + (float)((size_t)id * (i + 1) % 17);
+        sum += (double)j->embedding[i] * j->embedding[i];
+    }
+    for (size_t i = 0; i < d; i++) j->embedding[i] = (float)(j->embedding[i] / sqrt(sum));
+}
+
 static void finish(pd_job *j, pd_finish f) {
     const uint64_t now = pd_now_ns();
     pd_job_timing *t = &j->result.timing;
@@ -275,6 +295,7 @@ static void finish(pd_job *j, pd_finish f) {
         if (j->held.len) let_go(j, j->held.len);
     }
     j->result.finish = f;
+    if (j->pool != PD_POOL_NONE) embed(j);
     j->result.scope_tokens = j->n_prompt;
     t->prompt_n = j->shift ? 0 : j->n_prompt;
     t->predicted_n = j->n_out;
@@ -295,6 +316,7 @@ static bool stop_here(pd_job *j) {
             const size_t before = (size_t)(at - j->held.data);
             let_go(j, before);
             pd_buf_clear(&j->held);
+            j->stopped_by = j->stop[i];
             return true;
         }
         for (size_t n = strlen(j->stop[i]) - 1; n > hold; n--)
@@ -524,6 +546,14 @@ void pd_engine_close(pd_engine *e) {
     free(e);
 }
 
+const char *pd_job_stop_string(const pd_job *j) {
+    return pd_job_get_state(j) == PD_JOB_DONE ? j->stopped_by : NULL;
+}
+
+const float *pd_job_embedding(const pd_job *j) {
+    return pd_job_get_state(j) == PD_JOB_DONE && j->result.finish == PD_FINISH_LENGTH ? j->embedding : NULL;
+}
+
 const pd_engine_info *pd_engine_get_info(const pd_engine *e) { return &e->info; }
 const pd_tokenizer *pd_engine_tokenizer(const pd_engine *e) { return &the_tokenizer; }
 const pd_chat *pd_engine_chat(const pd_engine *e) { return &the_chat; }
@@ -625,6 +655,7 @@ static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, 
     j->min_tokens = p->adjust.min_tokens;
     j->n_logprobs = p->n_logprobs;
     j->ignore_eos = p->ignore_eos;
+    j->pool = p->pool;
     if (p->score) score(j, p->score_top);
     j->explain = p->explain;
     j->explain_scores = p->explain_scores;
@@ -708,8 +739,8 @@ const pd_job_result *pd_job_get_result(const pd_job *j) {
     return pd_job_get_state(j) == PD_JOB_DONE ? &j->result : NULL;
 }
 
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio) {
-    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, n)) * PAGE_BYTES;
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes) {
+    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, n)) * page_bytes;
 }
 
 void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {

@@ -245,7 +245,8 @@ class Replies(ServerTest):
         r = self.s.complete("a" * 200, compression={"press": "knorm", "ratio": 0.5}, verbose=True)
         j, kv = r.json, r.json["kv_cache"]
         for field in ("press", "ratio_requested", "ratio", "tokens_seen", "tokens_kept", "bytes_after_prefill", "bytes",
-                      "bytes_dense", "bytes_peak", "page_tokens", "pages", "press_ms", "layers"):
+                      "bytes_dense", "bytes_peak", "page_tokens", "pages", "kv_type", "bits_per_value", "press_ms",
+                      "layers"):
             self.assertIn(field, kv)
         self.assertNotIn("skipped", kv)
         for usage, header, member in (("kv_cache_bytes", "X-KV-Cache-Bytes", "bytes"),
@@ -257,6 +258,27 @@ class Replies(ServerTest):
         self.assertEqual(r.headers["X-KV-Press"], "knorm")
         self.assertLess(kv["bytes"], kv["bytes_dense"])
         self.assertEqual(len(kv["layers"]), 2)
+
+    def test_kv_type(self):
+        dense = self.s.complete("a" * 200).json["kv_cache"]
+        self.assertEqual((dense["kv_type"], dense["bits_per_value"]), ("f16", 16))
+        for wish, bits in (("q8_0", 8.5), ("q4", 4.5), ("f16", 16), ({"key": "q8_0", "value": "q4"}, 6.5)):
+            kv = self.s.complete("a" * 200, compression={"kv_type": wish}).json["kv_cache"]
+            self.assertEqual((kv["press"], kv["kv_type"], kv["bits_per_value"]), ("none", wish, bits))
+            self.assertEqual(kv["bytes"], dense["bytes"] * bits / 16)
+        kv = self.s.complete("a" * 200, compression={"press": "knorm", "ratio": 0.5, "kv_type": {"key": "q4"}}).json["kv_cache"]
+        self.assertEqual((kv["press"], kv["kv_type"]), ("knorm", {"key": "q4", "value": "f16"}))
+        e = self.s.complete("a", compression={"kv_type": {"value": "q3"}})
+        self.assertEqual((e.status, e.json["error"]["param"]), (400, "compression.kv_type.value"))
+        self.assertIn('"f16", "q8_0", "q4"', e.json["error"]["message"])
+
+    def test_kv_type_verbose_and_explained(self):
+        wish = {"press": "knorm", "ratio": 0.5, "kv_type": "q4"}
+        kv = self.s.complete("a" * 200, compression=wish, verbose=True).json["kv_cache"]
+        self.assertEqual(kv["layers"][0]["bytes"] % 288, 0)
+        e = self.s.post("/v1/compression/explain", {"prompt": "a" * 200, "compression": wish, "ratios": [0.5]})
+        self.assertEqual(e.json["forecast"][0]["bytes"], e.json["bytes"])
+        self.assertEqual((e.json["kv_type"], e.json["bits_per_value"]), ("q4", 4.5))
 
     def test_skipped(self):
         j = self.s.complete("short", compression={"press": "knorm", "ratio": 0.5, "min_tokens": 100}).json
@@ -294,11 +316,18 @@ class Replies(ServerTest):
         self.assertIn("knorm", data)
         for p in data.values():
             self.assertEqual({"name", "reference_class", "kind", "source", "params", "ratio", "runnable"} - set(p), set())
+        for name in ("kvgrad", "restorekv"):
+            self.assertFalse(data[name]["runnable"])
+            self.assertEqual(data[name]["can"], [])
+            refused = self.s.post("/v1/completions", {"prompt": "a", "compression": {"press": name, "ratio": 0.5}})
+            self.check_error(refused, 501, "not_supported_error", "compression.press", data[name]["reason"].split(": ")[1][:60])
         ratios = data["per_layer"]["params"][0]
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))
-        self.assertEqual([p for p in data if not data[p]["takes_ratio"]], ["simlayerkv", "per_layer"])
-        self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]], ["composed"])
+        self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
+                         {"simlayerkv", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
+        self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]],
+                         ["composed", "prefill_decoding"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
         self.assertIn("score_part", data["knorm"]["can"])
         self.assertNotIn("score_part", data["snapkv"]["can"])

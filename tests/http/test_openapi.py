@@ -66,7 +66,7 @@ class Document(ServerTest):
             self.assertEqual(r.status, 200, (path, r.body))
             if "application/json" in content:
                 self.check(content["application/json"]["schema"], r.json)
-        self.assertEqual(replayed, 5)
+        self.assertEqual(replayed, 11)
 
     @unittest.skipUnless(openapi_spec_validator, "the openapi-spec-validator package is not installed")
     def test_what_it_forbids_is_refused(self):

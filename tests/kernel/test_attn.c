@@ -5,15 +5,17 @@
  * exp(s - m) is then off by (2 e_s + 4e-7 + u |s - m|) relative (the subtraction
  * rounds once), call it e_w with the largest e_s of the head; the sums add n u.
  *     |l - l'| <= (e_w + n u) l,   |acc - acc'| <= (e_w + (n + 1) u) sum w|v|
- * plus n 2^-126 for weights that may be flushed to zero. */
+ * plus n 2^-126 for weights that may be flushed to zero.  A soft cap c moves no two
+ * scores apart and is off by 6e-7 c itself: that is added to e_s. */
 #include "tests/kernel/util.h"
 
-enum { MAX_G = 16, MAX_D = 256, MAX_PAGE = 12 };
+enum { MAX_G = 16, MAX_D = 256, MAX_PAGE = 40 };
 
 typedef struct {
     size_t n_group, dim, first, n;
     bool f16;
     float range; /* of q */
+    float cap;
 } params;
 
 typedef struct {
@@ -74,14 +76,19 @@ static void check_head(const pd_kernels *k, const params *p, const cache *c, siz
             s[i] += x;
             abs += fabs(x);
         }
+        if (p->cap > 0.0f) s[i] = p->cap * tanh(s[i] / p->cap);
         max = fmax(max, s[i]);
         min = fmin(min, s[i]);
         mag = fmax(mag, abs);
     }
-    const double u = EPS / 2, e_s = (double)p->dim * u * mag;
+    const double u = EPS / 2, e_s = (double)p->dim * u * mag + 6e-7 * p->cap;
     CHECK(near(max, m, e_s), "%s f16=%d G=%zu D=%zu first=%zu n=%zu g=%zu m want %.9g got %.9g",
           k->isa, p->f16, p->n_group, p->dim, p->first, p->n, g, max, (double)m);
-    const double e_w = 1.01 * (2 * e_s + 4e-7 + u * (max - min)) + (double)(p->n + 1) * u;
+    /* A row may keep a running maximum, and scale its sums whenever a page raises it: once
+     * more exp and two roundings a page, whose arguments add up to at most max - min. */
+    const double pages = (double)(p->n / 16);
+    const double e_w = 1.01 * (2 * e_s + 4e-7 + 2 * u * (max - min) + pages * (4e-7 + 2 * u)) +
+                       (double)(p->n + 1) * u;
     double sum = 0.0;
     for (size_t i = 0; i < p->n; i++) sum += s[i] = exp(s[i] - max);
     const double tiny = (double)p->n * 0x1p-126;
@@ -110,9 +117,19 @@ static void check(const pd_kernels *k, const params *p, const cache *c) {
     float *acc = block_new(p->n_group * p->dim * sizeof *acc);
     (p->f16 ? k->attn_pages_f16 : k->attn_pages_f32)(c->q, p->n_group, p->dim,
                                                      (const void *const *)c->pages, p->first, p->n,
-                                                     tmp, stride, m, l, acc);
+                                                     0, p->cap, tmp, stride, m, l, acc);
     for (size_t g = 0; g < p->n_group; g++)
         check_head(k, p, c, g, m[g], l[g], acc + g * p->dim);
+    /* What will be read next is a hint and no more. */
+    const void *more[2 * MAX_PAGE];
+    for (size_t i = 0; i < 2 * c->n_page; i++) more[i] = c->pages[i % c->n_page];
+    float *acc2 = block_new(p->n_group * p->dim * sizeof *acc2);
+    (p->f16 ? k->attn_pages_f16 : k->attn_pages_f32)(c->q, p->n_group, p->dim, more, p->first, p->n,
+                                                     c->n_page, p->cap, tmp, stride, m, l, acc2);
+    CHECK(memcmp(acc, acc2, p->n_group * p->dim * sizeof *acc) == 0,
+          "%s f16=%d G=%zu D=%zu first=%zu n=%zu: pages behind the range change the result", k->isa,
+          p->f16, p->n_group, p->dim, p->first, p->n);
+    block_free(acc2);
     block_free(tmp);
     block_free(m);
     block_free(l);
@@ -131,7 +148,7 @@ static void every_first_and_length(void **state) {
     for (size_t first = 0; first < 35; first++)
         for (size_t n = 1; n <= 50; n += first < 17 ? 1 : 7)
             for (int f16 = 0; f16 < 2; f16++)
-                sweep(&rng, (params){3, 32, first, n, f16, 2.0f});
+                sweep(&rng, (params){3, 32, first, n, f16, 2.0f, 0.0f});
 }
 
 static void every_group_and_dim(void **state) {
@@ -141,7 +158,7 @@ static void every_group_and_dim(void **state) {
     for (size_t d = 0; d < LEN(dims); d++)
         for (size_t g = 1; g <= MAX_G; g++)
             for (int f16 = 0; f16 < 2; f16++)
-                sweep(&rng, (params){g, dims[d], 5, 37 + g, f16, 1.0f});
+                sweep(&rng, (params){g, dims[d], 5, 37 + g, f16, 1.0f, 0.0f});
 }
 
 /* Scores so far apart that most weights vanish, equal scores, and tiny ones. */
@@ -150,14 +167,37 @@ static void extreme_scores(void **state) {
     pd_rng rng = {23};
     static const float ranges[] = {0.0f, 1e-30f, 60.0f, 3000.0f};
     for (size_t r = 0; r < LEN(ranges); r++)
-        for (int f16 = 0; f16 < 2; f16++) sweep(&rng, (params){4, 64, 9, 150, f16, ranges[r]});
+        for (int f16 = 0; f16 < 2; f16++) sweep(&rng, (params){4, 64, 9, 150, f16, ranges[r], 0.0f});
+}
+
+static void soft_caps(void **state) {
+    (void)state;
+    pd_rng rng = {24};
+    static const float caps[] = {0.5f, 5.0f, 50.0f};
+    for (size_t c = 0; c < LEN(caps); c++)
+        for (size_t n = 1; n <= 40; n++)
+            for (int f16 = 0; f16 < 2; f16++)
+                sweep(&rng, (params){3, 32, n % 19, n, f16, 10.0f, caps[c]});
+}
+
+/* Longer than any batch a row takes at a time. */
+static void many_pages(void **state) {
+    (void)state;
+    pd_rng rng = {24};
+    static const size_t dims[] = {16, 64, 256};
+    for (size_t d = 0; d < LEN(dims); d++)
+        for (size_t n = 500; n < 620; n += 17)
+            for (int f16 = 0; f16 < 2; f16++)
+                sweep(&rng, (params){3, dims[d], n % 16, n, f16, 2.0f, 0.0f});
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(soft_caps),
         cmocka_unit_test(every_first_and_length),
         cmocka_unit_test(every_group_and_dim),
         cmocka_unit_test(extreme_scores),
+        cmocka_unit_test(many_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

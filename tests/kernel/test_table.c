@@ -87,6 +87,9 @@ static void bad_narrow(const float *x, uint16_t *y, size_t n) {
     scalar_row().f32_to_f16(x, y, n);
     y[n - 1] ^= 1;
 }
+static void bad_cap(float *x, size_t n, float cap) {
+    scalar_row().softcap(x, n, 1.1f * cap);
+}
 static void bad_widen(const uint16_t *x, float *y, size_t n) {
     scalar_row().f16_to_f32(x, y, n);
     y[0] = -y[0];
@@ -104,16 +107,34 @@ static void bad_row(const pd_panels *w, size_t r, float *dst) {
     scalar_row().panel_row(w, r - 1, dst);
 }
 static void bad_attn16(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                       float *acc) {
-    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, tmp, stride, m, l, acc);
+                       size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                       size_t stride, float *m, float *l, float *acc) {
+    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, n_next, softcap, tmp, stride, m,
+                                 l, acc);
 }
 static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, float *tmp, size_t stride, float *m, float *l,
-                       float *acc) {
-    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, tmp, stride, m, l, acc);
+                       size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                       size_t stride, float *m, float *l, float *acc) {
+    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, n_next, softcap, tmp, stride, m, l, acc);
     l[0] *= 1.01f;
 }
+
+/* The last slot is wrong, or left out. */
+#define BAD_PART(type)                                     \
+    static void bad_scores_##type(const pd_part_pass *p) { \
+        scalar_row().scores_##type(p);                     \
+        p->tmp[p->first % 16 + p->n - 1] += 0.1f;          \
+    }                                                      \
+    static void bad_values_##type(const pd_part_pass *p) { \
+        pd_part_pass late = *p;                            \
+        late.n--;                                          \
+        scalar_row().values_##type(&late);                 \
+    }
+BAD_PART(f16)
+BAD_PART(f32)
+BAD_PART(q8)
+BAD_PART(q4)
+#undef BAD_PART
 
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
@@ -147,6 +168,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(rope, bad_rope);
     BREAK(silu_mul, bad_unit);
     BREAK(gelu_mul, bad_unit);
+    BREAK(softcap, bad_cap);
     BREAK(f32_to_f16, bad_narrow);
     BREAK(f16_to_f32, bad_widen);
     BREAK(quantize_act, bad_quantize);
@@ -154,6 +176,14 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(panel_row, bad_row);
     BREAK(attn_pages_f16, bad_attn16);
     BREAK(attn_pages_f32, bad_attn32);
+    BREAK(scores_f16, bad_scores_f16);
+    BREAK(scores_f32, bad_scores_f32);
+    BREAK(scores_q8, bad_scores_q8);
+    BREAK(scores_q4, bad_scores_q4);
+    BREAK(values_f16, bad_values_f16);
+    BREAK(values_f32, bad_values_f32);
+    BREAK(values_q8, bad_values_q8);
+    BREAK(values_q4, bad_values_q4);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);

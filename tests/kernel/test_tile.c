@@ -9,13 +9,15 @@
  * block of slots adds one rounding of the rescaled sums (e_exp + 2 u):
  *     |l - l'| <= e_l l,     e_l = e_w + n_block (e_exp + 2 u) + n u
  *     |out - out'| <= (2 e_l + 2 r + r^2 + u) sum w|v| / l
- * plus 2^-126 for each weight that may be flushed to zero. */
+ * plus 2^-126 for each weight that may be flushed to zero.  A soft cap c moves no two
+ * scores apart and is off by 6e-7 c itself: that is added to e_s. */
 #include "tests/kernel/util.h"
 
 typedef struct {
     size_t n_tok, n_group, dim, n_before, window;
     float range; /* of q */
     bool fast;
+    float cap;
 } params;
 
 typedef struct {
@@ -38,7 +40,7 @@ static inputs inputs_new(pd_rng *rng, const params *p) {
     in.t = (pd_attn_rows){.q = in.q, .out = in.out, .k = in.k, .v = in.v, .m = in.m, .l = in.l,
                           .n_tok = p->n_tok, .n_group = p->n_group, .head_dim = p->dim, .ld = ld,
                           .ld_ml = ld_ml, .n_before = p->n_before, .window = p->window,
-                          .scale = 0.125f};
+                          .scale = 0.125f, .softcap = p->cap};
     const size_t n = pd_attn_rows_floats(p->n_tok, p->n_group, p->dim);
     in.t.tmp = aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64);
     if (!in.t.tmp) abort();
@@ -68,12 +70,13 @@ static double row_weights(const params *p, const inputs *in, size_t i, size_t g,
             x += one;
             abs += fabs(one);
         }
+        if (p->cap > 0.0f) x = p->cap * tanh(x / p->cap);
         w[s] = x;
         mag = fmax(mag, abs);
         *max = fmax(*max, x);
         min = fmin(min, x);
     }
-    *e_s = (2 * r + r * r + (double)(p->dim + 2) * u) * mag;
+    *e_s = (2 * r + r * r + (double)(p->dim + 2) * u) * mag + 6e-7 * p->cap;
     *sum = 0.0;
     for (size_t s = 0; s < slots(p); s++) *sum += w[s] = exp(w[s] - *max);
     return 1.1 * (2 * *e_s + e_exp + u * (*max - min) + 2 * u * fabs(*max));
@@ -177,7 +180,7 @@ static void sweep(pd_rng *rng, params p) {
 static void every_number_of_tokens(void **state) {
     (void)state;
     pd_rng rng = {31};
-    for (size_t n = 1; n <= 34; n++) sweep(&rng, (params){n, 3, 32, 7 * n, 0, 8.0f, false});
+    for (size_t n = 1; n <= 34; n++) sweep(&rng, (params){n, 3, 32, 7 * n, 0, 8.0f, false, 0.0f});
 }
 
 static void every_group_and_dim(void **state) {
@@ -186,7 +189,7 @@ static void every_group_and_dim(void **state) {
     static const size_t dims[] = {16, 48, 64, 80, 128, 256};
     for (size_t d = 0; d < LEN(dims); d++)
         for (size_t g = 1; g <= 16; g += d == 2 ? 1 : 5)
-            sweep(&rng, (params){17, g, dims[d], 60, 0, 4.0f, false});
+            sweep(&rng, (params){17, g, dims[d], 60, 0, 4.0f, false, 0.0f});
 }
 
 /* Windows that end inside, at and across blocks; lanes that see nothing at first. */
@@ -196,7 +199,7 @@ static void windows(void **state) {
     static const size_t window[] = {1, 2, 15, 63, 64, 65, 128, 300};
     for (size_t w = 0; w < LEN(window); w++)
         for (size_t before = 0; before < 270; before += 67)
-            sweep(&rng, (params){32, 2, 16, before, window[w], 4.0f, false});
+            sweep(&rng, (params){32, 2, 16, before, window[w], 4.0f, false, 0.0f});
 }
 
 /* Scores so far apart that most weights vanish, equal ones, and tiny ones. */
@@ -205,11 +208,21 @@ static void extreme_scores(void **state) {
     pd_rng rng = {34};
     static const float ranges[] = {0.0f, 1e-30f, 400.0f, 20000.0f};
     for (size_t r = 0; r < LEN(ranges); r++)
-        sweep(&rng, (params){19, 4, 64, 300, 0, ranges[r], false});
+        sweep(&rng, (params){19, 4, 64, 300, 0, ranges[r], false, 0.0f});
+}
+
+static void soft_caps(void **state) {
+    (void)state;
+    pd_rng rng = {35};
+    static const float caps[] = {0.5f, 5.0f, 50.0f};
+    for (size_t c = 0; c < LEN(caps); c++)
+        for (size_t n = 1; n <= 34; n += 3)
+            sweep(&rng, (params){n, 3, 32, 5 * n, n % 2 ? 40 : 0, 40.0f, false, caps[c]});
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(soft_caps),
         cmocka_unit_test(every_number_of_tokens),
         cmocka_unit_test(every_group_and_dim),
         cmocka_unit_test(windows),

@@ -108,7 +108,7 @@ pd_status case_submit_n(pd_engine *e, const ask *a, size_t n, pd_job **job, pd_e
         .sampling = {.temperature = a->temperature, .top_p = 1.0f, .seed = a->seed},
         .stop_id = a->stop_id, .n_stop_id = a->n_stop_id, .adjust = a->adjust,
         .n_logprobs = a->logprobs ? a->logprobs : -1, .ignore_eos = !a->keep_eos,
-        .score = a->score, .score_top = a->score_top,
+        .score = a->score, .score_top = a->score_top, .pool = a->pool,
         .explain = a->explain, .explain_scores = a->scores, .verbose = true,
         .has_marks = a->protect, .marks = {.system_begin = a->system_begin, .system_end = a->system_end},
         .compression = compression_of(e, a),

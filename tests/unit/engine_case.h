@@ -44,6 +44,7 @@ typedef struct {
     bool explain, scores, keep_eos;
     bool score;              /* the prompt, with score_top alternatives */
     size_t score_top;
+    pd_pooling pool;
     const char *const *compare; /* texts up to NULL, or NULL */
     const char *stop;
     const int32_t *stop_id;

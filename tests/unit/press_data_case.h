@@ -11,16 +11,18 @@
 
 enum { PD_CASE_HIDDEN = 24, PD_CASE_SINK = 5, PD_CASE_RECENT = 20 };
 
-static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *model) {
+static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model *model, uint64_t key) {
     static const float scale[PD_DATA_N] = {
         [PD_DATA_QUERY_MEAN] = 1.0f, [PD_DATA_QUERY_COV] = 0.05f, [PD_DATA_QFILTERS] = 1.0f,
         [PD_DATA_DUO_PATTERN] = 0.5f, [PD_DATA_DUO_CALIBRATED] = 0.5f,
         [PD_DATA_KVZAP_WEIGHT] = 0.1f, [PD_DATA_KVZAP_BIAS] = 1.0f, [PD_DATA_KVZAP_W1] = 0.2f,
         [PD_DATA_KVZAP_B1] = 1.0f, [PD_DATA_KVZAP_W2] = 0.3f, [PD_DATA_KVZAP_B2] = 1.0f,
         [PD_DATA_LUKV_CURVES] = 0.3f,
+        [PD_DATA_GATE_Q] = 0.2f, [PD_DATA_GATE_Q_BIAS] = 0.5f, [PD_DATA_GATE_K] = 0.2f, [PD_DATA_GATE_Q_NORM] = 1.0f,
+        [PD_DATA_GATE_K_NORM] = 1.0f, [PD_DATA_GATE_BASE] = 2.0f, [PD_DATA_GATE_B] = 3.0f,
     };
     pd_press_data *d = NULL;
-    if (pd_press_data_new(&d, model, 0x0123456789abcdefu, NULL) != PD_OK) abort();
+    if (pd_press_data_new(&d, model, key, NULL) != PD_OK) abort();
     pd_press_data_set_hidden(d, PD_CASE_HIDDEN);
     pd_press_data_set_duo(d, PD_SET_DUO_PATTERN, PD_CASE_SINK, PD_CASE_RECENT);
     pd_press_data_set_duo(d, PD_SET_DUO_CALIBRATED, 1, 7);
@@ -38,6 +40,10 @@ static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *m
         }
     }
     return d;
+}
+
+static inline pd_press_data *pd_case_data(uint64_t seed, const pd_press_model *model) {
+    return pd_case_data_of(seed, model, 0x0123456789abcdefu);
 }
 
 #endif

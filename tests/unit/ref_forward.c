@@ -194,12 +194,35 @@ static void layer(const ref_model *m, size_t l, size_t n, double *x, ref_sees se
     unload(&w);
 }
 
-double *ref_logprobs(const ref_model *m, const int32_t *tokens, size_t n, size_t from, ref_sees sees, const void *arg) {
+/* Behind the last layer, before the output norm. */
+static double *run_layers(const ref_model *m, const double *embd, const int32_t *tokens, size_t n, ref_sees sees, const void *arg) {
     const size_t e = m->n_embd;
-    double *embd = tensor(m, "token_embd.weight", 0), *x = malloc(n * e * sizeof *x), *h = malloc(e * sizeof *h);
+    double *x = malloc(n * e * sizeof *x);
     for (size_t t = 0; t < n; t++)
         for (size_t i = 0; i < e; i++) x[t * e + i] = embd[(size_t)tokens[t] * e + i] * (m->gemma ? sqrt((double)e) : 1.0);
     for (size_t l = 0; l < m->n_layer; l++) layer(m, l, n, x, sees, arg);
+    return x;
+}
+
+size_t ref_n_embd(const ref_model *m) {
+    return m->n_embd;
+}
+
+double *ref_states(const ref_model *m, const int32_t *tokens, size_t n) {
+    const size_t e = m->n_embd;
+    double *embd = tensor(m, "token_embd.weight", 0), *w = tensor(m, "output_norm.weight", 0);
+    double *x = run_layers(m, embd, tokens, n, NULL, NULL), *h = malloc(n * e * sizeof *h);
+    for (size_t t = 0; t < n; t++) norm(m, x + t * e, w, e, h + t * e);
+    free(embd);
+    free(w);
+    free(x);
+    return h;
+}
+
+double *ref_logprobs(const ref_model *m, const int32_t *tokens, size_t n, size_t from, ref_sees sees, const void *arg) {
+    const size_t e = m->n_embd;
+    double *embd = tensor(m, "token_embd.weight", 0), *h = malloc(e * sizeof *h);
+    double *x = run_layers(m, embd, tokens, n, sees, arg);
     double *w = tensor(m, "output_norm.weight", 0);
     double *out = m->gemma ? embd : tensor(m, "output.weight", 0);
     double *lp = malloc((n - from) * m->n_vocab * sizeof *lp);

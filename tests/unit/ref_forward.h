@@ -20,6 +20,10 @@ size_t ref_n_vocab(const ref_model *m);
  * q - k and may be changed (keys that were moved). */
 typedef bool (*ref_sees)(const void *arg, size_t layer, size_t head_kv, size_t q, size_t k, long *distance);
 
+/* Final hidden states [n][n_embd] behind the output norm.  The caller frees it. */
+double *ref_states(const ref_model *m, const int32_t *tokens, size_t n);
+size_t ref_n_embd(const ref_model *m);
+
 /* log softmax [n - from][n_vocab] after tokens from .. n-1; sees NULL = causal
  * (the model's own windows always hold).  The caller frees it. */
 double *ref_logprobs(const ref_model *m, const int32_t *tokens, size_t n, size_t from, ref_sees sees, const void *arg);

@@ -14,6 +14,8 @@
 #include "engine/base/utf8.h"
 #include "engine/base/workers.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,6 +161,41 @@ static void workers_run_each_task_once(void **state) {
     assert_int_equal(pd_workers_open(&w, 0, &e), PD_EINVAL);
 }
 
+static void remember_processor(void *ctx, size_t task, unsigned thread) {
+    (void)task;
+    _Atomic int *cpu = ctx;
+    const int now = sched_getcpu();
+    int none = -1;
+    if (!atomic_compare_exchange_strong(&cpu[thread], &none, now) && none != now) cpu[thread] = -2; /* moved */
+}
+
+static void *pinned(void *arg) {
+    const unsigned n = pd_cpu_count();
+    pd_workers *w = NULL;
+    if (n > 64 || pd_workers_open(&w, n, NULL) != PD_OK) return NULL;
+    pd_workers_pin(w);
+    for (int round = 0; round < 1000; round++) pd_workers_run(w, remember_processor, arg, 8 * n);
+    pd_workers_close(w);
+    return arg;
+}
+
+/* As many threads as processors: each has its own and stays there. */
+static void pinned_workers_do_not_meet(void **state) {
+    (void)state;
+    static _Atomic int cpu[64];
+    for (size_t i = 0; i < 64; i++) cpu[i] = -1;
+    pthread_t thread; /* pinned for good */
+    void *ret;
+    assert_int_equal(pthread_create(&thread, NULL, pinned, (void *)cpu), 0);
+    pthread_join(thread, &ret);
+    if (!ret) return;
+    for (unsigned i = 0; i < pd_cpu_count(); i++) {
+        assert_int_not_equal(cpu[i], -2);
+        for (unsigned j = 0; j < i; j++) assert_true(cpu[i] < 0 || cpu[i] != cpu[j]);
+    }
+    assert_true(cpu[0] >= 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(first_error_wins),
@@ -169,6 +206,7 @@ int main(void) {
         cmocka_unit_test(mt19937_gives_the_published_sequence),
         cmocka_unit_test(checked_sizes),
         cmocka_unit_test(workers_run_each_task_once),
+        cmocka_unit_test(pinned_workers_do_not_meet),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,9 @@
 #include "engine/base/rng.h"
 #include "engine/base/sysmem.h"
 #include "engine/cache/kv.h"
+#include "engine/cache/pools.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -204,6 +206,7 @@ typedef struct {
     size_t peak;
     pd_rng rng;
     int32_t next_pos;
+    void *scratch; /* one page */
 } world;
 
 /* Values that f16 holds exactly. */
@@ -211,14 +214,15 @@ static float exact(pd_rng *r) {
     return (float)((int)below(r, 4001) - 2000) / 64.0f;
 }
 
-static void open_world(world *w, pd_codec_id id, size_t d, size_t n_pages) {
+static void open_world(world *w, pd_kv_type key, pd_kv_type value, size_t d, size_t n_pages) {
     static pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
-    const pd_codec *codec = pd_codec_get(id);
-    *w = (world){.d = d, .rng = {d * 2 + id}};
-    w->pool = new_pool(pd_codec_page_bytes(codec, d), n_pages, 0);
+    const pd_codec codec = pd_codec_of(key, value);
+    *w = (world){.d = d, .rng = {d * 64 + key * 8 + value}};
+    w->pool = new_pool(pd_codec_page_bytes(&codec, d), n_pages, 0);
+    w->scratch = calloc(1, pd_codec_page_bytes(&codec, d));
     const size_t slots[LAYERS] = {SLOTS, SLOTS};
-    assert_int_equal(pd_kv_init(&w->kv, &w->pool, codec, &kern, LAYERS, HEADS, d, slots, NULL), PD_OK);
+    assert_int_equal(pd_kv_init(&w->kv, &w->pool, &codec, &kern, LAYERS, HEADS, d, slots, NULL), PD_OK);
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
         w->head[i].k = malloc(SLOTS * d * sizeof(float));
         w->head[i].v = malloc(SLOTS * d * sizeof(float));
@@ -231,6 +235,7 @@ static void close_world(world *w) {
     assert_true(pd_kvpool_check(&w->pool));
     pd_kv_done(&w->kv); /* all-zero is fine */
     pd_kvpool_done(&w->pool);
+    free(w->scratch);
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
         free(w->head[i].k);
         free(w->head[i].v);
@@ -261,8 +266,12 @@ static void do_append(world *w, size_t l, size_t h) {
     assert_int_equal(pd_kv_append(&w->kv, l, h, k + h * w->d, v + h * w->d, stride, pos, by_index ? idx : NULL, n, NULL), PD_OK);
     for (size_t i = 0; i < n; i++) {
         const size_t row = by_index ? idx[i] : i;
-        memcpy(nh->k + (nh->n + i) * w->d, k + row * stride + h * w->d, w->d * sizeof *k);
-        memcpy(nh->v + (nh->n + i) * w->d, v + row * stride + h * w->d, w->d * sizeof *v);
+        /* what the type makes of a row is another test's business */
+        const pd_codec *c = &w->kv.codec;
+        pd_codec_write(c, w->kv.kern, w->scratch, w->d, i % N, 1, k + row * stride + h * w->d, v + row * stride + h * w->d, w->d,
+                       pd_kv_centre(&w->kv, l, h));
+        pd_codec_read(c, w->kv.kern, w->scratch, w->d, i % N, nh->k + (nh->n + i) * w->d, nh->v + (nh->n + i) * w->d,
+                      pd_kv_centre(&w->kv, l, h));
         nh->pos[nh->n + i] = pos[row];
     }
     nh->n += n;
@@ -311,10 +320,17 @@ static void check_head(world *w, size_t l, size_t h, float *k, float *v, int32_t
 
 static void kv_agrees_with_plain_arrays(void **state) {
     (void)state;
-    static const size_t dims[] = {16, 64, 80};
-    for (size_t c = 0; c < 2 * sizeof dims / sizeof *dims; c++) {
+    static const struct {
+        pd_kv_type key, value;
+        size_t d;
+    } cases[] = {
+        {PD_KV_F16, PD_KV_F16, 16},   {PD_KV_F16, PD_KV_F16, 80}, {PD_KV_F32, PD_KV_F32, 64}, {PD_KV_Q8_0, PD_KV_Q8_0, 32},
+        {PD_KV_Q8_0, PD_KV_Q8_0, 96}, {PD_KV_Q4, PD_KV_Q4, 64},   {PD_KV_Q4, PD_KV_Q4, 96},   {PD_KV_F16, PD_KV_Q4, 64},
+        {PD_KV_Q8_0, PD_KV_Q4, 64},   {PD_KV_Q4, PD_KV_F32, 32},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         world w;
-        open_world(&w, (pd_codec_id)(c % 2), dims[c / 2], LAYERS * HEADS * (SLOTS / N + 1));
+        open_world(&w, cases[c].key, cases[c].value, cases[c].d, LAYERS * HEADS * (SLOTS / N + 1));
         float *k = malloc(SLOTS * w.d * sizeof *k), *v = malloc(SLOTS * w.d * sizeof *v);
         int32_t pos[SLOTS];
         for (int step = 0; step < 4000; step++) {
@@ -353,7 +369,7 @@ static void kv_agrees_with_plain_arrays(void **state) {
 static void append_beyond_the_pool_is_an_error(void **state) {
     (void)state;
     world w;
-    open_world(&w, PD_CODEC_F16, 64, 3);
+    open_world(&w, PD_KV_F16, PD_KV_F16, 64, 3);
     float *rows = calloc(SLOTS * 64, sizeof *rows);
     int32_t pos[SLOTS];
     for (int32_t i = 0; i < SLOTS; i++) pos[i] = i;
@@ -365,7 +381,7 @@ static void append_beyond_the_pool_is_an_error(void **state) {
     assert_true(pd_kvpool_check(&w.pool));
     close_world(&w);
 
-    open_world(&w, PD_CODEC_F16, 64, 100);
+    open_world(&w, PD_KV_F16, PD_KV_F16, 64, 100);
     err = (pd_err){0};
     assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, SLOTS, &err), PD_OK);
     assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, 17, &err), PD_EINTERNAL);
@@ -376,15 +392,15 @@ static void append_beyond_the_pool_is_an_error(void **state) {
 static void f16_rounds_as_it_stores(void **state) {
     (void)state;
     world w;
-    open_world(&w, PD_CODEC_F16, 48, 8);
+    open_world(&w, PD_KV_F16, PD_KV_F16, 48, 8);
     float k[48], v[48], want_k[48], want_v[48];
     const int32_t pos = 5;
     for (size_t i = 0; i < 48; i++) {
         want_k[i] = k[i] = 3.0f * pd_rng_f32(&w.rng);
         want_v[i] = v[i] = 1e-5f * pd_rng_f32(&w.rng); /* subnormal halves */
     }
-    w.kv.codec->round(w.kv.kern, want_k, 48);
-    w.kv.codec->round(w.kv.kern, want_v, 48);
+    pd_kv_round(PD_KV_F16, w.kv.kern, want_k, 48);
+    pd_kv_round(PD_KV_F16, w.kv.kern, want_v, 48);
     assert_memory_not_equal(k, want_k, sizeof k);
     assert_int_equal(pd_kv_append(&w.kv, 0, 0, k, v, 48, &pos, NULL, 1, NULL), PD_OK);
     pd_kv_read(&w.kv, 0, 0, k, v, NULL);
@@ -414,17 +430,16 @@ enum { SHADOWED = 0 };
 enum { SHADOWED = 0 };
 #endif
 
-static void resident_memory_falls_with_the_cache(void **state) {
-    (void)state;
-    if (SHADOWED) skip();
+static void resident_memory_falls(pd_kv_type type) {
     enum { D = 64, TOKENS = 65536, CHUNK = 1024, H = 4 }; /* 64 MiB in f16 */
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
-    const pd_codec *codec = pd_codec_get(PD_CODEC_F16);
-    pd_kvpool pool = new_pool(pd_codec_page_bytes(codec, D), H * TOKENS / N + H, 512 << 10);
+    const pd_codec codec = pd_codec_of(type, type);
+    const size_t page = pd_codec_page_bytes(&codec, D), full_pages = H * TOKENS / N;
+    pd_kvpool pool = new_pool(page, full_pages + H, 512 << 10);
     pd_kv kv;
     const size_t slots[1] = {TOKENS};
-    assert_int_equal(pd_kv_init(&kv, &pool, codec, &kern, 1, H, D, slots, NULL), PD_OK);
+    assert_int_equal(pd_kv_init(&kv, &pool, &codec, &kern, 1, H, D, slots, NULL), PD_OK);
     float *rows = malloc(CHUNK * D * sizeof *rows);
     int32_t *pos = malloc(CHUNK * sizeof *pos);
     uint32_t *keep = malloc(TOKENS / 8 * sizeof *keep);
@@ -437,11 +452,11 @@ static void resident_memory_falls_with_the_cache(void **state) {
             assert_int_equal(pd_kv_append(&kv, 0, h, rows, rows, D, pos, NULL, CHUNK, NULL), PD_OK);
     }
     const uint64_t full_bytes = pd_kv_bytes(&kv), full = pd_sysmem_rss();
-    assert_int_equal(full_bytes, 64u << 20);
+    assert_int_equal(full_bytes, full_pages * page);
     assert_true(full - at_start >= full_bytes); /* what we count is really there */
     for (size_t h = 0; h < H; h++) pd_kv_keep(&kv, 0, h, keep, TOKENS / 8);
     const uint64_t kept = pd_sysmem_rss();
-    assert_int_equal(pd_kv_bytes(&kv), 8u << 20);
+    assert_int_equal(pd_kv_bytes(&kv), full_pages / 8 * page);
     expect_fall(full, kept, full_bytes - pd_kv_bytes(&kv), "after keeping one of eight");
     pd_kv_done(&kv);
     pd_kvpool_trim(&pool, 0);
@@ -450,6 +465,242 @@ static void resident_memory_falls_with_the_cache(void **state) {
     free(pos);
     free(keep);
     pd_kvpool_done(&pool);
+}
+
+static void resident_memory_falls_with_the_cache(void **state) {
+    (void)state;
+    if (SHADOWED) skip();
+    resident_memory_falls(PD_KV_F16);
+    resident_memory_falls(PD_KV_Q8_0);
+    resident_memory_falls(PD_KV_Q4);
+}
+
+/* ---- types ---- */
+
+/* Written and read back: q8_0 is off by half a step of max / 127 and the rounding of
+ * the step to f16 (127 of it, 2^-11 each); q4, rotated, by half a step of max / 7.5 in
+ * every one of the rotated row's numbers, so the row's length by sqrt(D) / 2 of the
+ * largest step.  Reading and writing again changes nothing. */
+static void few_bits_are_off_by_half_a_step(void **state) {
+    (void)state;
+    static const size_t dims[] = {32, 64, 96, 128, 256};
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    pd_rng rng = {91};
+    for (size_t c = 0; c < sizeof dims / sizeof *dims; c++) {
+        const size_t d = dims[c];
+        for (pd_kv_type t = PD_KV_Q8_0; t <= PD_KV_Q4; t++) {
+            const pd_codec codec = pd_codec_of(t, t);
+            uint8_t *page = calloc(2, pd_codec_page_bytes(&codec, d));
+            float x[2][256], y[2][256], z[2][256];
+            for (size_t i = 0; i < 2 * d; i++) x[i / d][i % d] = (i % 19 == 3 ? 20.0f : 1.0f) * (pd_rng_f32(&rng) - 0.5f);
+            pd_codec_write(&codec, &kern, page, d, 5, 1, x[0], x[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 5, y[0], y[1], NULL);
+            pd_codec_write(&codec, &kern, page, d, 15, 1, y[0], y[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 15, z[0], z[1], NULL);
+            for (int part = 0; part < 2; part++) {
+                double off = 0.0, length = 0.0;
+                for (size_t i = 0; i < d; i++) {
+                    const size_t g = i / PD_KV_GROUP * PD_KV_GROUP;
+                    float max = 0.0f;
+                    for (size_t j = g; j < g + PD_KV_GROUP; j++) max = fmaxf(max, fabsf(x[part][j]));
+                    if (t == PD_KV_Q8_0 && fabsf(y[part][i] - x[part][i]) > max * (0.5f / 127.0f + 0x1p-11f) * 1.001f)
+                        fail_msg("q8_0 D=%zu part %d [%zu]: %g became %g, largest of the group %g", d, part, i,
+                                 (double)x[part][i], (double)y[part][i], (double)max);
+                    off += pow((double)y[part][i] - (double)x[part][i], 2);
+                    length += pow((double)x[part][i], 2);
+                    if (fabsf(z[part][i] - y[part][i]) > 2e-3f * (t == PD_KV_Q8_0 ? max : 20.0f))
+                        fail_msg("%s D=%zu part %d [%zu]: %g became %g", pd_kv_type_name(t), d, part, i, (double)y[part][i],
+                                 (double)z[part][i]);
+                }
+                /* a rotated row's largest number is below its length */
+                const double step = sqrt(length) / 7.5;
+                if (t == PD_KV_Q4 && sqrt(off) > sqrt((double)d) / 2.0 * step)
+                    fail_msg("q4 D=%zu part %d: off by %g of %g", d, part, sqrt(off), sqrt(length));
+                /* uniform error: a twelfth of the step squared.  A normal row's largest of 32 is near 2.5 sigma. */
+                if (t == PD_KV_Q4 && sqrt(off / length) > 0.15)
+                    fail_msg("q4 D=%zu part %d: off by %g of the row's length", d, part, sqrt(off / length));
+            }
+            /* a row of zeros, and one too small to divide by, are zeros */
+            memset(x, 0, sizeof x);
+            x[0][7] = 1e-42f;
+            pd_codec_write(&codec, &kern, page, d, 0, 1, x[0], x[1], d, NULL);
+            pd_codec_read(&codec, &kern, page, d, 0, y[0], y[1], NULL);
+            for (size_t i = 0; i < 2 * d; i++) assert_true(y[i / d][i % d] == 0.0f);
+            free(page);
+        }
+    }
+}
+
+static void types_have_names(void **state) {
+    (void)state;
+    pd_kv_type t;
+    assert_true(pd_kv_type_parse("q8_0", &t) && t == PD_KV_Q8_0);
+    assert_true(pd_kv_type_parse("q4", &t) && t == PD_KV_Q4);
+    assert_true(pd_kv_type_parse("f16", &t) && t == PD_KV_F16);
+    assert_false(pd_kv_type_parse("f32", &t)); /* the engine's business */
+    assert_false(pd_kv_type_parse("q8", &t));
+    static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 4.5};
+    for (t = PD_KV_F16; t < PD_KV_TYPES; t++) {
+        const pd_codec c = pd_codec_of(t, t);
+        assert_true((double)pd_codec_page_bytes(&c, 64) * 8 == bits[t] * 2 * N * 64);
+    }
+    const pd_codec mixed = pd_codec_of(PD_KV_Q8_0, PD_KV_Q4);
+    assert_int_equal(pd_codec_page_bytes(&mixed, 64), (1024 + 64) + (512 + 64));
+}
+
+/* Attention in every pair of types against softmax in f64 over the rows as they are read
+ * back: rotations, centre and mixing cancel.  What is left is the query's rounding to
+ * int8 where keys have few bits: of D numbers each by max|q'| / 254 <= |q| / 254, so a
+ * score by e <= sqrt(D) / 254 * |q| * max|k - centre|, a weight by exp(2 e); and the
+ * roundings of f32, D u sum|q k| of the score. */
+static void attention_agrees_with_the_rows_read_back(void **state) {
+    (void)state;
+    enum { D = 64, G = 3, FIRST = 5, ROWS = 75, PAGES = 5, STRIDE = 16 * PAGES };
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    pd_rng rng = {17};
+    static float k[ROWS][D], v[ROWS][D], tmp[G * STRIDE], scratch[4096], acc[G * D];
+    float centre[D], q[G * D], m[G], l[G];
+    assert_true(pd_codec_attn_floats(G, D) <= sizeof scratch / sizeof *scratch);
+    for (size_t c = 0; c < D; c++) centre[c] = 3.0f * pd_rng_f32(&rng);
+    for (int key = PD_KV_F16; key < PD_KV_TYPES; key++) {
+        for (int value = PD_KV_F16; value < PD_KV_TYPES; value++) {
+            const pd_codec codec = pd_codec_of((pd_kv_type)key, (pd_kv_type)value);
+            const float *shift = pd_kv_type_group(codec.key) > 1 ? centre : NULL;
+            uint8_t *page[PAGES];
+            for (size_t i = 0; i < PAGES; i++) page[i] = calloc(1, pd_codec_page_bytes(&codec, D));
+            double far = 0.0;
+            for (size_t i = 0; i < ROWS; i++) {
+                for (size_t c = 0; c < D; c++) {
+                    k[i][c] = centre[c] + 0.5f * pd_rng_f32(&rng);
+                    v[i][c] = pd_rng_f32(&rng); /* below 2 when read back */
+                }
+                const size_t at = FIRST + i;
+                pd_codec_write(&codec, &kern, page[at / N], D, at % N, 1, k[i], v[i], D, shift);
+                pd_codec_read(&codec, &kern, page[at / N], D, at % N, k[i], v[i], shift);
+                double d2 = 0.0;
+                for (size_t c = 0; c < D; c++) d2 += pow((double)k[i][c] - (double)centre[c], 2);
+                far = fmax(far, sqrt(d2));
+            }
+            for (size_t i = 0; i < G * D; i++) q[i] = 0.5f * pd_rng_f32(&rng);
+            pd_codec_attn(&codec, &kern, q, G, D, (const void *const *)page, FIRST, ROWS, 0, 0.0f, tmp, STRIDE, scratch, m, l, acc);
+            for (size_t g = 0; g < G; g++) {
+                double s[ROWS], max = -INFINITY, sum = 0.0, q2 = 0.0, most = 0.0;
+                for (size_t c = 0; c < D; c++) q2 += (double)q[g * D + c] * (double)q[g * D + c];
+                for (size_t i = 0; i < ROWS; i++) {
+                    double abs = 0.0;
+                    s[i] = 0.0;
+                    for (size_t c = 0; c < D; c++) {
+                        s[i] += (double)q[g * D + c] * (double)k[i][c];
+                        abs += fabs((double)q[g * D + c] * (double)k[i][c]);
+                    }
+                    max = fmax(max, s[i]);
+                    most = fmax(most, abs);
+                }
+                for (size_t i = 0; i < ROWS; i++) sum += s[i] = exp(s[i] - max);
+                const double e = D * 0x1p-24 * most + (shift ? sqrt((double)D) / 254.0 * sqrt(q2) * far : 0.0);
+                for (size_t c = 0; c < D; c++) {
+                    double want = 0.0;
+                    for (size_t i = 0; i < ROWS; i++) want += s[i] / sum * (double)v[i][c];
+                    const double got = (double)acc[g * D + c] / (double)l[g];
+                    if (!(fabs(got - want) <= 2.0 * expm1(2.0 * e) + 2e-5))
+                        fail_msg("keys %s, values %s, head %zu, channel %zu: %g, not %g (within %g)", pd_kv_type_name(codec.key),
+                                 pd_kv_type_name(codec.value), g, c, got, want, 2.0 * expm1(2.0 * e));
+                }
+            }
+            for (size_t i = 0; i < PAGES; i++) free(page[i]);
+        }
+    }
+}
+
+/* A head's first keys give its centre; it stays while the head holds slots. */
+static void keys_in_few_bits_have_a_centre(void **state) {
+    (void)state;
+    world w;
+    open_world(&w, PD_KV_Q4, PD_KV_F16, 64, 100);
+    static float k[40 * 64], v[40 * 64], got[80 * 64];
+    int32_t pos[40];
+    for (int32_t i = 0; i < 40; i++) {
+        pos[i] = i;
+        for (size_t c = 0; c < 64; c++) k[(size_t)i * 64 + c] = 500.0f + (float)c + 0.1f * pd_rng_f32(&w.rng);
+    }
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 40, NULL), PD_OK);
+    const float *centre = pd_kv_centre(&w.kv, 0, 1);
+    assert_true(fabsf(centre[63] - 563.0f) < 0.06f);
+    pd_kv_read(&w.kv, 0, 1, got, NULL, NULL); /* 500 in 4 bits would be off by 30 */
+    for (size_t i = 0; i < 40 * 64; i++) assert_true(fabsf(got[i] - k[i]) < 0.1f);
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 1, NULL), PD_OK);
+    assert_true(fabsf(centre[63] - 563.0f) < 0.06f);
+    world copy;
+    open_world(&copy, PD_KV_Q4, PD_KV_F16, 64, 100);
+    assert_int_equal(pd_kv_copy(&copy.kv, &w.kv, NULL), PD_OK);
+    pd_kv_read(&copy.kv, 0, 1, got, NULL, NULL);
+    for (size_t i = 0; i < 40 * 64; i++) assert_true(fabsf(got[i] - k[i]) < 0.1f);
+    close_world(&copy);
+    assert_true(pd_kv_centre(&w.kv, 1, 2)[0] == 0.0f); /* a head of its own */
+    assert_int_equal(pd_kv_append(&w.kv, 1, 2, k, v, 64, pos, NULL, 3, NULL), PD_OK);
+    assert_true(pd_kv_centre(&w.kv, 1, 2)[0] == 0.0f); /* three say little */
+    pd_kv_drop_front(&w.kv, 0, 1, 41);
+    for (size_t i = 0; i < 40 * 64; i++) k[i] = -1.0f;
+    assert_int_equal(pd_kv_append(&w.kv, 0, 1, k, v, 64, pos, NULL, 20, NULL), PD_OK);
+    assert_true(fabsf(centre[63] + 1.0f) < 1e-5f);
+    close_world(&w);
+}
+
+/* ---- one pool for each kind of page ---- */
+
+static void pools_are_made_when_wanted_and_add_up(void **state) {
+    (void)state;
+    enum { D = 64, BYTES = 1 << 20 };
+    const pd_codec f16 = pd_codec_of(PD_KV_F16, PD_KV_F16), q8 = pd_codec_of(PD_KV_Q8_0, PD_KV_Q8_0),
+                   mixed = pd_codec_of(PD_KV_F16, PD_KV_Q4);
+    pd_kvpools p;
+    assert_int_equal(pd_kvpools_init(&p, &f16, D, BYTES + 5, 0, NULL), PD_OK);
+    assert_int_equal(p.max_bytes, BYTES); /* whole f16 pages */
+    pd_kvpool *pool[3];
+    const pd_codec *codec[] = {&f16, &q8, &mixed};
+    uint64_t want = 0;
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(pd_kvpools_get(&p, codec[i], &pool[i], NULL), PD_OK);
+        pd_kvpool *again;
+        assert_int_equal(pd_kvpools_get(&p, codec[i], &again, NULL), PD_OK);
+        assert_ptr_equal(pool[i], again);
+        for (size_t n = 0; n < 10 + i; n++) {
+            uint32_t page;
+            assert_true(pd_kvpool_take(pool[i], PD_PAGE_SEQ, &page));
+            memset(pd_kvpool_page(pool[i], page), 1, pool[i]->page_bytes);
+        }
+        want += (10 + i) * pd_codec_page_bytes(codec[i], D);
+    }
+    assert_int_equal(pd_kvpools_held(&p, PD_PAGE_SEQ), want);
+    assert_int_equal(pd_kvpools_held(&p, PD_PAGE_STORE), 0);
+    assert_true(pd_kvpools_check(&p));
+    uint64_t type[2][PD_KV_TYPES];
+    pd_kvpools_by_type(&p, type);
+    assert_int_equal(type[0][PD_KV_F16], (10 + 12) * 2048);
+    assert_int_equal(type[1][PD_KV_F16], 10 * 2048);
+    assert_int_equal(type[0][PD_KV_Q8_0], 11 * 1088);
+    assert_int_equal(type[1][PD_KV_Q8_0], 11 * 1088);
+    assert_int_equal(type[0][PD_KV_Q4], 0);
+    assert_int_equal(type[1][PD_KV_Q4], 12 * 576);
+    for (uint32_t n = 0; n < 11; n++) pd_kvpool_give(pool[1], n);
+    pd_kvpools_trim(&p);
+    /* whole pages of the system: what shares one with nothing held */
+    assert_true(pd_kvpools_dirty(&p) < 2 * 2176 + 2 * 4096);
+    assert_int_equal(pd_kvpools_held(&p, PD_PAGE_SEQ), want - 11 * 2176);
+    for (uint32_t n = 0; n < 10; n++) pd_kvpool_give(pool[0], n);
+    for (uint32_t n = 0; n < 12; n++) pd_kvpool_give(pool[2], n);
+    pd_kvpools_trim(&p);
+    assert_int_equal(pd_kvpools_dirty(&p), 0); /* every page of the system was shared with free ones alone */
+    uint32_t page; /* more than the bound in all, though no pool is full */
+    for (size_t i = 0; i < BYTES / 2176; i++) assert_true(pd_kvpool_take(pool[1], PD_PAGE_SEQ, &page));
+    assert_true(pd_kvpools_check(&p));
+    assert_true(pd_kvpool_take(pool[0], PD_PAGE_SEQ, &page));
+    assert_true(pd_kvpool_check(pool[0]) && pd_kvpool_check(pool[1]));
+    assert_false(pd_kvpools_check(&p));
+    pd_kvpools_done(&p);
+    pd_kvpools_done(&p); /* all-zero is fine */
 }
 
 int main(void) {
@@ -463,6 +714,11 @@ int main(void) {
         cmocka_unit_test(append_beyond_the_pool_is_an_error),
         cmocka_unit_test(f16_rounds_as_it_stores),
         cmocka_unit_test(resident_memory_falls_with_the_cache),
+        cmocka_unit_test(few_bits_are_off_by_half_a_step),
+        cmocka_unit_test(attention_agrees_with_the_rows_read_back),
+        cmocka_unit_test(keys_in_few_bits_have_a_centre),
+        cmocka_unit_test(types_have_names),
+        cmocka_unit_test(pools_are_made_when_wanted_and_add_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -535,7 +535,7 @@ static void spellings_are_one(void **state) {
     pd_engine_close(e);
 }
 
-enum { CROWD = 15 };
+enum { CROWD = 16 };
 static const char *const crowd_press[CROWD] = {
     NULL,
     "cam:compression_interval=8,target_size=40,merge_budget=6(knorm)",
@@ -552,6 +552,7 @@ static const char *const crowd_press[CROWD] = {
     "decoding:compression_interval=6,target_size=60(lagkv:lag_size=16)",
     "decoding:compression_interval=6,target_size=60(cap)",
     "prefill_decoding(compactor@0.4,cam:compression_interval=6,target_size=60(critical(cur)))",
+    "prefill_decoding(kvzip:chunk_size=50,decoding:compression_interval=6,target_size=60(tova))@0.6",
 };
 
 static ask crowd_member(size_t i, int32_t *prompt) {

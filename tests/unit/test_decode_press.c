@@ -443,22 +443,22 @@ static void dms_protects_and_leaves_the_newest(void **state) {
 
 /* ---- tags ---- */
 
-/* The pass over pages against plain sums, in both codecs, at every tail length. */
+/* The pass over pages against plain sums, in every type, at every tail length. */
 static void tags_take_the_models_attention(void **state) {
     (void)state;
     enum { HQ = 6, H = 2, DIM = 32, SLOTS = PD_TAGS_KEYS + 37 }; /* more than is unpacked at a time */
     static const pd_model model = {.hp = {.n_layer = 2, .n_head = HQ, .n_head_kv = H, .head_dim = DIM, .attn_scale = 0.3f,
                                           .window = {0, 9}}};
-    for (int c = 0; c < 2; c++) {
-        const pd_codec *codec = pd_codec_get(c ? PD_CODEC_F32 : PD_CODEC_F16);
+    for (pd_kv_type t = PD_KV_F16; t < PD_KV_TYPES; t++) {
+        const pd_codec codec = pd_codec_of(t, t);
         pd_kernels kern;
         pd_kernels_init(&kern, pd_cpu_detect());
         pd_kvpool pool;
         pd_kv kv;
         pd_tags tags;
         static const size_t slots[] = {SLOTS, SLOTS};
-        assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(codec, DIM), 1 << 20, 0, NULL), PD_OK);
-        assert_int_equal(pd_kv_init(&kv, &pool, codec, &kern, 2, H, DIM, slots, NULL), PD_OK);
+        assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(&codec, DIM), 1 << 20, 0, NULL), PD_OK);
+        assert_int_equal(pd_kv_init(&kv, &pool, &codec, &kern, 2, H, DIM, slots, NULL), PD_OK);
         assert_int_equal(pd_tags_init(&tags, PD_TAG_ATTENTION, &model.hp, slots, NULL), PD_OK);
         assert_null(pd_tags_layer(&tags, 1)); /* has a window */
         pd_attn attn = {.model = &model, .kern = &kern};
@@ -489,7 +489,7 @@ static void tags_take_the_models_attention(void **state) {
             for (size_t h = 0; h < H; h++)
                 for (size_t i = 0; i < (size_t)n; i++)
                     if (!(fabs((double)tags.row[h][i] - want[h][i]) <= 1e-5 * (double)n))
-                        fail_msg("codec %s, %d slots, head %zu, slot %zu: %g, not %g", codec->name, n, h, i,
+                        fail_msg("codec %s, %d slots, head %zu, slot %zu: %g, not %g", pd_kv_type_name(t), n, h, i,
                                  (double)tags.row[h][i], want[h][i]);
         }
         static const uint32_t keep[] = {0, 3, SLOTS - 1};

@@ -11,6 +11,7 @@
 #include "engine/base/num.h"
 #include "tests/unit/against_ref.h"
 #include "tests/unit/engine_case.h"
+#include "tests/unit/press_data_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -224,6 +225,8 @@ static void pressed_equals_the_masked_reference(void **state) {
         /* every layer goes on at a position of its own */
         {TINY_LLAMA, "composed(per_layer:compression_ratios=0.2;0.5;0.8(knorm),key_rerotation(keydiff)@0.3)", 200, 150},
         {TINY_GEMMA3, "per_layer:compression_ratios=1*5;0.5;1(knorm)", 150, 100},
+        {TINY_LLAMA, "kvzip:chunk_size=64@0.5", 200, 160}, {TINY_LLAMA, "kvcompose@0.6", 200, 0},
+        {TINY_LLAMA, "kvcompose:structured=false@0.6", 200, 0}, {TINY_GEMMA3, "kvzip@0.5", 150, 100},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const bool gemma = cases[c].arch == TINY_GEMMA3;
@@ -248,6 +251,104 @@ static void pressed_equals_the_masked_reference(void **state) {
         case_drop(a);
         case_drop(x);
         ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+static pd_compression *gates_of(const pd_press_model *model, double ratio) {
+    pd_arena arena = {0};
+    pd_spec *spec;
+    pd_err err = {0};
+    double in_text;
+    pd_compression *c = calloc(1, sizeof *c);
+    if (pd_spec_parse_text("fastkvzip:window_ratio=0.05", "press", &arena, &spec, &in_text, &err) != PD_OK ||
+        pd_spec_resolve(spec, model, &c->press, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    pd_arena_done(&arena);
+    c->ratio = ratio;
+    return c;
+}
+
+/* Layers are scored while they are prefilled, nothing is replayed, and one cut goes
+ * through all of them: what stays scores at least as much as what goes. */
+static void gates_cut_all_layers_at_one_score(void **state) {
+    (void)state;
+    for (int gemma = 0; gemma < 2; gemma++) {
+        enum { TOKENS = 200 };
+        int32_t prompt[TOKENS];
+        case_prompt(prompt, TOKENS, 61);
+        pd_engine *e = case_open(gemma ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
+        pd_press_model model = pd_engine_get_info(e)->press_model;
+        pd_press_data *data = pd_case_data(21, &model);
+        model.data = data;
+        answer *a = case_run(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 9, .comp = gates_of(&model, 0.6), .explain = true, .scores = true});
+        float least = INFINITY, most = -INFINITY;
+        size_t kept = 0, heads = 0;
+        for (size_t i = 0; i < model.n_layer * model.n_head_kv; i++) {
+            const pd_explain_head *h = &a->r->explain[i];
+            if (!h->scores) continue; /* of a layer with a window */
+            kept += h->n_kept;
+            heads++;
+            for (size_t s = 0, k = 0; s < TOKENS; s++) {
+                const bool stays = k < h->n_kept && h->kept[k] == (int32_t)s;
+                k += stays;
+                assert_true(h->scores[s] > 0.0f && h->scores[s] <= 1.0f);
+                assert_int_equal(h->scores[s] == 1.0f, s < 4 || s >= 190);
+                if (stays) least = fminf(least, h->scores[s]);
+                else most = fmaxf(most, h->scores[s]);
+            }
+        }
+        assert_int_equal(heads, gemma ? 1 : model.n_layer * model.n_head_kv);
+        assert_int_equal(kept, heads * TOKENS - (size_t)((double)(heads * TOKENS) * 0.6));
+        assert_true(least >= most);
+        case_drop(a);
+        case_expect_idle(e);
+        pd_engine_close(e);
+        pd_press_data_close(data);
+    }
+}
+
+/* What a deferred press reports and what its pages hold: one budget for all layers,
+ * nothing of the replay left, and less memory than a dense cache. */
+static void deferred_presses_share_one_budget(void **state) {
+    (void)state;
+    static const struct {
+        const char *press;
+        size_t n, slack; /* pairs the counting rule may be off by */
+        bool same_heads, same_layers;
+    } cases[] = {
+        {"kvzip@0.5", 300, 0, false, false},
+        {"kvzip:chunk_size=100@0.75", 300, 0, false, false},
+        {"kvzip:layerwise=true@0.5", 200, 3, false, true},
+        {"kvzip:kvzip_plus_normalization=true,n_sink=0@0.6", 150, 6, false, false},
+        {"kvcompose@0.5", 300, 2, true, false},
+        {"kvcompose:structured=false,add_v_norm=true,agg_task=mean@0.5", 200, 6, false, false},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        int32_t prompt[300];
+        case_prompt(prompt, 300, 400 + c);
+        pd_engine *e = case_open(TINY_LLAMA, TINY_F32, NULL);
+        answer *a = case_run(e, &(ask){.tokens = prompt, .n = cases[c].n, .press = cases[c].press, .max_tokens = 1});
+        const pd_kv_report *r = &a->r->kv;
+        const size_t pairs = 6 * cases[c].n; /* 3 layers, 2 heads */
+        const double ratio = strtod(strchr(cases[c].press, '@') + 1, NULL);
+        size_t kept = 0, pages = 0, layer[3] = {0};
+        for (size_t i = 0; i < 6; i++) {
+            kept += r->kept[i];
+            pages += (r->kept[i] + PAGE - 1) / PAGE;
+            layer[i / 2] += r->kept[i];
+            if (cases[c].same_heads) assert_int_equal(r->kept[i], r->kept[i / 2 * 2]);
+        }
+        const size_t want = pairs - (size_t)((double)pairs * ratio);
+        if (kept < want || kept > want + cases[c].slack) fail_msg("%s keeps %zu of %zu", cases[c].press, kept, pairs);
+        assert_int_equal(kept + r->tokens_evicted, pairs);
+        assert_int_equal(r->pages, pages);
+        assert_true(r->bytes < r->bytes_dense);
+        assert_true(r->bytes_peak > r->bytes_dense); /* the price: all layers dense, and a replay beside them */
+        if (cases[c].same_layers) assert_true(layer[0] == layer[1] && layer[1] == layer[2]);
+        if (c == 0) assert_true(layer[0] != layer[1] || layer[1] != layer[2]);
+        case_drop(a);
         case_expect_idle(e);
         pd_engine_close(e);
     }
@@ -329,7 +430,7 @@ static void answers_do_not_depend_on_threads(void **state) {
 
 static void ratio_zero_is_dense(void **state) {
     (void)state;
-    static const char *const presses[] = {"knorm@0", "adakv(snapkv)@0", "key_rerotation(knorm)@0", "expected_attention@0"};
+    static const char *const presses[] = {"knorm@0", "adakv(snapkv)@0", "key_rerotation(knorm)@0", "expected_attention@0", "kvzip@0", "kvcompose@0"};
     for (int c = 0; c < 2; c++) {
         pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
         int32_t prompt[150];
@@ -398,7 +499,7 @@ static void comparisons_have_limits(void **state) {
     static const char *const sinks[] = {
         "expected_attention:n_sink=1@0.5", "expected_attention:n_sink=2@0.5", "expected_attention:n_sink=3@0.5",
         "expected_attention:n_sink=4@0.5", "expected_attention:n_sink=5@0.5", NULL};
-    static const char *const one[] = {"knorm@0.5", NULL};
+    static const char *const one[] = {"knorm@0.5", NULL}, *const late[] = {"knorm@0.5", "kvzip@0.5", NULL};
     const char *many[PD_COMPARE_MAX + 2] = {NULL};
     for (size_t i = 0; i <= PD_COMPARE_MAX; i++) many[i] = "knorm@0.5";
     pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
@@ -413,6 +514,7 @@ static void comparisons_have_limits(void **state) {
         {{.explain = false, .max_tokens = 1, .compare = one}, "compare"},
         {{.explain = true, .compare = one, .scope = 20}, "compare[0]"},
         {{.explain = true, .compare = many}, "compare"},
+        {{.explain = true, .compare = late}, "compare[1]"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ask q = cases[i].q;
@@ -739,6 +841,66 @@ static void short_scopes_are_skipped(void **state) {
     pd_engine_close(e);
 }
 
+/* One tile, several, a single token; the mean of all tokens and the last one's. */
+static void embeddings_equal_the_reference(void **state) {
+    (void)state;
+    static const size_t length[] = {1, 2, 128, 129, 300};
+    int32_t prompt[300];
+    case_prompt(prompt, 300, 77);
+    for (int arch = 0; arch < 2; arch++) {
+        const tiny_arch kind = arch ? TINY_GEMMA3 : TINY_LLAMA;
+        pd_engine *e = case_open(kind, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32, .threads = 1 + (unsigned)arch});
+        ref_model *m = ref_open(case_model(kind, TINY_F32));
+        const size_t d = ref_n_embd(m);
+        for (size_t c = 0; c < sizeof length / sizeof *length; c++) {
+            const size_t n = length[c];
+            double *h = ref_states(m, prompt, n);
+            for (pd_pooling pool = PD_POOL_MEAN; pool <= PD_POOL_LAST; pool++) {
+                answer *a = case_run(e, &(ask){.tokens = prompt, .n = n, .pool = pool});
+                const float *v = pd_job_embedding(a->job);
+                assert_non_null(v);
+                double sum = 0.0, most = 0.0, *want = calloc(d, sizeof *want);
+                for (size_t t = pool == PD_POOL_LAST ? n - 1 : 0; t < n; t++)
+                    for (size_t i = 0; i < d; i++) want[i] += h[t * d + i];
+                for (size_t i = 0; i < d; i++) sum += want[i] * want[i];
+                for (size_t i = 0; i < d; i++) most = fmax(most, fabs(v[i] - want[i] / sqrt(sum)));
+                if (!(most < 1e-4)) fail_msg("arch %d, %zu tokens, pooling %d: differs by %g", arch, n, (int)pool, most);
+                free(want);
+                case_drop(a);
+            }
+            free(h);
+        }
+        ref_close(m);
+        case_expect_idle(e);
+        pd_engine_close(e);
+    }
+}
+
+/* An embedding has no token, no press and one answer. */
+static void embeddings_have_limits(void **state) {
+    (void)state;
+    int32_t prompt[8];
+    case_prompt(prompt, 8, 1);
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q4_1, &(case_opts){0});
+    const ask plain = {.tokens = prompt, .n = 8, .pool = PD_POOL_MEAN};
+    ask bad[2] = {plain, plain};
+    bad[0].max_tokens = 1;
+    bad[1].press = "knorm@0.5";
+    pd_job *job[2];
+    for (size_t i = 0; i < 2; i++) {
+        pd_err err = {0};
+        assert_int_equal(case_submit(e, &bad[i], job, &err), PD_EINVAL);
+        assert_string_equal(err.param, "pooling");
+    }
+    pd_err err = {0};
+    assert_int_equal(case_submit_n(e, &plain, 2, job, &err), PD_EINVAL);
+    answer *none = case_run(e, &(ask){.tokens = prompt, .n = 8, .max_tokens = 1});
+    assert_null(pd_job_embedding(none->job));
+    case_drop(none);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
 static int group_end(void **state) {
     (void)state;
     case_cleanup();
@@ -750,8 +912,12 @@ int main(void) {
         cmocka_unit_test(dense_equals_the_reference),
         cmocka_unit_test(int8_is_near_the_reference),
         cmocka_unit_test(prompt_scores_equal_the_reference),
+        cmocka_unit_test(embeddings_equal_the_reference),
+        cmocka_unit_test(embeddings_have_limits),
         cmocka_unit_test(scores_and_answers_do_not_mind_each_other),
         cmocka_unit_test(pressed_equals_the_masked_reference),
+        cmocka_unit_test(deferred_presses_share_one_budget),
+        cmocka_unit_test(gates_cut_all_layers_at_one_score),
         cmocka_unit_test(answers_do_not_depend_on_company),
         cmocka_unit_test(answers_do_not_depend_on_threads),
         cmocka_unit_test(ratio_zero_is_dense),

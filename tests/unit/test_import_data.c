@@ -20,7 +20,7 @@
 enum { NL = 3, HQ = 4, HK = 2, D = 8, E = 16, HIDDEN = 5, MOST = 99 * NL * HK };
 static const pd_press_model model = {NL, HQ, HK, D, E, NULL};
 static char dir[] = "/tmp/pressd-import-XXXXXX", file[64];
-static float numbers[NL * HQ * D * D];
+static float numbers[2048]; /* enough for any tensor below */
 
 static int make_dir(void **state) {
     (void)state;
@@ -62,7 +62,7 @@ static void statistics_and_filters(void **state) {
     assert_int_equal(pd_import_stats(d, file, &err), PD_OK);
     assert_int_equal(pd_import_qfilter(d, file, &err), PD_OK);
     assert_int_equal(pd_press_data_have(d), 1u << PD_SET_STATS | 1u << PD_SET_QFILTER);
-    assert_memory_equal(pd_press_data_get(d, PD_DATA_QUERY_COV), numbers, sizeof numbers);
+    assert_memory_equal(pd_press_data_get(d, PD_DATA_QUERY_COV), numbers, NL * HQ * D * D * sizeof *numbers);
     assert_int_equal(pd_press_data_check(d, &err), PD_OK);
     pd_press_data_close(d);
 
@@ -83,7 +83,7 @@ static void statistics_and_filters(void **state) {
 }
 
 /* The tensors of `n_layer` layers; `parts` per layer. */
-static void write_kvzap(const pd_st_out *part, size_t parts, size_t n_layer) {
+static void write_layers(const pd_st_out *part, size_t parts, size_t n_layer) {
     pd_st_out out[32];
     char name[32][32];
     for (size_t i = 0; i < n_layer * parts; i++) {
@@ -105,9 +105,9 @@ static void kvzap_of_both_kinds(void **state) {
                                     {.name = "2.bias", .n_dim = 1, .shape = {HK}}};
     pd_press_data *d = fresh();
     pd_err err = {0};
-    write_kvzap(linear, 2, NL);
+    write_layers(linear, 2, NL);
     assert_int_equal(pd_import_kvzap(d, file, &err), PD_OK);
-    write_kvzap(mlp, 4, NL);
+    write_layers(mlp, 4, NL);
     assert_int_equal(pd_import_kvzap(d, file, &err), PD_OK);
     assert_int_equal(pd_press_data_have(d), 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_KVZAP_MLP);
     assert_int_equal(pd_press_data_hidden(d), HIDDEN);
@@ -117,7 +117,7 @@ static void kvzap_of_both_kinds(void **state) {
         assert_memory_equal(pd_press_data_get(d, PD_DATA_KVZAP_W2) + l * HK * HIDDEN, numbers + 4 * l + 2,
                             HK * HIDDEN * 4);
     }
-    write_kvzap(linear, 2, NL + 1);
+    write_layers(linear, 2, NL + 1);
     expect_file_error(pd_import_kvzap(d, file, &err), &err, "has 8 tensors; the linear maps of 3 layers are 6");
     pd_press_data_close(d);
 }
@@ -216,9 +216,44 @@ static void lukv_curves(void **state) {
     }
 }
 
+/* Every layer's dictionary, and one of another group size. */
+static void gates_as_they_are_published(void **state) {
+    (void)state;
+    static const pd_st_out part[] = {
+        {.name = "q_proj.weight", .n_dim = 2, .shape = {HQ * 16, E}}, {.name = "q_proj.bias", .n_dim = 1, .shape = {HQ * 16}},
+        {.name = "k_proj.weight", .n_dim = 2, .shape = {HK * 16, E}}, {.name = "q_norm.weight", .n_dim = 1, .shape = {16}},
+        {.name = "k_norm.weight", .n_dim = 1, .shape = {16}}, {.name = "k_base", .n_dim = 4, .shape = {HK, 1, 16, 16}},
+        {.name = "b", .n_dim = 3, .shape = {HK, 1, HQ / HK}},
+    };
+    enum { PARTS = sizeof part / sizeof *part };
+    write_layers(part, PARTS, NL);
+    pd_press_data *d = fresh();
+    pd_err err = {0};
+    assert_int_equal(pd_import_fastkvzip(d, file, &err), PD_OK);
+    assert_int_equal(pd_press_data_check(d, &err), PD_OK);
+    assert_int_equal(pd_press_data_have(d), 1u << PD_SET_FASTKVZIP);
+    for (size_t l = 0; l < NL; l++) {
+        assert_memory_equal(pd_press_data_get(d, PD_DATA_GATE_Q) + l * HQ * 16 * E, numbers + l * PARTS, HQ * 16 * E * sizeof(float));
+        assert_memory_equal(pd_press_data_get(d, PD_DATA_GATE_B) + l * HQ, numbers + l * PARTS + PARTS - 1, HQ * sizeof(float));
+    }
+    pd_press_data_close(d);
+    pd_st_out other[PARTS];
+    memcpy(other, part, sizeof part);
+    other[PARTS - 1].shape[2] = 1;
+    write_layers(other, PARTS, NL);
+    d = fresh();
+    expect_file_error(pd_import_fastkvzip(d, file, &err), &err, "'layers.0.b' has the shape [2, 1, 1]; the model asks for [2, 1, 2]");
+    pd_press_data_close(d);
+    write_layers(part, PARTS, NL - 1);
+    d = fresh();
+    err = (pd_err){0};
+    expect_file_error(pd_import_fastkvzip(d, file, &err), &err, "has 14 tensors; the gates of 3 layers are 21");
+    pd_press_data_close(d);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(statistics_and_filters), cmocka_unit_test(kvzap_of_both_kinds),
+        cmocka_unit_test(gates_as_they_are_published), cmocka_unit_test(statistics_and_filters), cmocka_unit_test(kvzap_of_both_kinds),
         cmocka_unit_test(duo_patterns),           cmocka_unit_test(lukv_curves),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);

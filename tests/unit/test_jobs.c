@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "engine/base/num.h"
+#include "engine/base/clock.h"
 #include "tests/unit/engine_case.h"
 #include "tests/unit/failing_malloc.h"
 
@@ -15,6 +16,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 16, LLAMA_HEADS = 3 * 2, LLAMA_TOKEN_BYTES = LLAMA_HEADS * 16 * 2 * 2 };
@@ -171,6 +173,66 @@ static void cancelled_jobs_leave_at_every_stage(void **state) {
         case_expect_idle(e);
         next_one_works(e);
     }
+    pd_engine_close(e);
+}
+
+/* Cancelled here and there between the first token's prefill and the last replay's
+ * end: all pages come back, and the next request is served. */
+static void a_cancelled_replay_leaves_nothing(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    const ask q = {.tokens = prompt, .n = 1200, .max_tokens = 1, .press = "kvzip:chunk_size=300@0.5"};
+    uint64_t whole = UINT64_MAX; /* of the quickest: the first finds cold caches, any a busy machine */
+    for (int i = 0; i < 4; i++) {
+        const uint64_t t0 = pd_now_ns();
+        case_drop(case_run(e, &q));
+        const uint64_t took = pd_now_ns() - t0;
+        if (took < whole) whole = took;
+    }
+    size_t cancelled = 0;
+    for (uint64_t part = 1; part < 9; part++) { /* the prompt is a fifth of the work, replays the rest */
+        pd_job *job = submit(e, &q);
+        const struct timespec pause = {.tv_nsec = (long)(whole * part / 10 % 1000000000)};
+        nanosleep(&pause, NULL);
+        pd_job_cancel(job);
+        answer *a = case_wait(job);
+        cancelled += a->r->finish == PD_FINISH_CANCELLED;
+        case_drop(a);
+        case_expect_idle(e);
+    }
+    assert_true(cancelled > 0);
+    next_one_works(e);
+    pd_engine_close(e);
+}
+
+/* A stream gets its steps between the units of a replay, not only between those of
+ * the prompt: seen from outside, steps are counted while units of the replay are. */
+static void a_stream_goes_on_during_a_replay(void **state) {
+    (void)state;
+    enum { TOKENS = 1200, TILE = 128, LAYERS = 3, PROMPT_UNITS = (TOKENS + TILE - 1) / TILE * LAYERS };
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    uint64_t most = 0;
+    for (int round = 0; round < 10 && most < 3; round++) {
+        pd_job *stream = submit(e, &(ask){.tokens = prompt, .n = 10, .max_tokens = 900, .keep_eos = true});
+        pd_engine_stats s;
+        pd_engine_get_stats(e, &s);
+        for (const uint64_t steps = s.decode_steps; s.decode_steps == steps;) pd_engine_get_stats(e, &s);
+        const uint64_t before = s.prefill_units;
+        pd_job *job = submit(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 1, .press = "kvzip:chunk_size=40@0.5"});
+        uint64_t first = 0, last = 0;
+        while (pd_job_get_state(job) != PD_JOB_DONE) {
+            pd_engine_get_stats(e, &s);
+            if (s.prefill_units <= before + PROMPT_UNITS || pd_job_get_state(job) == PD_JOB_DONE) continue;
+            if (!first) first = s.decode_steps;
+            last = s.decode_steps;
+        }
+        most = last - first > most ? last - first : most;
+        case_drop(case_wait(job));
+        pd_job_cancel(stream);
+        case_drop(case_wait(stream));
+        case_expect_idle(e);
+    }
+    assert_true(most >= 3);
     pd_engine_close(e);
 }
 
@@ -391,6 +453,8 @@ int main(void) {
         cmocka_unit_test(refusals_name_the_token),
         cmocka_unit_test(biased_answers_end_where_they_should),
         cmocka_unit_test(cancelled_jobs_leave_at_every_stage),
+        cmocka_unit_test(a_cancelled_replay_leaves_nothing),
+        cmocka_unit_test(a_stream_goes_on_during_a_replay),
         cmocka_unit_test(closing_ends_all_jobs),
         cmocka_unit_test(a_small_pool_serves_many),
         cmocka_unit_test(numbers_add_up),

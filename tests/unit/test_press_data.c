@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "compression/deferred.h"
 #include "compression/press_data.h"
 #include "compression/safetensors.h"
 #include "compression/spec.h"
@@ -189,6 +190,8 @@ static void a_press_says_what_it_lacks(void **state) {
         {"kvzap:model_type=linear", "--only kvzap"},
         {"duo_attention", "--only duo"},
         {"lukv(knorm)", "--only lukv"},
+        {"fastkvzip", "needs trained gates of this model"},
+        {"fastkvzip:layerwise=true", "import-press-data -m MODEL --kind fastkvzip FILE"},
     };
     pd_press_data *all = pd_case_data(5, &model);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -268,12 +271,76 @@ static void duo_protects_and_counts(void **state) {
     tv_close(t);
 }
 
+/* rms(x) * w of 16 numbers. */
+static void rms(const double *x, const float *w, double *y) {
+    double sum = 0.0;
+    for (size_t i = 0; i < 16; i++) sum += x[i] * x[i];
+    for (size_t i = 0; i < 16; i++) y[i] = x[i] / sqrt(sum / 16.0 + 1e-6) * w[i];
+}
+
+/* Rows of a product, [16], of head `head` and input x. */
+static void rows16(const float *w, const float *bias, size_t head, const float *x, size_t d, double *y) {
+    for (size_t i = 0; i < 16; i++) {
+        y[i] = bias ? bias[head * 16 + i] : 0.0;
+        for (size_t e = 0; e < d; e++) y[i] += (double)w[(head * 16 + i) * d + e] * x[e];
+    }
+}
+
+/* Fast KVzip's gate in double, over more rows than one task has. */
+static void gates_follow_their_formula(void **state) {
+    (void)state;
+    const pd_press_model m = {8, 6, 2, 16, 96, NULL};
+    enum { N = 300, L = 3, HQ = 6, H = 2, E = 96 };
+    test_view *t = tv_open(4, N, HQ, H, 16);
+    pd_press_data *d = pd_case_data(9, &m);
+    pd_press_inst *inst = NULL;
+    assert_int_equal(resolve("fastkvzip", d, &inst, NULL), PD_OK);
+    float *x = tv_floats(t, N * E), **score = pd_scores_new(&t->view);
+    pd_rng rng = {77};
+    for (size_t i = 0; i < N * E; i++) x[i] = pd_rng_f32(&rng);
+    pd_err err = {0};
+    assert_int_equal(inst->press->deferred->score(inst, &t->view, score, &err), PD_EINTERNAL); /* without its input */
+    t->view.x = x;
+    t->view.x_rows = N;
+    assert_int_equal(inst->press->deferred->score(inst, &t->view, score, &err), PD_OK);
+    const float *layer[PD_DATA_N];
+    for (int id = PD_DATA_GATE_Q; id <= PD_DATA_GATE_B; id++)
+        layer[id] = pd_press_data_get(d, (pd_data_id)id) + L * (pd_press_data_elems(d, (pd_data_id)id) / 8);
+    double least = 1.0, most = 0.0;
+    for (size_t i = 0; i < N; i += i < 250 ? 25 : 1)
+        for (size_t h = 0; h < H; h++) {
+            double raw[16], k[16], q[16], want = 0.0;
+            rows16(layer[PD_DATA_GATE_K], NULL, h, x + i * E, E, raw);
+            rms(raw, layer[PD_DATA_GATE_K_NORM], k);
+            for (size_t g = h * 3; g < h * 3 + 3; g++) {
+                rows16(layer[PD_DATA_GATE_Q], layer[PD_DATA_GATE_Q_BIAS], g, x + i * E, E, raw);
+                rms(raw, layer[PD_DATA_GATE_Q_NORM], q);
+                double u = layer[PD_DATA_GATE_B][g], sum = 0.0;
+                for (size_t e = 0; e < 16; e++) u += q[e] * k[e] / 4.0;
+                for (size_t b = 0; b < 16; b++) {
+                    double z = 0.0;
+                    for (size_t e = 0; e < 16; e++) z += q[e] * (double)layer[PD_DATA_GATE_BASE][(h * 16 + b) * 16 + e] / 4.0;
+                    sum += exp(z - u);
+                }
+                want += 1.0 / (1.0 + sum) / 3.0;
+            }
+            if (!(fabs(score[h][i] - want) <= 1e-5 * want)) fail_msg("row %zu head %zu: %g, not %g", i, h, (double)score[h][i], want);
+            least = fmin(least, want);
+            most = fmax(most, want);
+        }
+    assert_true(most > 2.0 * least); /* the gates tell rows apart */
+    pd_press_inst_close(inst);
+    pd_press_data_close(d);
+    tv_close(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_saved_is_loaded),    cmocka_unit_test(another_models_file_is_refused),
         cmocka_unit_test(wrong_files_are_refused),    cmocka_unit_test(half_a_set_is_not_saved),
         cmocka_unit_test(a_key_is_one_models),        cmocka_unit_test(a_press_says_what_it_lacks),
         cmocka_unit_test(lukv_keeps_within_a_count),  cmocka_unit_test(duo_protects_and_counts),
+        cmocka_unit_test(gates_follow_their_formula),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -171,12 +171,69 @@ static void as_kvpress_with_this_cpu(void **state) {
     run_file(&kern, data_file, true, 150);
 }
 
+/* What says that it scores a slot from itself alone says so of a view of one slot, which is
+ * how dms asks while decoding. */
+static void alone_is_as_in_company(void **state) {
+    (void)state;
+    enum { L = 40, HQ = 6, H = 3, D = 16, EMBD = HQ * D };
+    pd_press_model model = {8, HQ, H, D, EMBD, NULL};
+    pd_press_data *data = pd_case_data(5, &model);
+    model.data = data;
+    pd_err err = {0};
+    size_t n_alone = 0;
+    for (size_t p = 0; p < pd_press_count(); p++) {
+        const pd_press *press = pd_press_at(p);
+        if (!(press->can & PD_CAN_SCORE_ALONE)) continue;
+        n_alone++;
+        test_view *t = tv_open(3, L, HQ, H, D);
+        pd_spec *spec;
+        double ratio;
+        pd_press_inst *inst = NULL;
+        t->view.x = t->qp;
+        t->view.x_rows = L;
+        float **whole = pd_scores_new(&t->view), **part = pd_scores_new(&t->view);
+        if (pd_spec_parse_text(press->name, "press", &t->data, &spec, &ratio, &err) != PD_OK ||
+            pd_spec_resolve(spec, &model, &inst, &err) != PD_OK ||
+            pd_press_score(inst, &t->view, whole, &err) != PD_OK)
+            fail_msg("%s: %s", press->name, err.msg);
+        for (size_t i = 0; i < L; i++) {
+            size_t one[H];
+            const int32_t *pos[H];
+            const float *k[H], *v[H];
+            for (size_t h = 0; h < H; h++) {
+                one[h] = 1;
+                pos[h] = t->pos[h] + i;
+                k[h] = t->k[h] + i * D;
+                v[h] = t->v[h] + i * D;
+            }
+            pd_view view = t->view;
+            view.phase = PD_PHASE_STEP;
+            view.n = view.x_rows = 1;
+            view.n_h = one;
+            view.pos = pos;
+            view.k = k;
+            view.v = v;
+            view.x = t->qp + i * EMBD;
+            if (pd_press_score(inst, &view, part, &err) != PD_OK) fail_msg("%s: %s", press->name, err.msg);
+            for (size_t h = 0; h < H; h++)
+                if (!(fabsf(part[h][0] - whole[h][i]) <= 1e-5f * fmaxf(1.0f, fabsf(whole[h][i]))))
+                    fail_msg("%s, head %zu, slot %zu: %g alone, %g in company", press->name, h, i,
+                             (double)part[h][0], (double)whole[h][i]);
+        }
+        pd_press_inst_close(inst);
+        tv_close(t);
+    }
+    assert_true(n_alone >= 3);
+    pd_press_data_close(data);
+}
+
 int main(void) {
     openblas_set_num_threads(1); /* as the engine does */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_kvpress),
         cmocka_unit_test(with_data_as_kvpress),
         cmocka_unit_test(as_kvpress_with_this_cpu),
+        cmocka_unit_test(alone_is_as_in_company),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

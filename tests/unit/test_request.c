@@ -481,6 +481,28 @@ static void test_compression(void **state) {
         pd_compression_close(c);
     }
 
+    static const struct {
+        const char *v;
+        pd_kv_type key, value;
+        bool presses;
+    } types[] = {
+        {"{\"kv_type\":\"q8_0\"}", PD_KV_Q8_0, PD_KV_Q8_0, false},
+        {"{\"kv_type\":\"f16\"}", PD_KV_F16, PD_KV_F16, false},
+        {"{\"press\":\"none\",\"kv_type\":\"q4\"}", PD_KV_Q4, PD_KV_Q4, false},
+        {"{\"kv_type\":{\"key\":\"q8_0\",\"value\":\"q4\"}}", PD_KV_Q8_0, PD_KV_Q4, false},
+        {"{\"kv_type\":{\"value\":\"q4\",\"key\":null}}", PD_KV_NATIVE, PD_KV_Q4, false},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"kv_type\":{\"key\":\"q4\"}}", PD_KV_Q4, PD_KV_NATIVE, true},
+        {"{\"press\":\"knorm\",\"ratio\":0.5,\"kv_type\":null}", PD_KV_NATIVE, PD_KV_NATIVE, true},
+        {"{\"decode\":{\"press\":\"knorm\",\"target_tokens\":9},\"kv_type\":\"q8_0\"}", PD_KV_Q8_0, PD_KV_Q8_0, false},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        c = wish(types[i].v, false);
+        assert_non_null(c);
+        if (c->kv_key != types[i].key || c->kv_value != types[i].value || !c->press == types[i].presses)
+            fail_msg("%s: keys %d, values %d", types[i].v, c->kv_key, c->kv_value);
+        pd_compression_close(c);
+    }
+
     c = wish("{\"decode\":{\"press\":\"knorm\",\"interval\":64,\"target_tokens\":128}}", true);
     assert_null(c->press);
     assert_decode(c, "decoding:compression_interval=64,target_size=128(knorm)");
@@ -653,6 +675,26 @@ static void test_decode_presses(void **state) {
     }
 }
 
+static void test_few_bits_want_whole_groups(void **state) {
+    pd_press_model odd = model;
+    odd.head_dim = 48;
+    static const char *const t[][2] = {{"{\"kv_type\":\"q4\"}", "compression.kv_type"},
+                                       {"{\"kv_type\":{\"value\":\"q8_0\"}}", "compression.kv_type.value"}};
+    pd_compression *c = NULL;
+    for (size_t i = 0; i < 2; i++) {
+        pd_err err = {0};
+        json_t *v = json_loads(t[i][0], 0, NULL);
+        assert_int_equal(pd_compression_decode(v, "compression", &odd, false, &c, NULL, &err), PD_EINVAL);
+        assert_string_equal(err.param, t[i][1]);
+        assert_non_null(strstr(err.msg, "32; this model's heads have 48"));
+        json_decref(v);
+    }
+    json_t *v = json_loads("{\"kv_type\":\"f16\"}", 0, NULL);
+    assert_int_equal(pd_compression_decode(v, "compression", &odd, false, &c, NULL, NULL), PD_OK);
+    json_decref(v);
+    pd_compression_close(c);
+}
+
 static void test_compression_refused(void **state) {
     static const struct { const char *v, *param;
     } t[] = {
@@ -660,6 +702,19 @@ static void test_compression_refused(void **state) {
         {"[]", "compression"},
         {"{}", "compression.press"},
         {"{\"ratio\":0.5}", "compression.press"},
+        {"{\"ratio\":0.5,\"kv_type\":\"q8_0\"}", "compression.press"},
+        {"{\"budget_tokens\":5,\"kv_type\":\"q8_0\"}", "compression.press"},
+        {"{\"budget_bytes\":5,\"kv_type\":\"q8_0\"}", "compression.press"},
+        {"{\"params\":{},\"kv_type\":\"q8_0\"}", "compression.press"},
+        {"{\"kv_type\":null}", "compression.press"},
+        {"{\"kv_type\":\"q5_0\"}", "compression.kv_type"},
+        {"{\"kv_type\":\"f32\"}", "compression.kv_type"},
+        {"{\"kv_type\":8}", "compression.kv_type"},
+        {"{\"kv_type\":[\"q4\"]}", "compression.kv_type"},
+        {"{\"kv_type\":{}}", "compression.kv_type"},
+        {"{\"kv_type\":{\"keys\":\"q4\"}}", "compression.kv_type.keys"},
+        {"{\"kv_type\":{\"key\":\"q4\",\"value\":\"\"}}", "compression.kv_type.value"},
+        {"{\"kv_type\":{\"key\":true}}", "compression.kv_type.key"},
         {"{\"press\":5,\"ratio\":0.5}", "compression.press"},
         {"{\"press\":\"nope\",\"ratio\":0.5}", "compression.press"},
         {"{\"press\":{\"nam\":\"knorm\"},\"ratio\":0.5}", "compression.press.nam"},
@@ -988,6 +1043,7 @@ int main(void) {
         cmocka_unit_test(test_compression),
         cmocka_unit_test(test_compression_without_ratio),
         cmocka_unit_test(test_decode_presses),
+        cmocka_unit_test(test_few_bits_want_whole_groups),
         cmocka_unit_test(test_compression_refused),
         cmocka_unit_test(test_own_budget),
         cmocka_unit_test(test_model_suffix),

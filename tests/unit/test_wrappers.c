@@ -255,6 +255,21 @@ static void children_are_chosen_by_what_they_can(void **state) {
     refused("composed(knorm@0.5,keydiff)", "1 have, 1 have not");
     refused("composed(simlayerkv@0.5)", "'simlayerkv' takes no ratio");
     refused("adakv(knorm@0.5)", "a press inside 'adakv' takes no ratio of its own");
+    /* those that decide over all layers stand alone, or before a press that works while tokens come */
+    static const char *const whole[] = {"kvzip", "kvcompose"};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+        for (size_t k = 0; k < pd_press_count(); k++) {
+            const pd_press *p = pd_press_at(k);
+            if (!p->max_child) continue;
+            char text[160];
+            const char *must = strcmp(p->name, "per_layer") == 0 ? ":compression_ratios=0.5*30" : strcmp(p->name, "dms") == 0 ? ":threshold=0" : "";
+            snprintf(text, sizeof text, "%s%s(%s)", p->name, must, whole[i]);
+            pd_err err = {0};
+            pd_press_inst *inst = resolve(text, &err);
+            if (!inst && !strstr(err.msg, whole[i])) fail_msg("%s: %s", text, err.msg);
+            if (!inst != (strcmp(p->name, "prefill_decoding") != 0)) fail_msg("%s: %s", text, inst ? "was not refused" : err.msg);
+            pd_press_inst_close(inst);
+        }
     refused("composed", "takes 1 to 8 presses inside it, not 0");
     refused("chunk:chunk_length=64(snapkv)", "'chunk_length' of 'chunk' must be at least 65 for 'snapkv', not 64");
     refused("entropy_gated_chunkkv:low_entropy_chunk_length=10(knorm)", "must be below chunk_length 10, not 10");

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The server's KV memory: one page pool for each kind of page (a type of keys and
+ * one of values), all under one bound.
+ *
+ *     sum over pools of (n_seq + n_store) * page_bytes  <=  max_bytes
+ *
+ * and each pool's own equation (pool.h).  A pool reserves address space for the
+ * whole bound, and is made when the first request wants its kind: memory costs
+ * only what lies in pages.  Who admits requests keeps the sum below the bound.
+ *
+ * Thread: engine, except pd_kvpools_held and pd_kvpools_dirty, which anyone may ask. */
+#ifndef PD_ENGINE_CACHE_POOLS_H
+#define PD_ENGINE_CACHE_POOLS_H
+
+#include "engine/cache/codec.h"
+#include "engine/cache/pool.h"
+
+typedef struct pd_kvpools {
+    pd_kvpool pool[PD_KV_TYPES][PD_KV_TYPES]; /* [key][value]; NATIVE's row and column are unused */
+    size_t head_dim, hysteresis_bytes;
+    uint64_t max_bytes;
+    _Atomic bool made[PD_KV_TYPES][PD_KV_TYPES]; /* pool may be looked at */
+} pd_kvpools;
+
+/* With the pool of `native`; the bound is its whole pages.  Errors: as pd_kvpool_init. */
+pd_status pd_kvpools_init(pd_kvpools *p, const pd_codec *native, size_t head_dim, uint64_t max_bytes,
+                          size_t hysteresis_bytes, pd_err *err);
+void pd_kvpools_done(pd_kvpools *p); /* all-zero and half-made ones too */
+
+/* The pool of a kind of page.  Errors: ENOMEM. */
+pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, pd_kvpool **ret, pd_err *err);
+
+void pd_kvpools_trim(pd_kvpools *p); /* all free memory back to the system */
+bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */
+
+/* Bytes of pages that sequences or the store hold, and of free ones not yet returned. */
+uint64_t pd_kvpools_held(const pd_kvpools *p, pd_page_owner owner);
+uint64_t pd_kvpools_dirty(const pd_kvpools *p);
+/* Bytes of held pages by type: [0] in K parts, [1] in V parts. */
+void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]);
+
+#endif

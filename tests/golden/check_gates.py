@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""fastkvzip with drawn gates (gates.py), imported and served, against kvpress: check_gates.py MODEL GOLDEN
+
+Ends as check_presses.py does, which it runs.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import gates
+
+
+def main():
+    model, golden = sys.argv[1:3]
+    here = os.path.dirname(os.path.abspath(__file__))
+    with gzip.open(golden) as f:
+        drawn = json.load(f)["gates"]
+    with tempfile.TemporaryDirectory() as folder:
+        published, data = os.path.join(folder, "gates.safetensors"), os.path.join(folder, "data")
+        gates.write(published, gates.draw(**drawn))
+        made = subprocess.run([os.environ["PRESSD_BIN"], "import-press-data", "-m", model, "--kind", "fastkvzip", published, "-o", data])
+        if made.returncode != 0:
+            print("1 checks, 1 failures")
+            return 1
+        return subprocess.run([sys.executable, os.path.join(here, "with_server.py"), model, "--compute", "f32", "--press-data", data, "--",
+                               sys.executable, os.path.join(here, "check_presses.py"), "{url}", "--golden", golden, *sys.argv[3:]]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""For every press of `pressd presses`: what is checked and how, and where it differs from kvpress on purpose.
+
+    coverage.py --checks    the table of tests/golden/README.md
+    coverage.py --differs   the table of compression/README.md
+    coverage.py --write     put both between their markers
+
+Counted, not claimed: goldens are the cases in the recorded files of data/, the model's the presses that
+check_presses.py is given, and the differences the `DIFFERS:` sentences at the head of each press's file.  An
+error, and exit code 1, is a press without any golden of kvpress and not in NO_GOLDEN, a difference without a test
+in DIFFERS_TESTS, and a test named here that does not exist.  The cli suite compares the tables.  Standard library only.
+"""
+import glob
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(HERE))
+DATA = os.path.join(HERE, "data")
+
+# Why a press has no golden of its own, and what stands in for it.
+NO_GOLDEN = {"prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
+             "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why"),
+             "restorekv": ("not served: it needs adapters of the projections", "unserved_presses_say_why")}
+
+# Which tests would fail without the difference; one or more for each press that differs.
+DIFFERS_TESTS = {
+    "adakv": ["adakv_shares_a_layer_unevenly", "pressed_equals_the_masked_reference"],
+    "block": ["children_are_chosen_by_what_they_can", "block_is_the_plain_choice_of_a_local_score"],
+    "cam": ["cam_draws_are_seeded", "children_are_chosen_by_what_they_can"],
+    "chunk": ["chunk_queries_stand_where_they_are", "chunks_have_no_sinks_of_their_own", "chunks_cover_the_text"],
+    "composed": ["composed_windows_stay_in_place", "composed_hands_on_what_it_gets"],
+    "critical_adakv": ["critical_adakv_weighs_by_the_effect"],
+    "cur": ["cur_of_nothing"],
+    "decoding": ["views_while_decoding_are_true", "recent_queries_are_as_many_as_asked", "decoding_equals_the_masked_reference"],
+    "dms": ["dms_equals_the_masked_reference", "dms_protects_and_leaves_the_newest"],
+    "duo_attention": ["duo_protects_and_counts"],
+    "expected_attention": ["expected_attention_is_the_formula"],
+    "fastkvzip": ["gates_cut_all_layers_at_one_score"],
+    "finch": ["finch_keeps_the_question"],
+    "kvcompose": ["kvcompose_joins_rows_groups_and_heads", "deferred_presses_share_one_budget"],
+    "kvzip": ["kvzip_is_the_most_looked_at", "deferred_presses_share_one_budget"],
+    "lagkv": ["lagkv_of_one_token"],
+    "leverage": ["sketches_follow_seed_and_layer"],
+    "lukv": ["lukv_keeps_within_a_count"],
+    "merging": ["merging_is_the_formula"],
+    "per_layer": ["per_layer_takes_its_layers_ratio", "layers_keep_what_they_are_told"],
+    "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
+    "simlayerkv": ["children_are_chosen_by_what_they_can"],
+    "streaming_llm": ["streaming_keeps_both_ends"],
+}
+
+
+def registry():
+    binary = os.environ.get("PRESSD_BIN") or os.path.join(TOP, "build", "server", "pressd")
+    return json.loads(subprocess.run([binary, "presses", "--json"], capture_output=True, text=True, check=True).stdout)
+
+
+def inside(text):
+    """The press names in a text form."""
+    return {n for n in re.findall(r"(?:^|[(,])([a-z_]+)(?=[:(,)@]|$)", text)}
+
+
+def counted(texts):
+    """press -> (cases of its own, cases in which it stands inside another)"""
+    out = {}
+    for t in texts:
+        first = re.match(r"[a-z_]+", t).group()
+        for name in inside(t) | {first}:
+            own, within = out.get(name, (0, 0))
+            out[name] = (own + (name == first), within + (name != first))
+    return out
+
+
+def lines_of(name, word):
+    with open(os.path.join(DATA, name), "rb") as f:
+        return [m.decode() for m in re.findall(word.encode() + rb" [0-9 .]+ ([a-z_]+\S*)\n", f.read())]
+
+
+def model_texts():
+    out = []
+    for path in sorted(p for kind in ("presses", "replays", "gates") for p in glob.glob(os.path.join(DATA, kind + "_*.json.gz"))):
+        for prompt in json.loads(gzip.open(path).read())["prompts"]:
+            for c in prompt["cases"] if "cases" in prompt else prompt["presses"]:
+                out.append(c if isinstance(c, str) else c["press"])
+    return out
+
+
+def tests():
+    """unit test -> its file"""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(TOP, "tests", "unit", "test_*.c"))):
+        with open(path, encoding="utf-8") as f:
+            for name in re.findall(r"^static void (\w+)\(void \*\*state\)", f.read(), re.M):
+                found[name] = os.path.basename(path)
+    return found
+
+
+def differences(name):
+    """The DIFFERS sentences at the head of a press's file."""
+    with open(os.path.join(TOP, "compression", name + ".c"), encoding="utf-8") as f:
+        text = f.read()
+    out = []
+    for comment in re.findall(r"/\*.*?\*/", text, re.S):
+        plain = re.sub(r"\n \*(?: |/|$)?", "\n", comment)
+        for part in re.findall(r"DIFFERS:? (.*?)(?=DIFFERS|\nCost:|\n\n|\Z)", plain, re.S):
+            out.append(re.sub(r" :", ":", re.sub(r"\s+", " ", part)).strip(" */").rstrip("."))
+    return out
+
+
+def upper(sentence):
+    """With a capital, unless it begins with a name of ours."""
+    first = sentence.split()[0]
+    return sentence if "_" in first else sentence[0].upper() + sentence[1:]
+
+
+def number(pair):
+    own, within = pair
+    return f"{own}" + (f" + {within} inside" if within else "") if own or within else ""
+
+
+def collect():
+    wrong, presses, known = [], registry(), tests()
+    names = [p["name"] for p in presses]
+    unit, model = counted(lines_of("presses_unit.bin", "case") + lines_of("press_data.bin", "case")), counted(model_texts())
+    walks = counted(lines_of("decode_walk.bin", "walk"))
+    zero = (0, 0)
+    checks = ["| press | cases of kvpress, small inputs | cases of kvpress on real models | walks of kvpress | rules for all |", "|---|---|---|---|---|"]
+    for n in names:
+        if unit.get(n, zero)[0] + model.get(n, zero)[0] + walks.get(n, zero)[0]:
+            if n in NO_GOLDEN:
+                wrong.append(f"{n} has goldens and stands in NO_GOLDEN")
+            row = [number(d.get(n, zero)) for d in (unit, model, walks)]
+        elif n in NO_GOLDEN:
+            row = [f"none: {NO_GOLDEN[n][0]} (`{NO_GOLDEN[n][1]}`)", "", ""]
+        else:
+            wrong.append(f"{n}: no golden of kvpress, and no reason in NO_GOLDEN")
+            row = ["", "", ""]
+        checks.append(f"| `{n}` | " + " | ".join(row) + " | every_press_keeps_its_promises |")
+    differs = ["| press | DIFFERS | tests |", "|---|---|---|"]
+    for n in names:
+        some = differences(n)
+        if bool(some) != (n in DIFFERS_TESTS):
+            wrong.append(f"{n}: {'a difference without a test' if some else 'no DIFFERS in its file any more'}; see DIFFERS_TESTS")
+        if some:
+            where = ", ".join(f"`{t}`" for t in DIFFERS_TESTS.get(n, []))
+            differs.append(f"| `{n}` | " + " — ".join(upper(d) for d in some).replace("|", "\\|") + f". | {where} |")
+    used = [t for some in DIFFERS_TESTS.values() for t in some] + [t for _, t in NO_GOLDEN.values()]
+    wrong += [f"there is no test {t}" for t in used + ["every_press_keeps_its_promises"] if t not in known]
+    wrong += [f"there is no press {n}" for n in (*NO_GOLDEN, *DIFFERS_TESTS) if n not in names]
+    return "\n".join(checks) + "\n", "\n".join(differs) + "\n", wrong
+
+
+PLACES = {"checks": "tests/golden/README.md", "differs": "compression/README.md"}
+
+
+def between(name, text, new=None):
+    m = re.search(f"(<!-- {name}: tests/golden/coverage.py --{name} -->\n)(.*?)(<!-- end of {name} -->)", text, re.S)
+    if not m:
+        raise ValueError(f"{PLACES[name]} has lost its markers of {name}")
+    return m.group(2) if new is None else text[:m.start(2)] + new + text[m.end(2):]
+
+
+def main():
+    checks, differs, wrong = collect()
+    tables = {"checks": checks, "differs": differs}
+    for arg in sys.argv[1:]:
+        if arg == "--write":
+            for name, path in PLACES.items():
+                path = os.path.join(TOP, path)
+                with open(path, encoding="utf-8") as f:
+                    text = between(name, f.read(), tables[name])
+                with open(path, "w", encoding="utf-8") as f:
+                    f.write(text)
+        elif arg[2:] in tables:
+            print(tables[arg[2:]], end="")
+        else:
+            sys.exit(f"unknown option {arg}; {__doc__}")
+    for w in wrong:
+        print(f"coverage.py: {w}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

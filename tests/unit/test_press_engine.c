@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* run: what holds for every press of the registry on a model, with press data at
+ * hand: at ratio 0 the answer is the dense one bit by bit, a request repeats, and
+ * every page comes back.  No press is named (see test_press_matrix). */
+#include "tests/unit/press_data_case.h"
+#include "tests/unit/press_draw.h"
+
+#include "engine/run/engine.h"
+#include "tests/unit/engine_case.h"
+
+#include <unistd.h>
+
+enum { N_PROMPT = 210, N_NEW = 40 };
+
+/* An engine with random press data of every set. */
+static pd_engine *open_with_data(tiny_arch arch, pd_engine **ret) {
+    char path[] = "/tmp/pressd-test-data-XXXXXX";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    pd_err err = {0};
+    pd_gguf *g;
+    uint64_t key = 0;
+    pd_engine *e = case_open(arch, TINY_Q8_0, NULL);
+    if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK) fail_msg("%s", err.msg);
+    pd_gguf_close(g);
+    pd_press_data *d = pd_case_data_of(5, &pd_engine_get_info(e)->press_model, key);
+    if (pd_press_data_save(d, path, "tiny", &err) != PD_OK) fail_msg("%s", err.msg);
+    pd_press_data_close(d);
+    pd_engine_close(e);
+    const pd_engine_opts opts = {.model_path = case_model(arch, TINY_Q8_0), .press_data = path, .n_threads = 2, .cpu_mask = ~0u,
+                                 .parallel = 16, .kv_bytes = 8u << 20};
+    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
+    unlink(path);
+    return *ret = e;
+}
+
+static void expect_pages(const char *text, const answer *a) {
+    const size_t heads = a->r->kv.n_layer * a->r->kv.n_head_kv;
+    for (size_t h = 0; h < heads; h++)
+        if (a->r->kv.kept[h] < 1 || a->r->kv.kept[h] > N_PROMPT + N_NEW ||
+            16 * (size_t)a->r->kv.head_pages[h] < a->r->kv.kept[h])
+            fail_msg("%s: head %zu holds %u slots in %u pages", text, h, a->r->kv.kept[h], a->r->kv.head_pages[h]);
+}
+
+static void every_press_serves(void **state) {
+    (void)state;
+    static const tiny_arch archs[] = {TINY_LLAMA, TINY_GEMMA3};
+    int32_t prompt[N_PROMPT];
+    case_prompt(prompt, N_PROMPT, 31);
+    for (size_t m = 0; m < 2; m++) {
+        pd_engine *e;
+        const pd_press_model *model = &pd_engine_get_info(open_with_data(archs[m], &e))->press_model;
+        ask q = {.tokens = prompt, .n = N_PROMPT, .max_tokens = N_NEW, .logprobs = 10, .press_seed = 9};
+        answer *dense = case_run(e, &q);
+        size_t pressed = 0;
+        for (size_t i = 0; i < pd_press_count(); i++) {
+            const pd_press *p = pd_press_at(i);
+            if (p->unserved) continue;
+            pd_rng rng = {900 + i};
+            char name[TEXT_MAX], text[TEXT_MAX + 16];
+            pd_err err;
+            around(p, any_child(p, model, &rng), model, false, &rng, name, sizeof name);
+            pd_press_inst *inst = resolve(name, model, &err);
+            if (!inst) fail_msg("%s: %s", name, err.msg);
+            const bool by_ratio = pd_press_inst_takes_ratio(inst);
+            pd_press_inst_close(inst);
+            q.press = text;
+            if (by_ratio) {
+                snprintf(text, sizeof text, "%s@0", name);
+                answer *a = case_run(e, &q);
+                if (a->r->kv.ratio != 0.0 || a->r->kv.bytes != dense->r->kv.bytes) fail_msg("%s is not dense", text);
+                case_expect_same(a, dense);
+                case_drop(a);
+                case_expect_idle(e);
+            }
+            snprintf(text, sizeof text, by_ratio ? "%s@%.2f" : "%s", name, 0.3 + 0.6 * pd_rng_f64(&rng));
+            answer *a = case_run(e, &q), *b = case_run(e, &q);
+            case_expect_same(a, b);
+            assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
+            expect_pages(text, a);
+            if (a->r->kv.skipped == NULL && by_ratio && a->r->kv.bytes >= dense->r->kv.bytes) fail_msg("%s frees nothing", text);
+            pressed += a->r->kv.tokens_evicted > 0;
+            case_drop(a);
+            case_drop(b);
+            case_expect_idle(e);
+        }
+        print_message("%zu of %zu presses evicted something\n", pressed, pd_press_count());
+        assert_true(4 * pressed > 3 * pd_press_count());
+        case_drop(dense);
+        pd_engine_close(e);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_press_serves)};
+    const int rc = cmocka_run_group_tests(tests, NULL, NULL);
+    case_cleanup();
+    return rc;
+}
