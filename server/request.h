@@ -52,7 +52,10 @@ typedef struct pd_request {
     size_t n, best_of; /* answers given and made per prompt */
     pd_chat_msg *msg; /* chat */
     size_t n_msg;
-    bool add_generation_prompt;
+    pd_jheap values;    /* what the template sees: the next two */
+    pd_jval *msg_value; /* [n_msg] */
+    pd_jval vars;       /* of chat_template_kwargs, documents ... */
+    bool add_generation_prompt, continue_final;
     pd_chat_marks marks;
     bool has_marks;
 

@@ -25,7 +25,6 @@ static const struct {
     {"suffix", EMPTY, false},
     {"repeat_penalty", ONE, false},
     {"use_beam_search", FALSE, false},
-    {"continue_final_message", FALSE, false},
     {"chat_template", ABSENT, false},
     {"tools", EMPTY, false},
     {"functions", EMPTY, false},

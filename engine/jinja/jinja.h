@@ -25,7 +25,9 @@
 #include <stdint.h>
 
 #define PD_JINJA_TEXT_MAX ((size_t)1 << 20)   /* bytes of a template */
+#ifndef PD_JINJA_STEPS_MAX /* a fuzzer has less time */
 #define PD_JINJA_STEPS_MAX ((uint64_t)20000000) /* a step: an expression, or 64 bytes or 16 items gone through */
+#endif
 #define PD_JINJA_OUTPUT_MAX ((size_t)64 << 20)
 enum {
     PD_JINJA_NESTING_MAX = 200, /* of expressions and blocks in a template's text */
@@ -87,6 +89,8 @@ void pd_jlist_add(pd_jheap *h, pd_jval list, pd_jval v);
 /* `key` must not be there yet. */
 void pd_jdict_add(pd_jheap *h, pd_jval dict, pd_jval key, pd_jval v);
 void pd_jdict_set(pd_jheap *h, pd_jval dict, const char *key, pd_jval v); /* replaces; key is borrowed */
+/* All pairs of `from` but that of `but` (NULL: all), whose keys are not there yet. */
+void pd_jdict_extend(pd_jheap *h, pd_jval dict, pd_jval from, const char *but);
 const pd_jval *pd_jdict_get(pd_jval dict, const char *key);              /* NULL if not there */
 
 /* ---- templates ---- */

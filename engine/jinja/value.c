@@ -120,6 +120,14 @@ void pd_jdict_set(pd_jheap *h, pd_jval dict, const char *key, pd_jval v) {
     pd_jdict_add(h, dict, pd_jstr(h, key, strlen(key), PD_JORIGIN_TEMPLATE), v);
 }
 
+void pd_jdict_extend(pd_jheap *h, pd_jval dict, pd_jval from, const char *but) {
+    if (from.kind != PD_JDICT) return;
+    const pd__jdict *d = from.u.dict;
+    for (size_t i = 0; i < d->n; i++) {
+        if (!but || !pd__jis(d->v[i].key, but)) pd_jdict_add(h, dict, d->v[i].key, d->v[i].val);
+    }
+}
+
 pd_jval pd__jundefined(const pd__jstr *name) {
     return (pd_jval){.kind = PD_JUNDEFINED, .form = PD__JFORM_NAME, .u.str = name};
 }

@@ -172,6 +172,7 @@ void pd_engine_close(pd_engine *e) {
     free(e->seq);
     if (e->run.model) pd_run_done(&e->run);
     pd_model_close(e->model);
+    pd_chat_close(e->chat);
     pd_tokenizer_close(e->tok);
     pd_workers_close(e->workers);
     pd_press_data_close(e->press_data);

@@ -10,7 +10,7 @@
 struct pd_engine {
     pd_engine_info info;
     pd_tokenizer *tok;
-    const pd_chat *chat;
+    pd_chat *chat; /* NULL: the model has none */
     pd_model *model;
     pd_kernels kern;
     pd_workers *workers;
