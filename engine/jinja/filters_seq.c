@@ -129,11 +129,11 @@ static pd_jval do_reverse(pd__jev *e, pd_jval self, const pd_jval *slot) {
     if (!pd__jiterate(e, self, &item, &n)) return self;
     if (self.kind == PD_JSTR) {
         pd__jbuf b = {.h = e->h};
-        for (size_t i = n; i-- > 0;) pd__jbuf_sub(&b, item[i], 0, pd__jbytes(item[i]));
+        for (size_t i = n; i > 0; i--) pd__jbuf_sub(&b, item[i - 1], 0, pd__jbytes(item[i - 1]));
         return pd__jbuf_str(&b);
     }
     pd_jval v = generator(e, n, self.origin);
-    for (size_t i = n; i-- > 0;) pd_jlist_add(e->h, v, item[i]);
+    for (size_t i = n; i > 0; i--) pd_jlist_add(e->h, v, item[i - 1]);
     return v;
 }
 
@@ -303,7 +303,7 @@ static pd_jval do_sum(pd__jev *e, pd_jval self, const pd_jval *slot) {
 /* ---- by a filter or a test ---- */
 
 static pd__jcall rest_of(const pd__jcall *c, size_t from) {
-    return (pd__jcall){.pos = c->pos + from, .n_pos = c->n_pos - from, .kw = c->kw, .n_kw = c->n_kw};
+    return (pd__jcall){.pos = c->n_pos > from ? c->pos + from : NULL, .n_pos = c->n_pos - from, .kw = c->kw, .n_kw = c->n_kw};
 }
 
 static pd_jval do_map(pd__jev *e, pd_jval self, const pd__jcall *c) {
@@ -390,7 +390,7 @@ static pd_jval do_slice(pd__jev *e, pd_jval self, const pd_jval *slot) {
     pd_jval v = generator(e, 0, self.origin);
     for (size_t i = 0, at = 0; i < parts && pd__jwork(e, 1); i++) {
         const size_t k = each + (i < longer);
-        const pd_jval part = pd__jlist_of(e, item + (n ? at : 0), k, PD__JFORM_LIST, self.origin);
+        const pd_jval part = pd__jlist_of(e, k ? item + at : NULL, k, PD__JFORM_LIST, self.origin);
         if (given(slot[1]) && slot[1].kind != PD_JNONE && i >= longer) pd_jlist_add(e->h, part, slot[1]);
         pd_jlist_add(e->h, v, part);
         at += k;

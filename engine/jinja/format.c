@@ -50,7 +50,7 @@ static bool number_text(pd_jval v, const spec *s, char *dst, size_t cap, bool *n
     const bool real = v.kind == PD_JFLOAT || (type && strchr("eEfFgG%", type));
     if (!real) {
         const int64_t i = v.kind == PD_JINT ? v.u.i : v.u.b;
-        const unsigned long long u = i < 0 ? 0ull - (unsigned long long)i : (unsigned long long)i;
+        const unsigned long long u = i < 0 ? (unsigned long long)-(i + 1) + 1 : (unsigned long long)i;
         *negative = i < 0;
         if (type == 'b') {
             size_t k = 0;

@@ -184,8 +184,8 @@ static pd_jval s_split(pd__jev *e, pd_jval self, const pd_jval *slot) {
 /* The last place of `what` in s[0..n), n if none. */
 static size_t last_place(const char *s, size_t n, pd_jval what) {
     const size_t len = pd__jbytes(what);
-    for (size_t i = n >= len ? n - len + 1 : 0; i-- > 0;) {
-        if (memcmp(s + i, pd__jchars(what), len) == 0) return i;
+    for (size_t i = n >= len ? n - len + 1 : 0; i > 0; i--) {
+        if (memcmp(s + i - 1, pd__jchars(what), len) == 0) return i - 1;
     }
     return SIZE_MAX;
 }

@@ -91,7 +91,8 @@ size_t pd__jcp_at(const char *s, size_t n, size_t k) {
     size_t i = 0;
     for (; i < n; i++) {
         if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        if (k-- == 0) return i;
+        if (k == 0) return i;
+        k--;
     }
     return n;
 }

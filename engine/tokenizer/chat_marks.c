@@ -117,9 +117,9 @@ pd__chat_places pd__chat_locate(const pd_tokenizer *t, const pd_jout *out, const
     pd__chat_places at = {SIZE_MAX, SIZE_MAX, SIZE_MAX};
     locate_system(&p, msg, n_msg, &at);
     size_t begin, end;
-    for (size_t i = n_msg; i-- > 0;) {
-        if (strcmp(msg[i].role, "user") != 0) continue;
-        if (turn_of(&p, (uint16_t)(i + 1), &begin, &end) || words_of(&p, (uint16_t)(i + 1), 0, out->len, &begin, &end))
+    for (size_t i = n_msg; i > 0; i--) {
+        if (strcmp(msg[i - 1].role, "user") != 0) continue;
+        if (turn_of(&p, (uint16_t)i, &begin, &end) || words_of(&p, (uint16_t)i, 0, out->len, &begin, &end))
             at.last_user = begin;
         break;
     }
