@@ -323,6 +323,8 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
             return pd_fail(err, PD_EINVAL, "messages",
                            "this model has no chat template; use /v1/completions or start with "
                            "--chat-template");
+        if (r->tools) PD_TRY(pd_tools_fit(r->tools, env->chat, err));
+        if (!pd_chat_uses(env->chat, "tools")) PD_TRY(pd__request_plain_tools(r, err));
         const pd_chat_talk talk = {
             .msg = r->msg,
             .n_msg = r->n_msg,
@@ -334,6 +336,9 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
         };
         PD_TRY(pd_chat_encode(env->chat, env->tok, &talk, &r->prompt->ids, &r->marks, err));
         r->has_marks = true;
+        if (r->tools && r->tools->begun)
+            PD_TRY(pd_tokenize(env->tok, r->tools->begun, strlen(r->tools->begun),
+                               PD_TOK_SPECIAL | PD_TOK_CONTINUE, &r->prompt->ids, err));
     }
     for (size_t i = 0; i < r->n_prompt; i++) {
         pd_prompt *p = &r->prompt[i];
@@ -357,6 +362,7 @@ void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret)
         .score_top = score_top(r) > 0 ? (size_t)score_top(r) : 0,
         .marks = r->marks,
         .has_marks = r->has_marks,
+        .continues = r->continue_final,
         .max_tokens = r->max_tokens,
         .max_given = r->max_given,
         .sampling = r->sampling,
@@ -404,6 +410,8 @@ void pd_request_trim(pd_request *r) {
 void pd_request_done(pd_request *r) {
     if (!r) return;
     pd_request_trim(r);
+    pd_tools_close(r->tools);
+    r->tools = NULL;
     for (size_t i = 0; i < r->n_compare; i++) pd_compression_close(r->compare[i]);
     r->n_compare = 0;
     for (size_t i = 0; i < r->n_echoed; i++) pd_echo_done(&r->echoed[i]);

@@ -13,6 +13,7 @@
 #include "engine/run/engine.h"
 #include "server/echo.h"
 #include "server/json.h"
+#include "server/tools.h"
 
 enum {
     PD_REQUEST_MESSAGES_MAX = 2048,
@@ -56,6 +57,7 @@ typedef struct pd_request {
     pd_jval *msg_value; /* [n_msg] */
     pd_jval vars;       /* of chat_template_kwargs, documents ... */
     bool add_generation_prompt, continue_final;
+    pd_tools *tools;    /* that may be called, NULL = none; kept until pd_request_done */
     pd_chat_marks marks;
     bool has_marks;
 

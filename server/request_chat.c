@@ -9,6 +9,7 @@
 #include "server/json_value.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- messages ---- */
@@ -201,12 +202,101 @@ static pd_status decode_end(const json_t *body, pd_request *r, pd_err *err) {
     return PD_OK;
 }
 
+static pd_status decode_tools(const json_t *body, pd_request *r, pd_err *err) {
+    PD_TRY(pd_tools_decode(body, &r->tools, err));
+    if (r->tools) set(r, "tools", pd_json_get(body, "tools"));
+    if (r->tools && r->tools->choice != PD_TOOL_AUTO && r->continue_final)
+        return pd_fail(err, PD_EINVAL, "tool_choice",
+                       "tool_choice asks for a call, which cannot begin inside the last message");
+    return PD_OK;
+}
+
 pd_status pd__request_template(const json_t *body, pd_request *r, pd_err *err) {
     r->vars = pd_jdict(&r->values, 4, PD_JORIGIN_OTHER);
     PD_TRY(decode_end(body, r, err));
     PD_TRY(decode_effort(body, r, err));
     PD_TRY(decode_kwargs(body, r, err));
     PD_TRY(decode_documents(body, r, err));
+    PD_TRY(decode_tools(body, r, err));
     if (r->values.failed) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the request");
+    return PD_OK;
+}
+
+/* ---- for a template without tools ---- */
+
+/* {"name", "arguments"} in Hermes' form, behind what the message says. */
+static void add_call(pd_buf *out, const json_t *call) {
+    const json_t *f = pd_json_get(call, "function"), *arguments = pd_json_get(f, "arguments");
+    char *name = json_dumps(pd_json_get(f, "name"), JSON_ENCODE_ANY);
+    char *text = arguments ? json_dumps(arguments, JSON_ENCODE_ANY) : NULL;
+    if (!name || (arguments && !text)) out->failed = true;
+    pd_buf_printf(out, "%s<tool_call>\n{\"name\": %s, \"arguments\": ", out->len ? "\n" : "", name ? name : "");
+    pd_buf_puts(out, text ? text : "{}");
+    pd_buf_puts(out, "}\n</tool_call>");
+    free(name);
+    free(text);
+}
+
+/* What a message says without tools; out is empty if it stays as it is. */
+static void plain_message(const json_t *m, pd_chat_msg *msg, pd_buf *out) {
+    const json_t *calls = pd_json_get(m, "tool_calls");
+    if (strcmp(msg->role, "tool") == 0) {
+        msg->role = "user";
+        pd_buf_puts(out, "<tool_response>\n");
+        pd_buf_puts(out, msg->content);
+        pd_buf_puts(out, "\n</tool_response>");
+    } else if (json_array_size(calls)) {
+        pd_buf_puts(out, msg->content);
+        for (size_t i = 0; i < json_array_size(calls); i++) add_call(out, json_array_get(calls, i));
+    }
+}
+
+/* The text of `b` as a message's content; b is empty again. */
+static pd_status keep(pd_request *r, pd_buf *b, const char **content, pd_err *err) {
+    char *s = b->failed ? NULL : pd_arena_strndup(&r->arena, b->data ? b->data : "", b->len);
+    pd_buf_done(b);
+    if (!s) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the messages");
+    *content = s;
+    return PD_OK;
+}
+
+/* The system message with the tools behind it, a new one if there is none. */
+static pd_status describe(pd_request *r, pd_err *err) {
+    pd_buf text = {0};
+    const bool has = strcmp(r->msg[0].role, "system") == 0;
+    if (has) {
+        pd_buf_puts(&text, r->msg[0].content);
+        pd_buf_puts(&text, "\n\n");
+    } else {
+        pd_chat_msg *msg = pd_arena_zalloc(&r->arena, r->n_msg + 1, sizeof *msg);
+        pd_jval *value = pd_arena_zalloc(&r->arena, r->n_msg + 1, sizeof *value);
+        if (!msg || !value) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the messages");
+        memcpy(msg + 1, r->msg, r->n_msg * sizeof *msg);
+        msg[0] = (pd_chat_msg){"system", ""};
+        r->msg = msg;
+        r->msg_value = value;
+        r->n_msg++;
+    }
+    pd_tools_describe(pd_json_get(r->body, "tools"), &text);
+    return keep(r, &text, &r->msg[0].content, err);
+}
+
+pd_status pd__request_plain_tools(pd_request *r, pd_err *err) {
+    const json_t *list = pd_json_get(r->body, "messages");
+    const size_t n = r->n_msg;
+    bool called = false;
+    for (size_t i = 0; i < n; i++) called = called || json_array_size(pd_json_get(json_array_get(list, i), "tool_calls"));
+    if (!r->tools && !called) return PD_OK;
+    for (size_t i = 0; i < n; i++) {
+        pd_buf text = {0};
+        plain_message(json_array_get(list, i), &r->msg[i], &text);
+        if (text.len || text.failed) PD_TRY(keep(r, &text, &r->msg[i].content, err));
+    }
+    if (r->tools) PD_TRY(describe(r, err));
+    const size_t shift = r->n_msg - n;
+    for (size_t i = 0; i < r->n_msg; i++) /* origins count from the first */
+        r->msg_value[i] = value_of(&r->values, i < shift ? NULL : json_array_get(list, i - shift), &r->msg[i],
+                                   (uint16_t)(i + 1));
+    if (r->values.failed) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the messages");
     return PD_OK;
 }

@@ -112,6 +112,7 @@ typedef struct pd_job_params {
     size_t n_tokens;
     pd_chat_marks marks;   /* scope CONTEXT and protect_system; zeros for completions */
     bool has_marks;        /* a chat: the answer is a text of its own, not the prompt's continuation */
+    bool continues;        /* a chat whose answer goes on inside the last message all the same */
     size_t max_tokens;     /* 0 with max_given = prompt only; not given: as many as context and pool allow */
     bool max_given;
     pd_sampling sampling;

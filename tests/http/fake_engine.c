@@ -161,6 +161,8 @@ size_t pd_detok_next(const pd_tokenizer *t, pd_detok *d, int32_t id, bool specia
 size_t pd_detok_end(pd_detok *d, char *dst, size_t cap) { return 0; }
 
 const char *pd_chat_name(const pd_chat *c) { return "chatml"; }
+const char *pd_chat_text(const pd_chat *c) { return ""; }
+bool pd_chat_uses(const pd_chat *c, const char *variable) { return false; }
 
 pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_talk *talk,
                          pd_ids *out, pd_chat_marks *marks, pd_err *err) {
