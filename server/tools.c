@@ -114,7 +114,7 @@ static pd_tool_format format_of(const pd_chat *chat) {
 
 /* A call that must be made is begun for the model: it can only go on with it. */
 static int begin_call(const pd_tools *t, bool ids, char *dst, size_t cap) {
-    const char *name = t->choice == PD_TOOL_NAMED ? t->name[t->named] : NULL;
+    const char *name = t->choice == PD_TOOL_NAMED ? t->name[t->named] : t->n == 1 ? t->name[0] : NULL;
     const char *key = t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
     if (t->format == PD_TOOL_MISTRAL && ids)
         return snprintf(dst, cap, name ? "[TOOL_CALLS]%s[ARGS]" : "[TOOL_CALLS]", name ? name : "");

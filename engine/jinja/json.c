@@ -27,11 +27,7 @@ static void put_str(writer *w, pd_jval str) {
         len = pd_utf8_next(s->s + i, s->n - i, &cp);
         if (len == 0) len = 1;
         if (cp == '"' || cp == '\\') snprintf(esc, sizeof esc, "\\%c", (char)cp);
-        else if (cp == '\n') strcpy(esc, "\\n");
-        else if (cp == '\r') strcpy(esc, "\\r");
-        else if (cp == '\t') strcpy(esc, "\\t");
-        else if (cp == '\b') strcpy(esc, "\\b");
-        else if (cp == '\f') strcpy(esc, "\\f");
+        else if (pd__jshort_escape(cp, true)) snprintf(esc, sizeof esc, "\\%c", pd__jshort_escape(cp, true));
         else if (cp < 0x20 || (w->ascii && cp >= 0x7F && cp < 0x10000 && cp != 0x7F)) snprintf(esc, sizeof esc, "\\u%04x", cp);
         else if (w->ascii && cp >= 0x10000)
             snprintf(esc, sizeof esc, "\\u%04x\\u%04x", 0xD800 + ((cp - 0x10000) >> 10), 0xDC00 + ((cp - 0x10000) & 0x3FF));
@@ -75,8 +71,8 @@ static bool put_key(writer *w, pd_jval key) {
         put_str(w, key);
         return true;
     }
-    if (key.kind == PD_JNONE) strcpy(text, "null");
-    else if (key.kind == PD_JBOOL) strcpy(text, key.u.b ? "true" : "false");
+    if (key.kind == PD_JNONE) snprintf(text, sizeof text, "null");
+    else if (key.kind == PD_JBOOL) snprintf(text, sizeof text, key.u.b ? "true" : "false");
     else if (key.kind == PD_JINT) snprintf(text, sizeof text, "%lld", (long long)key.u.i);
     else if (key.kind == PD_JFLOAT) pd__jfloat_text(key.u.f, text);
     else {
@@ -132,7 +128,7 @@ static bool put(writer *w, pd_jval v, unsigned depth) {
         return true;
     case PD_JFLOAT:
         if (isfinite(v.u.f)) pd__jfloat_text(v.u.f, text);
-        else strcpy(text, isnan(v.u.f) ? "NaN" : v.u.f > 0 ? "Infinity" : "-Infinity");
+        else snprintf(text, sizeof text, isnan(v.u.f) ? "NaN" : v.u.f > 0 ? "Infinity" : "-Infinity");
         pd__jbuf_lit(&w->b, text, v.origin);
         return true;
     case PD_JSTR: put_str(w, v); return true;

@@ -68,7 +68,7 @@ static pd__jnode *target(pd__jparser *p, bool ns) {
 }
 
 static pd__jnode *for_loop(pd__jparser *p) {
-    static const char *const ends[] = {"endfor", "else", NULL};
+    static const char *const ends[] = {"else", "endfor", NULL};
     pd__jnode *n = pd__jp_node(p, PD__JN_FOR), *cond = NULL, *b, *other = NULL;
     pd__jnode *to = target(p, false);
     if (!p->failed && !pd__jp_skip_word(p, "in")) return pd__jp_unexpected(p, "'in'");
@@ -271,7 +271,8 @@ static pd__jnode *statements(pd__jparser *p, const char *const *end) {
         if (t->kind == PD__JT_END) {
             if (!end) break;
             char text[40];
-            snprintf(text, sizeof text, "{%% %s %%} is missing", end[0]);
+            while (end[1]) end++; /* the last one closes the tag */
+            snprintf(text, sizeof text, "{%% %s %%} is missing", *end);
             pd__jp_fail(p, text, NULL);
         } else if (t->kind == PD__JT_DATA) {
             pd__jnode *n = pd__jp_node(p, PD__JN_DATA);

@@ -135,39 +135,40 @@ static bool is_printable(uint32_t cp) {
 /* The fewest digits that read back as the same number, laid out as Python does:
  * plain between 1e-4 and 1e16, with an exponent beyond. */
 size_t pd__jfloat_text(double f, char dst[40]) {
-    if (isnan(f)) return (size_t)sprintf(dst, "nan");
-    if (isinf(f)) return (size_t)sprintf(dst, f < 0 ? "-inf" : "inf");
+    enum { CAP = 40 };
+    if (isnan(f)) return (size_t)snprintf(dst, CAP, "nan");
+    if (isinf(f)) return (size_t)snprintf(dst, CAP, f < 0 ? "-inf" : "inf");
     char sci[40];
     for (int p = 0; p <= 16; p++) {
         snprintf(sci, sizeof sci, "%.*e", p, f);
         if (strtod(sci, NULL) == f) break;
     }
     char *e = strchr(sci, 'e');
-    const int exponent = atoi(e + 1);
-    if (exponent < -4 || exponent >= 16) {
-        *e = '\0';
-        return (size_t)sprintf(dst, "%.24se%c%02d", sci, exponent < 0 ? '-' : '+', abs(exponent));
-    }
+    const int exponent = (int)strtol(e + 1, NULL, 10);
+    *e = '\0';
+    if (exponent < -4 || exponent >= 16)
+        return (size_t)snprintf(dst, CAP, "%.24se%c%02d", sci, exponent < 0 ? '-' : '+', abs(exponent));
     char digits[24];
     size_t n = 0, k = 0;
-    for (const char *p = sci; p < e; p++) {
+    for (const char *p = sci; *p; p++) {
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     }
     if (*sci == '-') dst[k++] = '-';
-    if (exponent < 0) {
-        k += (size_t)sprintf(dst + k, "0.");
-        for (int i = -1; i > exponent; i--) dst[k++] = '0';
-        memcpy(dst + k, digits, n);
-        k += n;
-    } else {
-        for (size_t i = 0; i <= (size_t)exponent || i < n; i++) {
-            if (i == (size_t)exponent + 1) dst[k++] = '.';
-            dst[k++] = i < n ? digits[i] : '0';
-        }
-        if (n <= (size_t)exponent + 1) k += (size_t)sprintf(dst + k, ".0");
-    }
+    const size_t whole = exponent < 0 ? 1 : (size_t)exponent + 1;
+    for (size_t i = 0; i < whole; i++) dst[k++] = exponent >= 0 && i < n ? digits[i] : '0';
+    dst[k++] = '.';
+    for (int i = -1; i > exponent; i--) dst[k++] = '0';
+    const size_t from = exponent < 0 ? 0 : whole;
+    for (size_t i = from; i < n; i++) dst[k++] = digits[i];
+    if (exponent >= 0 && n <= whole) dst[k++] = '0';
     dst[k] = '\0';
     return k;
+}
+
+char pd__jshort_escape(uint32_t cp, bool json) {
+    static const char from[] = "\n\r\t\b\f", to[] = "nrtbf";
+    const char *k = cp && cp < 0x20 ? strchr(from, (int)cp) : NULL;
+    return k && (json || k - from < 3) ? to[k - from] : '\0';
 }
 
 static void put_quoted(pd__jbuf *b, pd_jval str) {
@@ -183,9 +184,7 @@ static void put_quoted(pd__jbuf *b, pd_jval str) {
         const uint16_t at = s->org ? s->org[i] : o;
         esc[0] = '\0';
         if (cp == (uint32_t)quote || cp == '\\') snprintf(esc, sizeof esc, "\\%c", (char)cp);
-        else if (cp == '\n') strcpy(esc, "\\n");
-        else if (cp == '\r') strcpy(esc, "\\r");
-        else if (cp == '\t') strcpy(esc, "\\t");
+        else if (pd__jshort_escape(cp, false)) snprintf(esc, sizeof esc, "\\%c", pd__jshort_escape(cp, false));
         else if (cp < 0x80 ? cp < 0x20 || cp == 0x7F : !is_printable(cp))
             snprintf(esc, sizeof esc, cp < 0x100 ? "\\x%02x" : cp < 0x10000 ? "\\u%04x" : "\\U%08x", cp);
         if (esc[0]) pd__jbuf_lit(b, esc, at);

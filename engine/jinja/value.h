@@ -68,6 +68,8 @@ pd_jval pd__jbuf_str(const pd__jbuf *b); /* shares the memory: b is done with */
 bool pd__jput(pd__jbuf *b, pd_jval v);
 bool pd__jput_repr(pd__jbuf *b, pd_jval v, unsigned depth);
 size_t pd__jfloat_text(double f, char dst[40]); /* repr(float) */
+/* The letter behind the \\ of a short escape (n, r, t; JSON's b, f too), 0: none. */
+char pd__jshort_escape(uint32_t cp, bool json);
 
 pd_jval pd__jsub(pd_jheap *h, pd_jval str, size_t from, size_t to); /* a slice by bytes */
 pd_jval pd__jtext(pd_jheap *h, const char *s); /* a copy, the template's */

@@ -4,6 +4,7 @@
 
 #include "engine/base/file.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +23,7 @@ pd_status pd__chat_from_text(pd_chat **ret, const char *name, const char *text, 
         pd_chat_close(c);
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the chat template");
     }
-    strncpy(c->name, name, sizeof c->name - 1);
+    snprintf(c->name, sizeof c->name, "%s", name);
     const pd_status rc = pd_jinja_compile(&c->jinja, text, n, err);
     if (rc == PD_OK) *ret = c;
     else pd_chat_close(c);

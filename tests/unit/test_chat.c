@@ -302,18 +302,19 @@ static void places(const char *template, const pd_chat_msg *msg, size_t n, const
     pd_ids ids = {0};
     pd_chat_marks m;
     pd_err err = {0};
-    char got[400] = "";
+    pd_buf got = {0};
     const pd_chat_talk talk = talk_of(msg, n, true);
     if (pd__chat_from_text(&c, "custom", template, strlen(template), &err) != PD_OK ||
         pd_chat_encode(c, t, &talk, &ids, &m, &err) != PD_OK)
         fail_msg("%s: %s", template, err.msg);
     for (size_t i = 0; i <= ids.n; i++) {
-        if (i == m.system_begin && i != m.system_end) strcat(got, "[");
-        if (i == m.system_end && i != m.system_begin) strcat(got, "]");
-        if (i == m.last_user_begin) strcat(got, "|");
-        if (i < ids.n) strncat(got, pd_token_bytes(t, ids.id[i], true).data, pd_token_bytes(t, ids.id[i], true).len);
+        if (i == m.system_begin && i != m.system_end) pd_buf_putc(&got, '[');
+        if (i == m.system_end && i != m.system_begin) pd_buf_putc(&got, ']');
+        if (i == m.last_user_begin) pd_buf_putc(&got, '|');
+        if (i < ids.n) pd_buf_add(&got, pd_token_bytes(t, ids.id[i], true).data, pd_token_bytes(t, ids.id[i], true).len);
     }
-    if (strcmp(got, want) != 0) fail_msg("%s:\n%s\nwant\n%s", template, got, want);
+    if (strcmp(got.data, want) != 0) fail_msg("%s:\n%s\nwant\n%s", template, got.data, want);
+    pd_buf_done(&got);
     pd_chat_close(c);
     pd_ids_done(&ids);
     pd_tokenizer_close(t);

@@ -19,14 +19,14 @@ static pd_tools tools_of(pd_tool_format f) {
 }
 
 /* Content and calls in one line: "content|name(arguments)|name(arguments)". */
-static void show(json_t *content, json_t *calls, char *dst) {
+static void show(json_t *content, json_t *calls, pd_buf *dst) {
     size_t i;
     json_t *call;
-    strcpy(dst, json_is_string(content) ? json_string_value(content) : "");
+    pd_buf_puts(dst, json_is_string(content) ? json_string_value(content) : "");
     json_array_foreach(calls, i, call) {
         const json_t *f = json_object_get(call, "function");
-        sprintf(dst + strlen(dst), "|%s(%s)", json_string_value(json_object_get(f, "name")),
-                json_string_value(json_object_get(f, "arguments")));
+        pd_buf_printf(dst, "|%s(%s)", json_string_value(json_object_get(f, "name")),
+                      json_string_value(json_object_get(f, "arguments")));
     }
 }
 
@@ -47,7 +47,7 @@ static size_t piece_len(const char *s, size_t piece) {
     return n;
 }
 
-static void whole(const pd_tools *t, const char *text, size_t piece, char *dst) {
+static void whole(const pd_tools *t, const char *text, size_t piece, pd_buf *dst) {
     pd_tool_reader *r = pd_tool_reader_open(t);
     pd_buf out = {0};
     for (size_t n; (n = piece_len(text, piece)) > 0; text += n) pd_tool_reader_add(r, text, n);
@@ -57,16 +57,16 @@ static void whole(const pd_tools *t, const char *text, size_t piece, char *dst) 
     json_t *j = object(&out);
     show(json_object_get(j, "content"), json_object_get(j, "tool_calls"), dst);
     assert_int_equal(json_array_size(json_object_get(j, "tool_calls")), pd_tool_reader_calls(r));
-    if (pd_tool_reader_calls(r) && dst[0] == '|') assert_true(json_is_null(json_object_get(j, "content")));
+    if (pd_tool_reader_calls(r) && dst->data[0] == '|') assert_true(json_is_null(json_object_get(j, "content")));
     json_decref(j);
     pd_buf_done(&out);
     pd_tool_reader_close(r);
 }
 
 /* What a client puts together from the deltas. */
-static void streamed(const pd_tools *t, const char *text, size_t piece, char *dst) {
+static void streamed(const pd_tools *t, const char *text, size_t piece, pd_buf *dst) {
     pd_tool_reader *r = pd_tool_reader_open(t);
-    char content[1000] = "", name[8][100] = {""}, arguments[8][400] = {""};
+    pd_buf name[8] = {{0}}, arguments[8] = {{0}};
     size_t n_call = 0;
     bool more = true;
     while (more) {
@@ -80,7 +80,7 @@ static void streamed(const pd_tools *t, const char *text, size_t piece, char *ds
         assert_int_equal(pd_tool_reader_delta(r, &out), ready);
         json_t *j = object(&out), *one;
         size_t k;
-        if (json_object_get(j, "content")) strcat(content, json_string_value(json_object_get(j, "content")));
+        if (json_object_get(j, "content")) pd_buf_puts(dst, json_string_value(json_object_get(j, "content")));
         json_array_foreach(json_object_get(j, "tool_calls"), k, one) {
             const size_t at = (size_t)json_integer_value(json_object_get(one, "index"));
             const json_t *f = json_object_get(one, "function");
@@ -88,27 +88,36 @@ static void streamed(const pd_tools *t, const char *text, size_t piece, char *ds
             if (json_object_get(one, "id")) {
                 assert_int_equal(at, n_call);
                 n_call++;
-                strcpy(name[at], json_string_value(json_object_get(f, "name")));
+                pd_buf_puts(&name[at], json_string_value(json_object_get(f, "name")));
                 assert_string_equal(json_string_value(json_object_get(one, "type")), "function");
             }
-            strcat(arguments[at], json_string_value(json_object_get(f, "arguments")));
+            pd_buf_puts(&arguments[at], json_string_value(json_object_get(f, "arguments")));
         }
         json_decref(j);
         pd_buf_done(&out);
     }
     assert_int_equal(n_call, pd_tool_reader_calls(r));
-    strcpy(dst, content);
-    for (size_t i = 0; i < n_call; i++) sprintf(dst + strlen(dst), "|%s(%s)", name[i], arguments[i]);
+    for (size_t i = 0; i < n_call; i++) {
+        pd_buf_printf(dst, "|%s(%s)", name[i].data, arguments[i].data ? arguments[i].data : "");
+        pd_buf_done(&name[i]);
+        pd_buf_done(&arguments[i]);
+    }
     pd_tool_reader_close(r);
 }
 
+static void is(const char *text, size_t piece, pd_buf *got, const char *want) {
+    if (strcmp(got->data ? got->data : "", want) != 0)
+        fail_msg("'%s' in pieces of %zu:\n'%s'\nwant\n'%s'", text, piece, got->data, want);
+    pd_buf_done(got);
+}
+
 static void reads(const pd_tools *t, const char *text, const char *want) {
-    char got[8000];
     for (size_t piece = 1; piece <= strlen(text) + 1; piece = piece < 9 ? piece + 1 : 2 * piece) {
-        whole(t, text, piece, got);
-        if (strcmp(got, want) != 0) fail_msg("'%s' in pieces of %zu:\n'%s'\nwant\n'%s'", text, piece, got, want);
-        streamed(t, text, piece, got);
-        if (strcmp(got, want) != 0) fail_msg("'%s' streamed in pieces of %zu:\n'%s'\nwant\n'%s'", text, piece, got, want);
+        pd_buf got = {0};
+        whole(t, text, piece, &got);
+        is(text, piece, &got, want);
+        streamed(t, text, piece, &got);
+        is(text, piece, &got, want);
     }
 }
 
@@ -262,7 +271,7 @@ static void fits(const char *template, pd_tool_format format, const char *requir
     pd_chat *c = NULL;
     pd_err err = {0};
     if (pd_chat_open(&c, NULL, template, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
-    json_t *body = json_loads("{\"tools\": [" TOOL("\"f\"") "]}", 0, NULL);
+    json_t *body = json_loads("{\"tools\": [" TOOL("\"f\"") ", " TOOL("\"g\"") "]}", 0, NULL);
     pd_tools *t = NULL;
     assert_int_equal(pd_tools_decode(body, &t, NULL), PD_OK);
     assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
@@ -274,6 +283,11 @@ static void fits(const char *template, pd_tool_format format, const char *requir
     t->choice = PD_TOOL_NAMED;
     assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
     assert_string_equal(t->begun, named);
+    t->choice = PD_TOOL_REQUIRED; /* of one there is no choice */
+    t->n = 1;
+    assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
+    assert_string_equal(t->begun, named);
+    t->n = 2;
     /* And what is begun is read as begun. */
     pd_tool_reader *r = pd_tool_reader_open(t);
     pd_tool_reader_add(r, "{\"a\": 1}", 8);
