@@ -98,7 +98,6 @@ SETTINGS = [
     {"add_generation_prompt": True, "documents": [{"title": "T", "text": "body <1>", "doc_id": 1}, {"title": "U", "text": "b\nc", "doc_id": "x"}],
      "citations": True, "controls": {"length": "long"}},
 ]
-FULL = 9  # a template with no text of tools or thinking needs no more than the first settings
 
 
 class Refused(TemplateError):
