@@ -27,6 +27,7 @@ struct pd_tool_reader {
     state at;
     bool bare;            /* the call in progress has no marker: its name must be known */
     bool array;           /* Mistral's list of calls */
+    bool only_arguments;  /* the name came before the object */
     bool spoken;          /* something of the content is out */
     bool failed;
 
@@ -101,7 +102,7 @@ static bool new_call(pd_tool_reader *r) {
     make_id(r, current(r)->id);
     r->json = J_OPEN;
     r->depth = 0;
-    r->in_string = r->escaped = r->is_name = r->is_arguments = r->named = r->got_arguments = false;
+    r->in_string = r->escaped = r->is_name = r->is_arguments = r->named = r->got_arguments = r->only_arguments = false;
     r->n_unicode = 0;
     r->high = 0;
     pd_buf_clear(&r->key);
@@ -177,9 +178,10 @@ static bool string_byte(pd_tool_reader *r, char c) {
 }
 
 static void value_begins(pd_tool_reader *r, char c) {
-    r->is_name = r->key.len == 4 && memcmp(r->key.data, "name", 4) == 0;
-    r->is_arguments = (r->key.len == 9 && memcmp(r->key.data, "arguments", 9) == 0) ||
-                      (r->key.len == 10 && memcmp(r->key.data, "parameters", 10) == 0);
+    /* Of a member that comes twice the first one counts: it may be told already. */
+    r->is_name = !r->named && r->key.len == 4 && memcmp(r->key.data, "name", 4) == 0;
+    r->is_arguments = !r->got_arguments && ((r->key.len == 9 && memcmp(r->key.data, "arguments", 9) == 0) ||
+                                            (r->key.len == 10 && memcmp(r->key.data, "parameters", 10) == 0));
     if (c == '"') {
         r->json = J_IN_STRING;
     } else if (r->is_name) {
@@ -238,7 +240,7 @@ static void json_byte(pd_tool_reader *r, char c) {
     case J_IN_STRING:
         if (!string_byte(r, c)) break;
         r->json = J_KEY;
-        if (r->is_name && (r->named || !name_done(r))) r->json = J_BAD;
+        if (r->is_name && !name_done(r)) r->json = J_BAD;
         break;
     case J_IN_NESTED: nested_byte(r, c); break;
     case J_IN_SCALAR:
@@ -292,7 +294,7 @@ static int starts(const pd_tool_reader *r, const char *s) {
 
 static void drop_white(pd_tool_reader *r, const char *more) {
     size_t n = 0;
-    while (n < r->held.len && (is_white(r->held.data[n]) || strchr(more, r->held.data[n]))) n++;
+    while (n < r->held.len && (is_white(r->held.data[n]) || (r->held.data[n] && strchr(more, r->held.data[n])))) n++;
     if (n) pd_buf_drop(&r->held, n);
 }
 
@@ -356,20 +358,21 @@ static bool head_step(pd_tool_reader *r) {
 
 /* name[CALL_ID]id[ARGS]{...} or name{...}: the object alone is the arguments. */
 static bool name_step(pd_tool_reader *r) {
+    enum { HEAD_MAX = 4 * PD_TOOL_NAME_MAX };
     const char *s = r->held.data;
-    const size_t n = r->held.len, end = n ? strcspn(s, "{") : 0;
-    if (end == n && n <= 4 * PD_TOOL_NAME_MAX) return false;
-    size_t name = strcspn(s, "[{ \n");
+    const size_t n = r->held.len < HEAD_MAX ? r->held.len : HEAD_MAX;
+    size_t name = 0, end = 0;
+    while (name < n && s[name] != '[' && s[name] != '{' && !is_white(s[name])) name++;
+    while (end < n && s[end] != '{') end++;
+    if (end == n && n < HEAD_MAX) return false;
     if (end == n || name == 0 || name > PD_TOOL_NAME_MAX) {
-        pd_buf_add(&r->raw, s, end);
-        pd_buf_drop(&r->held, end);
         not_a_call(r);
         return true;
     }
     pd_buf_add(&current(r)->name, s, name);
     pd_buf_drop(&r->held, end + 1);
     name_done(r);
-    r->is_arguments = true;
+    r->is_arguments = r->only_arguments = true;
     arguments(r, "{", 1);
     r->json = J_IN_NESTED;
     r->depth = 1;
@@ -378,11 +381,10 @@ static bool name_step(pd_tool_reader *r) {
 }
 
 static bool call_step(pd_tool_reader *r) {
-    const bool only_arguments = r->json == J_IN_NESTED && r->key.len == 0 && r->named;
     size_t i = 0;
     while (i < r->held.len && r->json != J_DONE && r->json != J_BAD) {
         json_byte(r, r->held.data[i++]);
-        if (only_arguments && r->json == J_KEY) r->json = J_DONE;
+        if (r->only_arguments && r->json == J_KEY) r->json = J_DONE;
     }
     if (!r->named) pd_buf_add(&r->raw, r->held.data, i);
     pd_buf_drop(&r->held, i);

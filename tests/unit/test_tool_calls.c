@@ -141,6 +141,7 @@ static void hermes(void **state) {
     reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>Done.", "Done.|now({})");
     reads(&t, "{\"name\": \"now\", \"arguments\": {}}", "{\"name\": \"now\", \"arguments\": {}}"); /* no marker */
     reads(&t, "Ein Wort \xe2\x80\x94 \xe6\x97\xa5<tool_call>{\"name\": \"now\", \"arguments\": {\"k\": \"\xe6\x97\xa5\"}}</tool_call>", "Ein Wort \xe2\x80\x94 \xe6\x97\xa5|now({\"k\": \"\xe6\x97\xa5\"})");
+    reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": {}, \"name\": \"x\", \"arguments\": {\"b\": 1}}</tool_call>", "|now({})");
     /* Cut off. */
     reads(&t, "<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Be", "|weather({\"city\": \"Be)");
     reads(&t, "<tool_call>{\"name\": \"wea", "<tool_call>{\"name\": \"wea");
