@@ -35,6 +35,11 @@ bool pd__jwork(pd__jev *e, size_t n) {
     return false;
 }
 
+pd_jval pd__jtoo_deep(pd__jev *e) {
+    pd__jwork(e, 0); /* writing ends for want of memory too */
+    return pd__jfail(e, "a value is nested too deep");
+}
+
 bool pd__jis_missing(pd__jev *e, pd_jval v) {
     if (v.kind != PD_JUNDEFINED) return false;
     const pd__jstr *s = v.u.str;
@@ -257,7 +262,6 @@ static pd_jval html(pd__jev *e, pd_jval v) {
 
 pd_jval pd__jadd(pd__jev *e, pd_jval a, pd_jval b) {
     if (a.kind == PD_JSTR && b.kind == PD_JSTR) {
-        if (!pd__jworked(e, pd__jbytes(a) + pd__jbytes(b))) return a;
         const bool markup = a.form == PD__JFORM_MARKUP || b.form == PD__JFORM_MARKUP;
         if (markup) { /* what |safe has marked escapes what it meets */
             a = html(e, a);
@@ -266,8 +270,9 @@ pd_jval pd__jadd(pd__jev *e, pd_jval a, pd_jval b) {
         if (!markup && pd__jbytes(a) == 0) return b;
         if (!markup && pd__jbytes(b) == 0) return a;
         pd__jbuf buf = {.h = e->h};
-        pd__jbuf_sub(&buf, a, 0, pd__jbytes(a));
+        const size_t copied = pd__jbuf_on(&buf, a);
         pd__jbuf_sub(&buf, b, 0, pd__jbytes(b));
+        pd__jworked(e, copied + pd__jbytes(b));
         pd_jval v = pd__jbuf_str(&buf);
         if (markup) v.form = PD__JFORM_MARKUP;
         return v;
@@ -391,7 +396,7 @@ static pd_jval binary(pd__jev *e, const pd__jnode *n) {
     for (size_t i = 1; i < n->n_kid && e->rc == PD_OK;) {
         if (sum.kind == PD_JSTR && sum.form == PD__JFORM_TEXT) {
             pd__jbuf b = {.h = e->h};
-            pd__jbuf_sub(&b, sum, 0, pd__jbytes(sum));
+            const size_t copied = pd__jbuf_on(&b, sum), before = b.n;
             pd_jval v = pd__jundefined(NULL);
             for (; i < n->n_kid && e->rc == PD_OK; i++) {
                 v = pd__jeval(e, n->kid[i]);
@@ -399,7 +404,7 @@ static pd_jval binary(pd__jev *e, const pd__jnode *n) {
                 pd__jbuf_sub(&b, v, 0, pd__jbytes(v));
             }
             sum = pd__jbuf_str(&b);
-            if (e->rc != PD_OK || i == n->n_kid || !pd__jworked(e, b.n)) break;
+            if (!pd__jworked(e, copied + b.n - before) || i == n->n_kid) break;
             sum = operate(e, n->op_list[i - 1], sum, v);
         } else {
             const pd_jval v = pd__jeval(e, n->kid[i]);
@@ -574,11 +579,18 @@ static pd_jval dict(pd__jev *e, const pd__jnode *n) {
 
 static pd_jval concat(pd__jev *e, const pd__jnode *n) {
     pd__jbuf b = {.h = e->h};
+    size_t before = 0, copied = 0;
     for (size_t i = 0; i < n->n_kid && e->rc == PD_OK; i++) {
         const pd_jval v = pd__jeval(e, n->kid[i]);
-        if (e->rc == PD_OK && !pd__jput(&b, v)) return pd__jfail(e, "a value is nested too deep");
+        if (e->rc != PD_OK) break;
+        if (i == 0 && v.kind == PD_JSTR) {
+            copied = pd__jbuf_on(&b, v);
+            before = b.n;
+        } else if (!pd__jput(&b, v)) {
+            return pd__jtoo_deep(e);
+        }
     }
-    pd__jworked(e, b.n);
+    pd__jworked(e, copied + b.n - before);
     return pd__jbuf_str(&b);
 }
 

@@ -75,6 +75,8 @@ typedef struct pd__jev {
 
 /* Records EINVAL "the chat template, line N: ..."; returns an undefined value. */
 pd_jval pd__jfail(pd__jev *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* For a value that pd__jput could not write. */
+pd_jval pd__jtoo_deep(pd__jev *e);
 /* n steps more; false if there was a failure, now or before. */
 bool pd__jwork(pd__jev *e, size_t n);
 static inline bool pd__jworked(pd__jev *e, size_t bytes) {

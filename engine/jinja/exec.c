@@ -112,7 +112,7 @@ static void mark_turn(pd__jev *e, size_t from) {
 static void write(pd__jev *e, pd_jval v) {
     const size_t from = e->page.n, before = e->out->n;
     if (!pd__jput(e->out, v)) {
-        pd__jfail(e, "a value is nested too deep");
+        pd__jtoo_deep(e);
         return;
     }
     if (e->out == &e->page) mark_turn(e, from);

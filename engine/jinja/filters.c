@@ -81,7 +81,7 @@ static int64_t int_arg(pd_jval v, int64_t otherwise) {
 pd_jval pd__jas_str(pd__jev *e, pd_jval v) {
     if (v.kind == PD_JSTR) return v;
     pd__jbuf b = {.h = e->h};
-    if (!pd__jput(&b, v) && e->rc == PD_OK) return pd__jfail(e, "a value is nested too deep");
+    if (!pd__jput(&b, v) && e->rc == PD_OK) return pd__jtoo_deep(e);
     pd__jworked(e, b.n);
     return pd__jbuf_str(&b);
 }

@@ -102,7 +102,7 @@ pd_jval pd__jjoin(pd__jev *e, pd_jval over, pd_jval sep, pd_jval attribute, bool
             return pd__jfail(e, "sequence item %zu: expected str instance, %s found", i, pd__jkind_name(v));
         if (i && sep.kind == PD_JSTR) pd__jbuf_sub(&b, sep, 0, pd__jbytes(sep));
         const size_t before = b.n;
-        if (!pd__jput(&b, v) && e->rc == PD_OK) return pd__jfail(e, "a value is nested too deep");
+        if (!pd__jput(&b, v) && e->rc == PD_OK) return pd__jtoo_deep(e);
         pd__jworked(e, b.n - before);
     }
     return pd__jbuf_str(&b);

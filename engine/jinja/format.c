@@ -122,7 +122,7 @@ static void put_text(pd__jev *e, pd__jbuf *b, pd_jval text, const spec *s) {
 
 static pd_jval repr(pd__jev *e, pd_jval v) {
     pd__jbuf b = {.h = e->h};
-    if (!pd__jput_repr(&b, v, 0)) return pd__jfail(e, "a value is nested too deep");
+    if (!pd__jput_repr(&b, v, 0)) return pd__jtoo_deep(e);
     return pd__jbuf_str(&b);
 }
 

@@ -116,7 +116,7 @@ static bool put(writer *w, pd_jval v, unsigned depth) {
     char text[48];
     if (!pd__jwork(w->e, 1)) return false;
     if (depth > PD_JINJA_VALUE_DEPTH_MAX) {
-        pd__jfail(w->e, "a value is nested too deep");
+        pd__jtoo_deep(w->e);
         return false;
     }
     switch ((pd_jkind)v.kind) {

@@ -100,7 +100,7 @@ int pd__jp_intern(pd__jparser *p, const char *s, size_t n) {
         t->read = read;
         t->cap_name = cap;
     }
-    t->name[t->n_name] = (pd__jstr){s, n, NULL};
+    t->name[t->n_name] = (pd__jstr){.s = s, .n = n};
     return (int)t->n_name++;
 }
 

@@ -28,6 +28,7 @@ static bool reserve(pd__jbuf *b, size_t n) {
     b->s = s;
     b->org = org;
     b->cap = cap;
+    b->used = NULL;
     return true;
 }
 
@@ -59,12 +60,32 @@ void pd__jbuf_sub(pd__jbuf *b, pd_jval str, size_t from, size_t to) {
     pd__jbuf_add(b, s->s + from, to - from, s->org ? s->org + from : NULL, str.origin);
 }
 
-pd_jval pd__jbuf_str(const pd__jbuf *b) {
-    pd_jval v = pd_jstr(b->h, b->s ? b->s : "", b->n, b->uniform);
-    if (v.kind == PD_JSTR && b->org) {
-        pd__jstr *s = (pd__jstr *)(uintptr_t)v.u.str;
-        s->org = b->org;
+size_t pd__jbuf_on(pd__jbuf *b, pd_jval str) {
+    const pd__jstr *s = str.u.str;
+    if (!s->used || *s->used != s->n) {
+        pd__jbuf_sub(b, str, 0, s->n);
+        return s->n;
     }
+    *s->used = SIZE_MAX; /* nobody else's until this one is built */
+    b->s = (char *)(uintptr_t)s->s;
+    b->org = (uint16_t *)(uintptr_t)s->org;
+    b->n = s->n;
+    b->cap = s->cap;
+    b->used = s->used;
+    b->uniform = str.origin;
+    return 0;
+}
+
+pd_jval pd__jbuf_str(const pd__jbuf *b) {
+    enum { ROOM_FROM = 1024 }; /* shorter ones are copied as fast */
+    pd_jval v = pd_jstr(b->h, b->s ? b->s : "", b->n, b->uniform);
+    if (v.kind != PD_JSTR) return v;
+    pd__jstr *s = (pd__jstr *)(uintptr_t)v.u.str;
+    s->org = b->org;
+    if (b->n < ROOM_FROM) return v;
+    s->used = b->used ? b->used : PD_JNEW(b->h, 1, size_t);
+    s->cap = b->cap;
+    if (s->used) *s->used = b->n;
     return v;
 }
 

@@ -24,7 +24,7 @@ pd_jval pd_jfloat(double f) {
 pd_jval pd_jstr(pd_jheap *h, const char *s, size_t n, uint16_t origin) {
     pd__jstr *str = PD_JNEW(h, 1, pd__jstr);
     if (!str) return pd_jnone();
-    *str = (pd__jstr){s, n, NULL};
+    *str = (pd__jstr){.s = s, .n = n};
     return (pd_jval){.kind = PD_JSTR, .origin = origin, .u.str = str};
 }
 

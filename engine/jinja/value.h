@@ -13,11 +13,15 @@
 
 #include "engine/jinja/jinja.h"
 
-/* n bytes with an origin each, or (org NULL) all of the value's. */
+/* n bytes with an origin each, or (org NULL) all of the value's.  A long one may have
+ * room behind it that the next `s + more` takes, so that a text built up piece by piece is
+ * not copied for each: the first to come gets it, which *used tells (its bytes are n of
+ * this string, then of the longer one). */
 typedef struct pd__jstr {
     const char *s;
     size_t n;
     const uint16_t *org;
+    size_t cap, *used; /* used NULL: no room */
 } pd__jstr;
 
 typedef struct pd__jlist {
@@ -55,8 +59,12 @@ typedef struct pd__jbuf {
     char *s;
     uint16_t *org; /* NULL while all bytes are of `uniform` */
     size_t n, cap;
+    size_t *used; /* of the string it goes on with, or NULL */
     uint16_t uniform;
 } pd__jbuf;
+
+/* b, all zero but for h, begins with `str`: in place where it may.  Gives the bytes copied. */
+size_t pd__jbuf_on(pd__jbuf *b, pd_jval str);
 
 void pd__jbuf_add(pd__jbuf *b, const char *s, size_t n, const uint16_t *org, uint16_t origin);
 void pd__jbuf_lit(pd__jbuf *b, const char *s, uint16_t origin);

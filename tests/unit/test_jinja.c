@@ -153,6 +153,23 @@ static void loops_over_messages_are_turns(void **state) {
     turns("{% for a in messages %}{% for b in messages %}{{ b.role[0] }}{% endfor %}|{% endfor %}", "[1:s][2:u][1:|s][2:u|]");
 }
 
+/* A text built up piece by piece stays cheap, and the pieces stay what they were. */
+static void texts_grow_in_place(void **state) {
+    (void)state;
+    shows("{% set ns = namespace(x='.' * 2000, y=none) %}{% set ns.y = ns.x + 'b' %}{% set z = ns.x + extra %}{% set ns.x = ns.x + (ns.x + 'c') + 'd' %}"
+          "{{ ns.y[1999:] }}|{{ z[1999:] }}|{{ ns.x[1999:2001] }}|{{ ns.x[3999:] }}|{{ (ns.x ~ (ns.x ~ extra) ~ 1)[4000:4003] }}|{{ ns.x | length }}|{{ ns.y | length }}|{{ z | length }}",
+          ".b|.[65535:extra]|..|.cd|cd.|4002|2001|2005");
+    pd_jheap given = {0}, h = {.limit = (size_t)16 << 20};
+    pd_jout out = {0};
+    pd_err err = {0};
+    if (render("{% set ns = namespace(x='') %}{% for i in range(20000) %}{% set ns.x = ns.x + 'client' + extra %}{% set ns.x = ns.x ~ i %}{% endfor %}{{ ns.x | length }}",
+               two_messages(&given), 0, &h, &out, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    assert_string_equal(out.text, "308890");
+    pd_jheap_done(&h);
+    pd_jheap_done(&given);
+}
+
 /* ---- bounds ---- */
 
 static void fails(const char *template, const char *because) {
@@ -249,7 +266,8 @@ static void bad_text_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(writes_as_jinja2_does),    cmocka_unit_test(bytes_know_their_source),
-        cmocka_unit_test(loops_over_messages_are_turns), cmocka_unit_test(hostile_templates_end),
+        cmocka_unit_test(loops_over_messages_are_turns), cmocka_unit_test(texts_grow_in_place),
+        cmocka_unit_test(hostile_templates_end),
         cmocka_unit_test(bad_text_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
