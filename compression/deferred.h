@@ -62,6 +62,8 @@ typedef struct pd_deferred {
     pd_status (*rows)(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err);
     /* plan[n_layer]: those of layers that are not pressed are not read. */
     pd_status (*decide)(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err);
+
+    bool whole_pages; /* what it leaves of layers * H * n slots are full pages, as few as hold the budget */
 } pd_deferred;
 
 /* EINTERNAL if a score is no number: names press, layer, head and slot. */

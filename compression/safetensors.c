@@ -11,6 +11,7 @@
 #include "engine/base/file.h"
 #include "engine/base/num.h"
 #include "engine/base/utf8.h"
+#include "engine/gguf/quant.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -411,31 +412,17 @@ const char *pd_safetensors_meta(const pd_safetensors *f, const char *key) {
     return m ? m->value : NULL;
 }
 
-static float from_f16(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mant = h & 0x3FFu;
-    const int e = h >> 10 & 0x1F;
-    uint32_t u;
-    float f;
-    if (e == 0) { /* zero and subnormals: mant * 2^-24, exactly */
-        f = (float)mant * 0x1p-24f;
-        memcpy(&u, &f, sizeof u);
-        u |= sign;
-    } else {
-        u = sign | (uint32_t)(e == 0x1F ? 0xFF : e + 112) << 23 | mant << 13;
-    }
-    memcpy(&f, &u, sizeof f);
-    return f;
-}
-
 void pd_st_read(const pd_st_tensor *t, float *dst) {
     for (size_t i = 0; i < t->n_elem; i++) {
         const uint8_t *p = t->data + i * types[t->type].bytes;
         const uint16_t half = (uint16_t)(p[0] | p[1] << 8);
-        uint32_t u = (uint32_t)half << 16; /* BF16: the upper half of an F32 */
-        if (t->type == PD_ST_F32) u = (uint32_t)half | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-        if (t->type == PD_ST_F16)
-            dst[i] = from_f16(half);
-        else
+        if (t->type == PD_ST_F16) {
+            dst[i] = pd_f16_to_f32(half);
+        } else if (t->type == PD_ST_BF16) {
+            dst[i] = pd_bf16_to_f32(half);
+        } else {
+            const uint32_t u = (uint32_t)half | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
             memcpy(&dst[i], &u, sizeof u);
+        }
     }
 }

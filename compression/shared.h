@@ -36,6 +36,11 @@ pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out,
 pd_status pd__window_attention_times_before(const pd_view *view, size_t w, float *const *out,
                                             pd_err *err);
 
+/* Sums over the last w queries of the weights, or of their squares; a query says nothing
+ * of the `near` positions up to its own. */
+pd_status pd__window_attention_sums(const pd_view *view, size_t w, bool squares, size_t near, float *const *out,
+                                    pd_err *err);
+
 /* [Hq][n_h] floats from view->tmp; NULL = no memory. */
 float **pd__query_head_rows(const pd_view *view);
 

@@ -19,9 +19,18 @@ typedef struct {
     const pd_view *view;
     size_t w, block; /* queries in all, and at a time */
     bool times_before; /* multiply a query's weights by the slots before it */
+    bool sums, squares; /* not the mean but the sum, of the weights' squares */
+    size_t near;       /* positions up to a query's own it says nothing of */
     float **logits;  /* [thread] block x n */
     float *const *out;
 } window_job;
+
+/* x: the weights of query `row`, times 1 / inv. */
+static void add_row(const window_job *j, size_t h, size_t row, float *x, float inv, float *to) {
+    const size_t n = pd__slots_before(j->view, h, (int64_t)j->view->q_pos[row] + 1 - (int64_t)j->near);
+    for (size_t t = 0; j->squares && t < n; t++) x[t] *= x[t] * inv;
+    j->view->kern->axpy_f32(inv, x, to, n);
+}
 
 static void window_head(void *ctx, size_t hq, unsigned thread) {
     const window_job *j = ctx;
@@ -48,15 +57,17 @@ static void window_head(void *ctx, size_t hq, unsigned thread) {
             float *x = s + i * n;
             const float sum = view->kern->exp_sum_f32(x, seen, view->kern->max_f32(x, seen));
             const float scale = j->times_before ? (float)(seen - 1) : 1.0f;
-            view->kern->axpy_f32(scale / (sum * (float)j->w), x, mean, seen);
+            if (j->sums)
+                add_row(j, h, row + i, x, 1.0f / sum, mean);
+            else
+                view->kern->axpy_f32(scale / (sum * (float)j->w), x, mean, seen);
         }
     }
 }
 
-static pd_status run(const pd_view *view, size_t w, bool times_before, float *const *out,
-                     pd_err *err) {
-    window_job j = {.view = view, .w = pd_min_size(w, view->q_rows), .times_before = times_before,
-                    .out = out};
+static pd_status run(window_job j, size_t w, pd_err *err) {
+    const pd_view *view = j.view;
+    j.w = pd_min_size(w, view->q_rows);
     if (!view->q || j.w == 0)
         return pd_fail(err, PD_EINTERNAL, NULL, "no queries were collected for layer %d",
                        view->layer);
@@ -73,12 +84,17 @@ static pd_status run(const pd_view *view, size_t w, bool times_before, float *co
 }
 
 pd_status pd__window_attention(const pd_view *view, size_t w, float *const *out, pd_err *err) {
-    return run(view, w, false, out, err);
+    return run((window_job){.view = view, .out = out}, w, err);
 }
 
 pd_status pd__window_attention_times_before(const pd_view *view, size_t w, float *const *out,
                                             pd_err *err) {
-    return run(view, w, true, out, err);
+    return run((window_job){.view = view, .times_before = true, .out = out}, w, err);
+}
+
+pd_status pd__window_attention_sums(const pd_view *view, size_t w, bool squares, size_t near, float *const *out,
+                                    pd_err *err) {
+    return run((window_job){.view = view, .sums = true, .squares = squares, .near = near, .out = out}, w, err);
 }
 
 float **pd__query_head_rows(const pd_view *view) {

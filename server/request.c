@@ -4,6 +4,7 @@
 
 #include "server/compression_json.h"
 #include "server/request_int.h"
+#include "server/structured.h"
 #include "server/unserved.h"
 
 #include <math.h>
@@ -274,6 +275,7 @@ static pd_status decode(const json_t *body, bool explain, const pd_request_env *
     PD_TRY(decode_choices(body, r, err));
     PD_TRY(pd_json_bool(body, "", "ignore_eos", &r->ignore_eos, err));
     PD_TRY(pd_json_bool(body, "", "verbose", &r->verbose, err));
+    if (!explain) PD_TRY(pd_structured_decode(body, &r->grammar, err));
     if (explain) PD_TRY(decode_explain(body, env, r, err));
     for (size_t i = 0; i < r->n_prompt && !r->n_compare; i++)
         PD_TRY(decode_compression(body, env, r, &r->prompt[i].compression, err));
@@ -370,6 +372,7 @@ void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret)
         .stop_id = r->stop_id,
         .n_stop_id = r->n_stop_id,
         .adjust = r->adjust,
+        .grammar = r->grammar,
         /* the best are told by their log probabilities */
         .n_logprobs = r->best_of > r->n && r->n_logprobs < 0 ? 0 : r->n_logprobs,
         .ignore_eos = r->ignore_eos,
@@ -398,6 +401,8 @@ void pd_request_trim(pd_request *r) {
     }
     pd_arena_done(&r->arena);
     pd_jheap_done(&r->values);
+    pd_grammar_unref(r->grammar);
+    r->grammar = NULL;
     r->prompt = NULL;
     r->n_prompt = 0;
     r->msg = NULL;

@@ -70,6 +70,7 @@ typedef struct pd_request {
     int32_t *stop_id; /* arena, as adjust.bias */
     size_t n_stop_id;
     pd_adjust adjust;
+    pd_grammar *grammar; /* one reference; NULL = any answer */
     int n_logprobs, n_prompt_logprobs; /* -1 = not asked for */
     bool echo;
     pd_echo *echoed;  /* [n_echoed], one per prompt, if `echo`; made by pd_request_tokenize */

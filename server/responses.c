@@ -96,7 +96,7 @@ static pd_status translate_format(json_t *body, pd_err *err) {
                        pd_json_type_name(text));
     json_t *format = text ? pd_json_get(text, "format") : NULL;
     const char *type = json_string_value(pd_json_get(format, "type"));
-    if (!format || (type && strcmp(type, "text") == 0)) return PD_OK;
+    if (!format) return PD_OK;
     json_t *chat = type && strcmp(type, "json_schema") == 0
                        ? json_pack("{s:s, s:O}", "type", type, "json_schema", format)
                        : json_incref(format);

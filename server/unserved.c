@@ -9,7 +9,6 @@ typedef enum {
     ONE,      /* the number 1 */
     FALSE,    /* false */
     EMPTY,    /* an empty array, object or string */
-    TEXT,     /* {"type": "text"} */
     NO_TOOL,  /* "none" or "auto" (there are no tools to choose) */
     ONLY_TEXT, /* ["text"] */
     ABSENT,   /* nothing but null */
@@ -30,16 +29,9 @@ static const struct {
     {"functions", EMPTY, EITHER},
     {"tool_choice", NO_TOOL, COMPLETION},
     {"function_call", NO_TOOL, EITHER},
-    {"response_format", TEXT, EITHER},
     {"modalities", ONLY_TEXT, EITHER},
     {"audio", ABSENT, EITHER},
-    {"grammar", EMPTY, EITHER},
-    {"json_schema", ABSENT, EITHER},
-    {"guided_json", ABSENT, EITHER},
     {"guided_regex", ABSENT, EITHER},
-    {"guided_choice", ABSENT, EITHER},
-    {"guided_grammar", ABSENT, EITHER},
-    {"structured_outputs", ABSENT, EITHER},
 };
 
 static bool is_string(const json_t *v, const char *s) {
@@ -53,7 +45,6 @@ static bool is_neutral(const json_t *v, neutral ok) {
     case EMPTY:
         return (json_is_array(v) && json_array_size(v) == 0) ||
                (json_is_object(v) && json_object_size(v) == 0) || is_string(v, "");
-    case TEXT: return json_is_object(v) && is_string(json_object_get(v, "type"), "text");
     case NO_TOOL: return is_string(v, "none") || is_string(v, "auto");
     case ONLY_TEXT: return json_array_size(v) == 1 && is_string(json_array_get(v, 0), "text");
     case ABSENT: break;
@@ -66,7 +57,6 @@ pd_status pd_unserved_check(const json_t *body, bool chat, pd_err *err) {
         "1",
         "false",
         "an empty value",
-        "{\"type\": \"text\"}",
         "\"none\" or \"auto\"",
         "[\"text\"]",
         "null",

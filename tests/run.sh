@@ -23,7 +23,7 @@ cd "$PRESSD_TOP"
 . deploy/lib.sh
 exec </dev/null # nothing here may wait for a person
 
-all=(lint unit kernel asan fuzz cli golden http e2e clients)
+all=(lint unit kernel asan fuzz cli grammar golden http e2e clients)
 known() { case " ${all[*]} " in *" $1 "*) return 0 ;; esac; return 1; }
 case ${1-} in -h | --help)
     sed -n '3,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -58,7 +58,7 @@ trap 'exit 130' INT TERM
 prepare() {
     pd_need "${PRESSD_BUILD_PACKAGES[@]}" libcmocka-dev clang libclang-rt-dev prometheus git \
         python3 python3-venv procps curl ca-certificates
-    if wanted unit || wanted asan || wanted golden || wanted http || wanted e2e || wanted clients; then
+    if wanted unit || wanted asan || wanted golden || wanted http || wanted e2e || wanted clients || wanted grammar; then
         need_venv
         pd_model_smollm2
         export PRESSD_TEST_MODEL=$PD_MODEL

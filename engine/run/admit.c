@@ -3,7 +3,7 @@
  * come to hold, its staging layer.
  *
  * A running sequence never runs out of pages: admission reserves the most it
- * can hold.  With S the slots a full-attention layer may hold per head (mean
+ * can hold, and what the prompt turned out not to need is given back when it is in.  With S the slots a full-attention layer may hold per head (mean
  * over heads: presses may spread them unevenly), H heads of n_h >= 1 slots hold
  * sum(1 + (n_h - 1) / 16) pages, which is at most H + H * (S - 1) / 16. */
 #include "engine/run/seq.h"
@@ -48,6 +48,41 @@ static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
     return pages;
 }
 
+/* Pages of a full layer that holds what it does when max_tokens more come and a decode
+ * press keeps to its rule. */
+static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
+    const pd_job *job = s->job;
+    const pd_hparams *hp = &s->run->model->hp;
+    const pd_decode_rule *rule = &s->rule;
+    const size_t total = job->n_tokens + job->max_tokens;
+    size_t left = total, more = job->max_tokens, slots = 0;
+    if (rule->prune) {
+        pd_budget last = pd_decode_budget(rule, total);
+        last.n_protected = job->protect_end - job->protect_begin;
+        left = pd_press_most(rule->prune, &last, layer, total) + last.n_protected;
+        more = pd_min_size(more, rule->interval + 1);
+    }
+    uint64_t pages = 0;
+    for (size_t h = 0; h < hp->n_head_kv; h++) {
+        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        slots += n;
+        pages += pd_div_up(pd_min_size(n + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
+    }
+    if (!rule->prune || !rule->prune->press->plan) return pages;
+    /* its plan may give one head what another loses */
+    return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + more);
+}
+
+uint64_t pd_admit_left(const pd_seq *s) {
+    const pd_hparams *hp = &s->run->model->hp;
+    uint64_t pages = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + s->job->max_tokens : 0;
+        pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
+    }
+    return pages < s->job->pages_promised ? pages : s->job->pages_promised;
+}
+
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
     const size_t total = job->n_tokens + job->max_tokens, w = hp->window[layer];
     return w ? pd_min_size(total, w + 1) : total; /* one head may keep everything */
@@ -69,13 +104,16 @@ uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
 static uint64_t pages_for_count(const pd_press_inst *press, const pd_hparams *hp, size_t count, size_t scope) {
     const pd_budget budget = {.by_count = true, .count = count};
     const uint64_t heads = hp->n_head_kv;
-    uint64_t pages = 0;
+    uint64_t pages = 0, whole = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t n = hp->window[l] ? pd_min_size(scope, hp->window[l]) : pd_press_most(press, &budget, l, scope);
-        pages += hp->window[l] || (!press->press->plan && !press->press->deferred) ? heads * pd_div_up(n, PD_PAGE_TOKENS)
-                                                      : heads + heads * (n - 1) / PD_PAGE_TOKENS;
+        if (!hp->window[l] && n < scope && press->press->deferred && press->press->deferred->whole_pages)
+            whole += heads * n; /* slots of one budget */
+        else
+            pages += hp->window[l] || (!press->press->plan && !press->press->deferred) ? heads * pd_div_up(n, PD_PAGE_TOKENS)
+                                                                                        : heads + heads * (n - 1) / PD_PAGE_TOKENS;
     }
-    return pages;
+    return pages + (whole + PD_PAGE_TOKENS - 1) / PD_PAGE_TOKENS;
 }
 
 /* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
@@ -156,7 +194,7 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         PD_TRY(plan_budget(job, hp, job->page_bytes, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
     }
-    job->pages_reserved = most_pages(job, hp);
+    job->pages_reserved = job->pages_promised = most_pages(job, hp);
     /* a replay stands behind the scope */
     const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
     const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;

@@ -128,6 +128,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     e->seq = calloc(e->info.parallel, sizeof *e->seq);
     if (!e->seq) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the batch");
     pthread_mutex_init(&e->lock, NULL);
+    pthread_mutex_init(&e->tree_lock, NULL);
     pthread_cond_init(&e->wake, NULL);
     e->sync_ready = true;
     e->inbox_end = &e->inbox;
@@ -168,6 +169,7 @@ void pd_engine_close(pd_engine *e) {
     if (e->sync_ready) {
         pthread_cond_destroy(&e->wake);
         pthread_mutex_destroy(&e->lock);
+        pthread_mutex_destroy(&e->tree_lock);
     }
     free(e->seq);
     if (e->run.model) pd_run_done(&e->run);
@@ -304,6 +306,17 @@ static void name_press(pd_job *job) {
     r->page_bytes = job->page_bytes;
 }
 
+pd_status pd_engine_prepare_grammar(pd_engine *e, pd_err *err) {
+    pd_status rc = PD_OK;
+    pthread_mutex_lock(&e->tree_lock);
+    if (!e->run.tree) {
+        rc = pd_token_tree_open(&e->run.tree, e->tok, err);
+        if (rc == PD_OK) atomic_store_explicit(&e->c_tree, pd_token_tree_bytes(e->run.tree), memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&e->tree_lock);
+    return rc;
+}
+
 pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, pd_err *err) {
     return pd_engine_submit_n(e, p, 1, &(pd_choice){p->sampling.seed, p->notify_arg}, ret, err);
 }
@@ -318,6 +331,7 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
         return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
                        "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
+    if (p->grammar) PD_TRY(pd_engine_prepare_grammar(e, err));
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));
     job->n_choice = n;

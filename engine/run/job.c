@@ -21,6 +21,7 @@ static void job_free(pd_job *job) {
     pthread_mutex_destroy(&job->lock);
     free((void *)job->adjust.bias);
     free(job->stop_id);
+    pd_grammar_unref(job->grammar);
     free(job->piece);
     free(job->ev);
     pd_job_unref(job->leader);
@@ -101,6 +102,8 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
         memcpy(job->stop[i], p->stop[i].text, p->stop[i].len);
     }
     job->n_logprobs = p->n_logprobs;
+    job->grammar = p->grammar;
+    if (job->grammar) pd_grammar_ref(job->grammar);
     job->score_top = p->score_top;
     job->pool = p->pool;
     job->ignore_eos = p->ignore_eos;
@@ -152,7 +155,7 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->kv_key = leader->kv_key;
     job->kv_value = leader->kv_value;
     job->page_bytes = leader->page_bytes;
-    job->pages_reserved = leader->pages_reserved;
+    job->pages_reserved = job->pages_promised = leader->pages_reserved;
     job->sampling.seed = choice->seed;
     job->notify_arg = choice->notify_arg;
     memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);

@@ -51,6 +51,7 @@ struct pd_job {
     pd_adjust adjust;            /* bias: own copy */
     int32_t *stop_id;            /* own copy */
     size_t n_stop_id;
+    pd_grammar *grammar;         /* one reference; NULL = any answer */
     int n_logprobs;
     bool ignore_eos, explain, explain_scores, verbose;
     bool score;                  /* the leader's forks have none of their own */
@@ -71,6 +72,7 @@ struct pd_job {
     pd_kv_type kv_key, kv_value; /* how its pages store numbers, never NATIVE */
     size_t page_bytes;           /* of its pages */
     uint64_t pages_reserved;     /* most pages it may ever hold */
+    uint64_t pages_promised;     /* of them, what it may still come to; less when the prompt is pressed */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
@@ -117,6 +119,10 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
 /* Bytes of the most pages it may ever hold. */
 static inline uint64_t pd__job_reserved(const pd_job *job) {
     return job->pages_reserved * job->page_bytes;
+}
+/* And of those it may still come to. */
+static inline uint64_t pd__job_promised(const pd_job *job) {
+    return job->pages_promised * job->page_bytes;
 }
 
 void pd__job_set_state(pd_job *job, pd_job_state state);

@@ -16,6 +16,7 @@
  * One unit is always run, so that a prompt gets on however short the steps are. */
 #include "engine/run/state.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 static const double SHARE = 0.5;
@@ -88,7 +89,7 @@ static void drop_cancelled(pd_engine *e, bool all) {
 /* ---- sequences ---- */
 
 static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err) {
-    e->reserved -= pd__job_reserved(s->job);
+    e->reserved -= pd__job_promised(s->job);
     pd_seq_close(s, finish, err);
     free(s);
     atomic_fetch_sub(&e->n_running, 1);
@@ -97,7 +98,7 @@ static void end_seq(pd_engine *e, pd_seq *s, pd_finish finish, const pd_err *err
 static void end_prefill(pd_engine *e, pd_finish finish, const pd_err *err) {
     pd_job *job = e->filling->job;
     pd_prefill_close(&e->prefill);
-    e->reserved -= job->n_fork * pd__job_reserved(job);
+    e->reserved -= job->n_fork * pd__job_promised(job);
     end_forks(job, finish, err);
     end_seq(e, e->filling, finish, err);
     e->filling = NULL;
@@ -181,7 +182,7 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
         if (pd_seq_fork(s, from, job, &err) == PD_OK) begin(e, s);
         else end_seq(e, s, PD_FINISH_ERROR, &err);
     } else {
-        e->reserved -= pd__job_reserved(job);
+        e->reserved -= pd__job_promised(job);
         if (cancelled(job)) {
             pd__job_finish(job, PD_FINISH_CANCELLED, NULL);
         } else {
@@ -192,6 +193,15 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
     pd_job_unref(job);
 }
 
+/* The prompt is in: a press may have left less of it than admission had to count on. */
+static void give_back(pd_engine *e, const pd_seq *s) {
+    pd_job *job = s->job;
+    const uint64_t left = pd_admit_left(s);
+    e->reserved -= (1 + job->n_fork) * (job->pages_promised - left) * job->page_bytes;
+    for (size_t i = 0; i < job->n_fork; i++) job->fork[i]->pages_promised = left;
+    job->pages_promised = left;
+}
+
 static void prefilled(pd_engine *e) {
     pd_seq *s = e->filling;
     pd_job *job = s->job;
@@ -199,6 +209,7 @@ static void prefilled(pd_engine *e) {
     pd_prefill_close(&e->prefill);
     e->filling = NULL;
     atomic_fetch_add_explicit(&e->c_prompt, job->n_tokens, memory_order_relaxed);
+    give_back(e, s);
     /* Copied before the first token; `s` last, since the job may be gone after it. */
     job->n_fork = 0;
     for (size_t i = 0; i < n_fork; i++) begin_fork(e, s, job->fork[i]);
@@ -306,6 +317,7 @@ static void decode(pd_engine *e) {
         pd_finish finish = PD_FINISH_NONE;
         pd_err fault = {0};
         const float *logits = e->run.logits + i * e->model->hp.n_vocab;
+        assert(s->kv.n_pages <= s->job->pages_promised);
         pd_status rc = pd_presser_step(s, &fault);
         if (rc == PD_OK) rc = pd_seq_sample(s, logits, &finish, &fault);
         if (rc == PD_OK) count_token(e);
@@ -320,19 +332,21 @@ static void decode(pd_engine *e) {
 /* What the counters show of this moment. */
 static void publish(pd_engine *e) {
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
+    scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv);
+        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv) +
+                   pd_constraint_bytes(&e->seq[i]->constraint);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv);
+        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv) + pd_constraint_bytes(&s->constraint);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
         scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes +
-                   pd_kv_centre_bytes(&e->filling->kv);
+                   pd_kv_centre_bytes(&e->filling->kv) + pd_constraint_bytes(&e->filling->constraint);
     }
     resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);

@@ -39,6 +39,7 @@ void pd_run_done(pd_run *r) {
     free(r->step_kv);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
+    pd_token_tree_close(r->tree);
     pd_attn_done(&r->attn);
     pd_fwd_done(&r->fwd);
     pd_arena_done(&r->tmp);
@@ -101,6 +102,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->score) PD_TRY(pd_score_open(s, err));
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
+    PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     return open_decode(s, slots, err);
 }
 
@@ -153,6 +155,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     free(s->since);
     free(s->x_new);
     pd_adjuster_done(&s->adjuster);
+    pd_constraint_done(&s->constraint);
     free(s->shift);
     free(s->guard);
     pd_job *job = s->job;
@@ -179,11 +182,15 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
     /* A hidden state that is not finite makes every logit so: one look is enough. */
     if (!isfinite(logits[0])) return pd_fail(err, PD_EINTERNAL, NULL, "the model's output is not finite");
     const float *shaped = pd_adjuster_apply(&s->adjuster, job, logits, run->sampler.adjusted);
-    const int32_t id = pd_sample(&run->sampler, run->kern, shaped, &job->sampling, &s->rng);
+    int32_t id;
+    if (s->constraint.m)
+        PD_TRY(pd_constraint_sample(&s->constraint, job, &run->sampler, run->kern, shaped, &s->rng, &id, err));
+    else
+        id = pd_sample(&run->sampler, run->kern, shaped, &job->sampling, &s->rng);
     job->t_last = pd_now_ns();
     if (!job->t_first) job->t_first = job->t_last;
-    if ((pd_token_is_eog(job->tok, id) && !job->ignore_eos) || is_stop_id(job, id)) {
-        job->n_sampled++;
+    if (id < 0 || (pd_token_is_eog(job->tok, id) && !job->ignore_eos) || is_stop_id(job, id)) {
+        job->n_sampled += id >= 0;
         *finish = PD_FINISH_STOP;
         return PD_OK;
     }
@@ -195,6 +202,9 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
     }
     pd_adjuster_note(&s->adjuster, id);
     PD_TRY(pd__job_emit(job, id, logprob, run->top, n_top, finish, err));
+    bool over;
+    PD_TRY(pd_constraint_note(&s->constraint, job, id, &over, err));
+    if (over) *finish = PD_FINISH_STOP;
     if (*finish == PD_FINISH_NONE && job->n_sampled >= job->max_tokens) *finish = PD_FINISH_LENGTH;
     s->next = id;
     if (*finish == PD_FINISH_NONE && job->notify) job->notify(job->notify_arg, job);

@@ -8,6 +8,7 @@
 #include "engine/run/adjust.h"
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
+#include "engine/run/constrain.h"
 #include "engine/run/forward.h"
 #include "engine/run/job.h"
 #include "engine/run/sampler.h"
@@ -27,6 +28,7 @@ typedef struct pd_run {
     pd_fwd fwd;
     pd_attn attn;
     pd_sampler sampler;
+    pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
     pd_arena tmp;     /* one press call */
     size_t parallel;
     float *x;         /* [parallel][n_embd] hidden states of a decode step */
@@ -52,6 +54,7 @@ struct pd_seq {
     int32_t next;     /* the token to feed */
     pd_seq *after;    /* in the engine's list of ready ones */
     pd_rng rng;
+    pd_constraint constraint; /* all-zero = any token may come */
     pd_adjuster adjuster; /* all-zero = logits are taken as they are */
 
     /* for the decode press; rule.prune NULL = none */
@@ -181,10 +184,14 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, kv_key, kv_value, page_bytes, pages_reserved and staging_bytes for
- * job->max_tokens.  Errors: EBUDGET (a byte budget below one page per head); EINVAL
- * (kv_type asks for whole groups of head_dim). */
+ * protection, kv_key, kv_value, page_bytes, pages_reserved (and pages_promised) and
+ * staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
+ * head); EINVAL (kv_type asks for whole groups of head_dim). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
+/* Most pages a sequence may come to hold from here on, whose prompt is in: what it holds and what
+ * max_tokens tokens can add, less what its decode press will take; or what is promised already if
+ * that is less. */
+uint64_t pd_admit_left(const pd_seq *s);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 

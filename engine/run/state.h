@@ -28,6 +28,11 @@ struct pd_engine {
     bool stop;
     _Atomic bool nudge; /* a cancel came: look at the lists again */
 
+    /* Taken while pd_engine_prepare_grammar makes run.tree, which the engine thread
+     * reads for jobs that came after. */
+    pthread_mutex_t tree_lock;
+    _Atomic uint64_t c_tree; /* its bytes */
+
     /* engine thread only */
     pd_run run;
     pd_job *wait;       /* FCFS */

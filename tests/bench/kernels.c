@@ -381,7 +381,7 @@ static void bench_row(const pd_kernels *k, const char *filter) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1) min_seconds = atof(argv[1]);
+    if (argc > 1) min_seconds = strtod(argv[1], NULL);
     static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512,
                                      PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,
                                      PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16};

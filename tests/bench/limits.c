@@ -232,12 +232,13 @@ static void peaks(double seconds) {
 #endif
 
 int main(int argc, char **argv) {
-    if (argc < 3 || atoi(argv[1]) < 1 || atoi(argv[1]) > MAX_THREADS || atof(argv[2]) <= 0) {
+    const unsigned long n = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
+    const double seconds = argc > 2 ? strtod(argv[2], NULL) : 0;
+    if (n < 1 || n > MAX_THREADS || !(seconds > 0)) {
         fprintf(stderr, "usage: bench_limits THREADS (1..%d) SECONDS [MB...]\n", MAX_THREADS);
         return 2;
     }
-    team.n = (size_t)atoi(argv[1]);
-    const double seconds = atof(argv[2]);
+    team.n = n;
     if (pthread_barrier_init(&team.begin, NULL, (unsigned)team.n) ||
         pthread_barrier_init(&team.end, NULL, (unsigned)team.n))
         fail("pthread_barrier_init");
@@ -246,8 +247,10 @@ int main(int argc, char **argv) {
         if (pthread_create(&thread[i], NULL, worker, &team.share[i])) fail("pthread_create");
     printf("what,size,value,unit\n");
     peaks(seconds);
-    for (int i = 3; i < argc; i++)
-        if (atof(argv[i]) > 0) bandwidth(atof(argv[i]), seconds);
+    for (int i = 3; i < argc; i++) {
+        const double mb = strtod(argv[i], NULL);
+        if (mb > 0) bandwidth(mb, seconds);
+    }
     team.stop = true;
     pthread_barrier_wait(&team.begin);
     for (size_t i = 1; i < team.n; i++) pthread_join(thread[i], NULL);

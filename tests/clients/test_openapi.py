@@ -40,5 +40,7 @@ class OpenAPI(unittest.TestCase):
         tail = r.stdout[-6000:] + r.stderr[-2000:]
         self.assertEqual(r.returncode, 0, tail)
         tested = re.search(r"Tested: (\d+)", r.stdout)
-        self.assertEqual(int(tested[1]), sum(len(x) for x in server.get("/openapi.json").json["paths"].values()), tail)
+        ops = [m for path, x in server.get("/openapi.json").json["paths"].items() for m in x
+               if m in ("get", "post") and path != "/openapi.json"]  # which it reads, and therefore does not test
+        self.assertEqual(int(tested[1]), len(ops), tail)
         print(re.search(r"([\d,]+) generated", r.stdout)[0], end=" ")

@@ -261,7 +261,7 @@ class Types(unittest.TestCase):
 
     def test_more_of_them_fit(self):
         """A pool with room for one f16 request of this length takes three in q4 at once."""
-        n, tokens = 600, 40
+        n, tokens = 600, 400
         room = self.SHAPE.paged(n + tokens) + self.SHAPE.dense(n + 64) // 30 + (1 << 20)
         s = common.start("smollm2", "--kv-cache-bytes", str(room))
         try:

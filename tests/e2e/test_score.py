@@ -8,7 +8,6 @@ import unittest
 
 import common
 import openai
-import text
 
 # Eight-bit activations, and attention in bf16 for the rows of a prompt: a prompt's rows are multiplied in tiles, an answer's
 # one by one.  A mean divergence of 0.002 nats is 0.06 for a token and 0.15 for six, one standard deviation.

@@ -76,11 +76,22 @@ static bool has_user_defined(const pd_tokenizer *t) {
     return false;
 }
 
+/* A piece that is matched before the text is split, and can part a character. */
+static bool has_torn_piece(const pd_tokenizer *t) {
+    for (uint32_t id = 0; id < t->info.n_vocab; id++) {
+        const pd_str s = pd__piece_text(t, (int32_t)id);
+        const int type = t->piece[id].type;
+        const bool found = type == PD__TYPE_USER || type == PD__TYPE_CONTROL || type == PD__TYPE_UNKNOWN;
+        if (found && !pd_utf8_valid(s.data, s.len)) return true;
+    }
+    return false;
+}
+
 /* What tokenising keeps: everything, since each byte is a piece; not broken
  * UTF-8 (it is replaced), nor, in SentencePiece, space marks: those a text
  * brings, those put first, and those a user-defined piece spells. */
 static void check_back(const pd_tokenizer *t, const char *text, size_t len, const pd_ids *ids) {
-    if (!pd_utf8_valid(text, len)) return;
+    if (!pd_utf8_valid(text, len) || has_torn_piece(t)) return;
     if (t->spm && (t->info.add_space_prefix || memmem(text, len, PD__SPACE_MARK, 3) || has_user_defined(t))) return;
     /* Nor a space in a vocabulary without the mark: it falls back to the mark's bytes. */
     const int32_t mark = pd__text_find(t, PD__SPACE_MARK, 3);

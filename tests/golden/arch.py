@@ -30,6 +30,7 @@ import transformers
 import arch_models
 import arch_presses
 import logits
+import recorded
 import ref_model
 
 TOP, GREEDY = 32, 32
@@ -59,14 +60,6 @@ def model_of(name):
         raise SystemExit(f"{name}: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     return model.eval().requires_grad_(False)
-
-
-def save(path, doc):
-    data = json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
-    with open(path, "wb") as f:  # no name, no time: the same bytes every time
-        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
-            z.write(data)
-    print(f"{path}: {os.path.getsize(path)} bytes", file=sys.stderr)
 
 
 def prompts(name):
@@ -160,11 +153,11 @@ def main():
             if against_llama_cpp(name, model, peer, ids) > KL_LIMIT and name not in DIFFERENT:
                 raise SystemExit(f"{name}: llama.cpp does not agree")
             if not a.presses_only:
-                save(os.path.join(a.out, f"arch_{name}.json.gz"), logits_doc(name, model, peer))
+                recorded.save(os.path.join(a.out, f"arch_{name}.json.gz"), logits_doc(name, model, peer))
             if not a.logits_only and not arch_models.SPECS[name].args:
                 doc = arch_presses.presses_doc(name, model, peer, prompts(name)["long"])
                 if doc:
-                    save(os.path.join(a.out, f"arch_{name}_presses.json.gz"), doc)
+                    recorded.save(os.path.join(a.out, f"arch_{name}_presses.json.gz"), doc)
 
 
 if __name__ == "__main__":

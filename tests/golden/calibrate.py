@@ -13,7 +13,6 @@ check_calibrate.py does that without torch.  Needs torch, transformers, gguf, sa
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ import subprocess
 import numpy as np
 import torch
 
+import recorded
 import ref_model
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -190,10 +190,7 @@ def main():
         doc["tensors"][name] = {"shape": t.shape, "stride": stride, "scale": float(f"{abs(t).max():.6g}"),
                                 "values": [float(f"{x:.8g}") for x in t.reshape(-1)[::stride]]}
     path = os.path.join(a.out, "calibrate_smollm2.json.gz")
-    with open(path, "wb") as f:  # no name, no time: the same bytes every time
-        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
-            z.write(json.dumps(doc, separators=(",", ":")).encode())
-    print(f"{path}: {os.path.getsize(path)} bytes")
+    recorded.save(path, doc)
 
 
 if __name__ == "__main__":

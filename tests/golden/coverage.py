@@ -24,7 +24,8 @@ TOP = os.path.dirname(os.path.dirname(HERE))
 DATA = os.path.join(HERE, "data")
 
 # Why a press has no golden of its own, and what stands in for it.
-NO_GOLDEN = {"prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
+NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
+             "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
              "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why"),
              "restorekv": ("not served: it needs adapters of the projections", "unserved_presses_say_why")}
 

@@ -33,7 +33,7 @@ from kvpress import (CAMPress, CompressionRatioDecodingPress, DecodingPress, DMS
                      StreamingLLMPress, TOVAPress)
 from transformers import DynamicCache
 
-from presses_unit import Draw, inputs
+from presses_unit import inputs
 
 SEED, LAYER = 99, 3  # of tests/unit/press_view.h
 SHAPE = (16, 6, 2)   # head_dim, query heads, kv heads

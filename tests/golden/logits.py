@@ -18,13 +18,12 @@ Needs torch and the packages of ref_model.py; takes about a minute per model on 
 import argparse
 import collections
 import ctypes
-import gzip
-import json
 import os
 import sys
 
 import torch
 
+import recorded
 import ref_model
 
 TOP = 100
@@ -167,11 +166,7 @@ def main():
     doc = {"format": 1, "model": os.path.basename(a.model), "dtype": "f32", "top": TOP, "cases": cases,
            "texts": {str(t): texts.texts[t] for t in sorted(used) if texts.texts[t] is not None}}
     path = os.path.join(a.out, f"logits_{a.name}.json.gz")
-    data = json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
-    with open(path, "wb") as f:  # no name, no time: the same bytes every time
-        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
-            z.write(data)
-    print(f"{path}: {os.path.getsize(path)} bytes", file=sys.stderr)
+    recorded.save(path, doc)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from kvpress.utils import compute_n_kept, get_prerope_query_states
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import rotate_half
 
+import recorded
 import ref_model
 from presses_unit import Normals
 
@@ -426,11 +427,7 @@ def main():
             entry["presses"][name] = e
             print(f"  {name}: {e.get('walk', {}).get('text')!r}", file=sys.stderr)
         doc["prompts"].append(entry)
-    data = json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
-    with open(path, "wb") as f:  # no name, no time: the same bytes every time
-        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
-            z.write(data)
-    print(f"{path}: {os.path.getsize(path)} bytes", file=sys.stderr)
+    recorded.save(path, doc)
 
 
 if __name__ == "__main__":

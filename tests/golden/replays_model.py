@@ -33,6 +33,7 @@ from transformers import DynamicCache
 
 import gates
 import presses_model as base
+import recorded
 import ref_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
@@ -259,11 +260,7 @@ def main():
             print(f"  {title}, {len(ids)} tokens, {name}: {e.get('walk', {}).get('text')!r}", file=sys.stderr)
         if entry["presses"]:
             doc["prompts"].append(entry)
-    data = json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
-    with open(path, "wb") as f:  # no name, no time: the same bytes every time
-        with gzip.GzipFile(filename="", fileobj=f, mode="wb", compresslevel=9, mtime=0) as z:
-            z.write(data)
-    print(f"{path}: {os.path.getsize(path)} bytes", file=sys.stderr)
+    recorded.save(path, doc)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ struct pd_engine {
     pd_engine_info info;
     pd_engine_stats stats;
     unsigned queue_max;
+    atomic_bool grammar_ready;
 };
 
 /* ---- tokenizer and template ---- */
@@ -490,7 +491,7 @@ static void *engine_main(void *arg) {
 pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o,
                          void (*progress)(void *arg, double done), void *arg, pd_err *err) {
     const char *ms = getenv("FAKE_ENGINE_LOAD_MS");
-    const long wait = ms ? atol(ms) : 0;
+    const long wait = ms ? strtol(ms, NULL, 10) : 0;
     for (long i = 0; i < wait; i += 10) {
         if (progress) progress(arg, (double)i / (double)wait);
         const struct timespec nap = {0, 10000000};
@@ -602,9 +603,17 @@ pd_status pd_engine_submit(pd_engine *e, const pd_job_params *p, pd_job **ret, p
 
 static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err);
 
+pd_status pd_engine_prepare_grammar(pd_engine *e, pd_err *err) {
+    (void)err;
+    atomic_store(&e->grammar_ready, true);
+    return PD_OK;
+}
+
 /* Each answer is a job of its own; only the first has the compression. */
 pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, const pd_choice *choice, pd_job **ret, pd_err *err) {
     const uint64_t bytes = (uint64_t)pages_of(p->n_tokens) * PAGE_BYTES * n;
+    if (p->grammar && !atomic_load(&e->grammar_ready)) /* the real one would hold up the loop */
+        return pd_fail(err, PD_EINTERNAL, "grammar", "a job with a grammar that nobody prepared");
     if (n > 1 && bytes > e->info.kv_pool_bytes)
         return pd_fail(err, PD_EBUDGET, "n", "%zu answers need %llu bytes of KV cache; the pool has %llu", n,
                        (unsigned long long)bytes, (unsigned long long)e->info.kv_pool_bytes);

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import Server, ServerTest, events, until
+from harness import ServerTest, events, until
 
 try:
     import openai
@@ -311,6 +311,11 @@ class Replies(ServerTest):
         self.assertEqual(self.s.get("/v1/models/test%2Dmodel").json["id"], "test-model")
         self.check_error(self.s.get("/v1/models/other"), 404, "not_found_error", "model")
 
+    def test_a_form_is_prepared_before_it_is_submitted(self):
+        """What a grammar needs of the vocabulary is made where the body is parsed, not on the loop (the engine says so)."""
+        for form in ({"grammar": 'root ::= "a"'}, {"guided_choice": ["a", "b"]}, {"response_format": {"type": "json_object"}}):
+            self.assertEqual(self.s.complete("x", **form).status, 200, form)
+
     def test_presses(self):
         data = {p["name"]: p for p in self.s.get("/v1/presses").json["data"]}
         self.assertIn("knorm", data)
@@ -469,7 +474,6 @@ class Errors(ServerTest):
     args = ("--ctx-size", "256", "--max-body-bytes", "128K", "--kv-cache-bytes", "64K")
 
     def test_fields(self):
-        nan = float("nan")
         table = [
             ({"prompt": None}, "prompt"), ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"),
             ({"prompt": ["a", 5]}, "prompt[1]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
@@ -486,7 +490,7 @@ class Errors(ServerTest):
             ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"), ({"suffix": "x"}, "suffix"),
             ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 2.5}, "presence_penalty"),
             ({"frequency_penalty": -3}, "frequency_penalty"), ({"tools": [{}]}, "tools"),
-            ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model"),
+            ({"response_format": {"type": "xml"}}, "response_format"), ({"model": 5}, "model"),
             ({"model": "x@nope:0.5"}, "model"), ({"model": "x@knorm"}, "model"), ({"model": "x@knorm:1"}, "model"),
             ({"compression": 5}, "compression"), ({"compression": {}}, "compression.press"),
             ({"compression": {"press": "nope", "ratio": 0.5}}, "compression.press"),

@@ -41,6 +41,12 @@ void case_cleanup(void) {
     if (have_dir) rmdir(dir);
 }
 
+int case_group_end(void **state) {
+    (void)state;
+    case_cleanup();
+    return 0;
+}
+
 pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o) {
     static const case_opts none;
     if (!o) o = &none;
@@ -106,7 +112,7 @@ pd_status case_submit_n(pd_engine *e, const ask *a, size_t n, pd_job **job, pd_e
     pd_job_params p = {
         .tokens = a->tokens, .n_tokens = a->n, .max_tokens = a->max_tokens, .max_given = true,
         .sampling = {.temperature = a->temperature, .top_p = 1.0f, .seed = a->seed},
-        .stop_id = a->stop_id, .n_stop_id = a->n_stop_id, .adjust = a->adjust,
+        .stop_id = a->stop_id, .n_stop_id = a->n_stop_id, .adjust = a->adjust, .grammar = a->grammar,
         .n_logprobs = a->logprobs ? a->logprobs : -1, .ignore_eos = !a->keep_eos,
         .score = a->score, .score_top = a->score_top, .pool = a->pool,
         .explain = a->explain, .explain_scores = a->scores, .verbose = true,

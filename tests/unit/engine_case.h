@@ -12,6 +12,7 @@ enum { CASE_TOKENS_MAX = 1024 };
  * by case_cleanup. */
 const char *case_model(tiny_arch arch, tiny_type type);
 void case_cleanup(void);
+int case_group_end(void **state); /* the same, for cmocka */
 
 /* parallel 16, pool 8 MiB, 1 thread, whatever the CPU has, unless `o` says more
  * (0 = as here; a mask of 0 is asked for by `scalar`). */
@@ -50,6 +51,7 @@ typedef struct {
     const int32_t *stop_id;
     size_t n_stop_id;
     pd_adjust adjust;
+    pd_grammar *grammar;
     float temperature;
     uint64_t seed, press_seed;
 } ask;

@@ -247,12 +247,6 @@ static int group_begin(void **state) {
     return 0;
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_choice_is_what_it_is_alone),
@@ -262,5 +256,5 @@ int main(void) {
         cmocka_unit_test(admission_counts_every_choice),
         cmocka_unit_test(any_allocation_may_fail),
     };
-    return cmocka_run_group_tests(tests, group_begin, group_end);
+    return cmocka_run_group_tests(tests, group_begin, case_group_end);
 }

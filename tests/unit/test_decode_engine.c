@@ -637,12 +637,6 @@ static void protected_tokens_outlive_an_answer(void **state) {
     pd_engine_close(e);
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_long_answer_keeps_its_bound),
@@ -659,5 +653,5 @@ int main(void) {
         cmocka_unit_test(cam_repeats_with_its_seed),
         cmocka_unit_test(protected_tokens_outlive_an_answer),
     };
-    return cmocka_run_group_tests(tests, NULL, group_end);
+    return cmocka_run_group_tests(tests, NULL, case_group_end);
 }

@@ -13,25 +13,11 @@
 #include "compression/spec.h"
 #include "engine/base/num.h"
 #include "engine/run/tags.h"
-#include "tests/unit/press_view.h"
+#include "tests/unit/press_case.h"
 
 #include <cblas.h>
 #include <math.h>
 #include <stdio.h>
-
-static pd_press_inst *inst_of(const char *text) {
-    static const pd_press_model model = {30, 6, 2, 16, 96, NULL};
-    pd_arena a = {0};
-    pd_spec *spec;
-    double ratio;
-    pd_err err = {0};
-    pd_press_inst *inst = NULL;
-    if (pd_spec_parse_text(text, "press", &a, &spec, &ratio, &err) != PD_OK ||
-        pd_spec_resolve(spec, &model, &inst, &err) != PD_OK)
-        fail_msg("%s", err.msg);
-    pd_arena_done(&a);
-    return inst;
-}
 
 /* ---- one layer's cache, as the engine keeps it ---- */
 

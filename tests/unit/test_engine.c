@@ -227,6 +227,7 @@ static void pressed_equals_the_masked_reference(void **state) {
         {TINY_GEMMA3, "per_layer:compression_ratios=1*5;0.5;1(knorm)", 150, 100},
         {TINY_LLAMA, "kvzip:chunk_size=64@0.5", 200, 160}, {TINY_LLAMA, "kvcompose@0.6", 200, 0},
         {TINY_LLAMA, "kvcompose:structured=false@0.6", 200, 0}, {TINY_GEMMA3, "kvzip@0.5", 150, 100},
+        {TINY_LLAMA, "kv_compress@0.7", 200, 150}, {TINY_GEMMA3, "kv_compress:metric_window_size=null@0.5", 150, 0},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const bool gemma = cases[c].arch == TINY_GEMMA3;
@@ -430,7 +431,7 @@ static void answers_do_not_depend_on_threads(void **state) {
 
 static void ratio_zero_is_dense(void **state) {
     (void)state;
-    static const char *const presses[] = {"knorm@0", "adakv(snapkv)@0", "key_rerotation(knorm)@0", "expected_attention@0", "kvzip@0", "kvcompose@0"};
+    static const char *const presses[] = {"knorm@0", "adakv(snapkv)@0", "key_rerotation(knorm)@0", "expected_attention@0", "kvzip@0", "kvcompose@0", "kv_compress@0"};
     for (int c = 0; c < 2; c++) {
         pd_engine *e = case_open(c ? TINY_GEMMA3 : TINY_LLAMA, TINY_Q8_0, NULL);
         int32_t prompt[150];
@@ -741,7 +742,7 @@ static void protected_tokens_stay(void **state) {
                                           "entropy_gated_chunkkv(knorm)@0.9", "block(keydiff)@0.9",
                                           "critical_adakv(knorm)@0.9", "simlayerkv:lazy_threshold=0,n_recent=20",
                                           "finch:window_size=5@0.9", "composed(knorm,key_rerotation(keydiff))@0.9",
-                                          "per_layer:compression_ratios=1*3(knorm)"};
+                                          "per_layer:compression_ratios=1*3(knorm)", "kv_compress@0.9"};
     for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
         const ask q = {.tokens = prompt, .n = 160, .press = presses[i], .explain = true, .protect = true,
                        .system_begin = 10, .system_end = 45};
@@ -901,12 +902,6 @@ static void embeddings_have_limits(void **state) {
     pd_engine_close(e);
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_equals_the_reference),
@@ -933,5 +928,5 @@ int main(void) {
         cmocka_unit_test(windows_hold_their_window),
         cmocka_unit_test(short_scopes_are_skipped),
     };
-    return cmocka_run_group_tests(tests, NULL, group_end);
+    return cmocka_run_group_tests(tests, NULL, case_group_end);
 }

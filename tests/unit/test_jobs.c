@@ -441,12 +441,6 @@ static int group_begin(void **state) {
     return 0;
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals_name_the_numbers),
@@ -461,5 +455,5 @@ int main(void) {
         cmocka_unit_test(any_allocation_may_fail),
         cmocka_unit_test(decoding_does_not_allocate),
     };
-    return cmocka_run_group_tests(tests, group_begin, group_end);
+    return cmocka_run_group_tests(tests, group_begin, case_group_end);
 }

@@ -318,12 +318,6 @@ static void stop_strings_wait_for_min_tokens(void **state) {
     }
 }
 
-static int group_end(void **state) {
-    (void)state;
-    case_cleanup();
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(greedy_takes_the_lower_of_equals),
@@ -334,5 +328,5 @@ int main(void) {
         cmocka_unit_test(stop_strings_hold_cut_and_let_go),
         cmocka_unit_test(stop_strings_wait_for_min_tokens),
     };
-    return cmocka_run_group_tests(tests, NULL, group_end);
+    return cmocka_run_group_tests(tests, NULL, case_group_end);
 }

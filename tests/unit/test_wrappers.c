@@ -256,7 +256,7 @@ static void children_are_chosen_by_what_they_can(void **state) {
     refused("composed(simlayerkv@0.5)", "'simlayerkv' takes no ratio");
     refused("adakv(knorm@0.5)", "a press inside 'adakv' takes no ratio of its own");
     /* those that decide over all layers stand alone, or before a press that works while tokens come */
-    static const char *const whole[] = {"kvzip", "kvcompose"};
+    static const char *const whole[] = {"kvzip", "kvcompose", "kv_compress"};
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
         for (size_t k = 0; k < pd_press_count(); k++) {
             const pd_press *p = pd_press_at(k);

@@ -1,0 +1,691 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* JSON schema to GBNF (see schema_grammar.h): one rule per schema that is met, a
+ * `$ref` is a rule of its own, so recursion costs nothing. */
+#include "server/schema_grammar.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PATH_MAX_BYTES = 256, MERGED_MAX = 256, WORK_MAX = 100000 };
+
+/* Types as a set. */
+enum { NUL = 1, BOOL = 2, INT = 4, REAL = 8, STRING = 16, ARRAY = 32, OBJECT = 64, ALL = 127 };
+
+typedef struct {
+    const json_t *root;
+    pd_buf *out;
+    const json_t *schema[PD_SCHEMA_RULES_MAX]; /* of each rule */
+    size_t n_rule, work;
+    unsigned depth;
+    json_t *merged[MERGED_MAX]; /* what allOf became; owned */
+    size_t n_merged;
+    pd_err *err;
+} writer;
+
+static const char base[] =
+    "ws ::= | \" \" | \"\\n\" [ \\t]{0,16}\n"
+    "char ::= [^\"\\\\\\x00-\\x1f\\x7f] | \"\\\\\" ([\"\\\\/bfnrt] | \"u\" hex)\n"
+    "hex ::= [0-9a-cefA-CEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}\n"
+    "string ::= \"\\\"\" char* \"\\\"\"\n"
+    "integer ::= \"-\"? (\"0\" | [1-9] [0-9]{0,14})\n"
+    "number ::= integer (\".\" [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?\n"
+    "boolean ::= \"true\" | \"false\"\n"
+    "member ::= string ws \":\" ws value\n"
+    "object ::= \"{\" ws (member ws (\",\" ws member ws)*)? \"}\"\n"
+    "array ::= \"[\" ws (value ws (\",\" ws value ws)*)? \"]\"\n"
+    "value ::= string | number | object | array | boolean | \"null\"\n";
+
+void pd_json_grammar(pd_buf *out) {
+    pd_buf_puts(out, base);
+    pd_buf_puts(out, "root ::= object\n");
+}
+
+void pd_gbnf_text(pd_buf *out, const char *s, size_t n) {
+    pd_buf_putc(out, '"');
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char c = (unsigned char)s[i];
+        if (c == '"' || c == '\\') pd_buf_printf(out, "\\%c", c);
+        else if (c < 0x20) pd_buf_printf(out, "\\x%02x", c);
+        else pd_buf_putc(out, (char)c);
+    }
+    pd_buf_putc(out, '"');
+}
+
+static pd_status bad(writer *w, const char *path, const char *what) {
+    return pd_fail(w->err, PD_EINVAL, path, "%s: %s", path, what);
+}
+
+/* A JSON value as the text it must be. */
+static void literal(pd_buf *to, const json_t *v) {
+    char *s = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    if (s) pd_gbnf_text(to, s, strlen(s));
+    else to->failed = true;
+    free(s);
+}
+
+static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_t *rule);
+
+/* ---- what is read ---- */
+
+static bool known(const char *key) {
+    static const char *const word[] = {
+        "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+        "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "minLength", "maxLength", "format", "minimum", "maximum",
+        "exclusiveMinimum", "exclusiveMaximum", "nullable",
+        "$defs", "definitions", "title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated",
+    };
+    for (size_t i = 0; i < sizeof word / sizeof word[0]; i++)
+        if (strcmp(key, word[i]) == 0) return true;
+    return false;
+}
+
+static pd_status count_of(writer *w, const json_t *s, const char *path, const char *key, int64_t none, int64_t *ret) {
+    char at[PATH_MAX_BYTES];
+    snprintf(at, sizeof at, "%s.", path);
+    *ret = none;
+    return pd_json_int(s, at, key, 0, 10000, ret, NULL, w->err);
+}
+
+/* ---- types ---- */
+
+static unsigned type_bit(const char *t) {
+    static const struct { const char *name; unsigned bits; } row[] = {
+        {"null", NUL}, {"boolean", BOOL}, {"integer", INT}, {"number", INT | REAL}, {"string", STRING}, {"array", ARRAY}, {"object", OBJECT},
+    };
+    for (size_t i = 0; t && i < sizeof row / sizeof row[0]; i++)
+        if (strcmp(t, row[i].name) == 0) return row[i].bits;
+    return 0;
+}
+
+/* The types of `type`; 0 = it names something else. */
+static unsigned type_bits(const json_t *type) {
+    if (json_is_string(type)) return type_bit(json_string_value(type));
+    unsigned all = 0;
+    for (size_t i = 0; i < json_array_size(type); i++) {
+        const unsigned one = type_bit(json_string_value(json_array_get(type, i)));
+        if (!one) return 0;
+        all |= one;
+    }
+    return all;
+}
+
+static unsigned value_bits(const json_t *v) {
+    switch (json_typeof(v)) {
+    case JSON_OBJECT: return OBJECT;
+    case JSON_ARRAY: return ARRAY;
+    case JSON_STRING: return STRING;
+    case JSON_INTEGER: return INT;
+    case JSON_REAL: return json_real_value(v) == floor(json_real_value(v)) ? INT : REAL; /* 1.0 is an integer */
+    case JSON_NULL: return NUL;
+    default: return BOOL;
+    }
+}
+
+/* ---- numbers ---- */
+
+static bool all_are(const char *s, size_t n, char c) {
+    for (size_t i = 0; i < n; i++)
+        if (s[i] != c) return false;
+    return true;
+}
+
+/* Decimal numbers lo..hi of `n` digits each, leading zeros allowed: at most three
+ * parts per digit, since an end that is all 0 or all 9 is no end. */
+static void digits(pd_buf *to, const char *lo, const char *hi, size_t n) {
+    size_t same = 0;
+    while (same < n && lo[same] == hi[same]) same++;
+    if (same) pd_gbnf_text(to, lo, same);
+    if (same == n) return;
+    lo += same, hi += same, n -= same;
+    char nines[24], zeros[24];
+    memset(nines, '9', sizeof nines);
+    memset(zeros, '0', sizeof zeros);
+    const bool from = all_are(lo + 1, n - 1, '0'), till = all_are(hi + 1, n - 1, '9'); /* whole decades at the ends */
+    const char first = (char)(from ? *lo : *lo + 1), last = (char)(till ? *hi : *hi - 1), *sep = "";
+    pd_buf_puts(to, " (");
+    if (!from) {
+        pd_buf_printf(to, "\"%c\" ", *lo);
+        digits(to, lo + 1, nines, n - 1);
+        sep = " | ";
+    }
+    if (first <= last) {
+        pd_buf_printf(to, "%s[%c-%c]", sep, first, last);
+        if (n > 1) pd_buf_printf(to, " [0-9]{%zu}", n - 1);
+        sep = " | ";
+    }
+    if (!till) {
+        pd_buf_printf(to, "%s\"%c\" ", sep, *hi);
+        digits(to, zeros, hi + 1, n - 1);
+    }
+    pd_buf_puts(to, ")");
+}
+
+/* 0 <= lo <= hi */
+static void naturals(pd_buf *to, uint64_t lo, uint64_t hi, const char *sign) {
+    char a[24], b[24];
+    for (bool first = true;; first = false) {
+        const int n = snprintf(a, sizeof a, "%llu", (unsigned long long)lo);
+        uint64_t most = 9;
+        for (int i = 1; i < n; i++) most = most * 10 + 9;
+        if (most > hi) most = hi;
+        snprintf(b, sizeof b, "%llu", (unsigned long long)most);
+        pd_buf_printf(to, "%s\"%s\" ", first ? "" : " | ", sign);
+        digits(to, a, b, (size_t)n);
+        if (most == hi) return;
+        lo = most + 1;
+    }
+}
+
+static pd_status write_integer(writer *w, const json_t *s, const char *path, pd_buf *to) {
+    const int64_t most = 999999999999999;
+    int64_t lo = -most, hi = most, x = 0;
+    char at[PATH_MAX_BYTES];
+    bool given;
+    snprintf(at, sizeof at, "%s.", path);
+    PD_TRY(pd_json_int(s, at, "minimum", -most, most, &lo, NULL, w->err));
+    PD_TRY(pd_json_int(s, at, "maximum", -most, most, &hi, NULL, w->err));
+    PD_TRY(pd_json_int(s, at, "exclusiveMinimum", -most, most, &x, &given, w->err));
+    if (given && x + 1 > lo) lo = x + 1;
+    PD_TRY(pd_json_int(s, at, "exclusiveMaximum", -most, most, &x, &given, w->err));
+    if (given && x - 1 < hi) hi = x - 1;
+    if (lo == -most && hi == most) { /* bounds that wide are none */
+        pd_buf_puts(to, "integer");
+        return PD_OK;
+    }
+    if (lo > hi) return bad(w, path, "no integer is in the range asked for");
+    if (lo < 0) naturals(to, hi < 0 ? (uint64_t)-hi : 1, (uint64_t)-lo, "-");
+    if (lo < 0 && hi >= 0) pd_buf_puts(to, " | ");
+    if (hi >= 0) naturals(to, lo > 0 ? (uint64_t)lo : 0, (uint64_t)hi, "");
+    return PD_OK;
+}
+
+/* ---- strings ---- */
+
+/* RFC 3339's, years 1000 to 9999; 29 February in leap years alone. */
+#define DATE \
+    "([1-9] [0-9]{3} \"-\" ((\"0\" [13578] | \"1\" [02]) \"-\" (\"0\" [1-9] | [12] [0-9] | \"3\" [01]) | " \
+    "(\"0\" [469] | \"11\") \"-\" (\"0\" [1-9] | [12] [0-9] | \"30\") | " \
+    "\"02-\" (\"0\" [1-9] | \"1\" [0-9] | \"2\" [0-8])) | " \
+    "([1-9] [0-9] (\"0\" [48] | [2468] [048] | [13579] [26]) | ([2468] [048] | [13579] [26]) \"00\") \"-02-29\")"
+
+static pd_status write_string(writer *w, const json_t *s, const char *path, pd_buf *to) {
+    static const struct { const char *name, *gbnf; } format[] = {
+        {"date", DATE},
+        {"time", "([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9] \":\" [0-5] [0-9] (\".\" [0-9]{1,6})? (\"Z\" | [-+] ([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9])"},
+        {"uuid", "[0-9a-f]{8} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{12}"},
+        {"ipv4", "ipv4 (\".\" ipv4){3}"},
+        {"email", "[a-zA-Z0-9_]{1,32} ([.] [a-zA-Z0-9_]{1,32}){0,2} \"@\" [a-z0-9]{1,32} ([.] [a-z]{2,16}){1,3}"},
+    };
+    int64_t min, max;
+    PD_TRY(count_of(w, s, path, "minLength", 0, &min));
+    PD_TRY(count_of(w, s, path, "maxLength", -1, &max));
+    if (max >= 0 && max < min) return bad(w, path, "maxLength is below minLength");
+    const json_t *f = pd_json_get(s, "format");
+    if (!f) {
+        pd_buf_printf(to, "\"\\\"\" char{%d,", (int)min);
+        if (max >= 0) pd_buf_printf(to, "%d", (int)max);
+        pd_buf_puts(to, "} \"\\\"\"");
+        return PD_OK;
+    }
+    const char *name = json_is_string(f) ? json_string_value(f) : "";
+    if (pd_json_get(s, "minLength") || pd_json_get(s, "maxLength")) return bad(w, path, "format with minLength or maxLength is not served");
+    if (strcmp(name, "date-time") == 0) {
+        pd_buf_printf(to, "\"\\\"\" %s \"T\" %s \"\\\"\"", format[0].gbnf, format[1].gbnf);
+        return PD_OK;
+    }
+    for (size_t i = 0; i < sizeof format / sizeof format[0]; i++) {
+        if (strcmp(name, format[i].name) != 0) continue;
+        pd_buf_printf(to, "\"\\\"\" %s \"\\\"\"", format[i].gbnf);
+        return PD_OK;
+    }
+    return bad(w, path, "format is none of date, time, date-time, uuid, ipv4, email");
+}
+
+/* ---- arrays and objects ---- */
+
+static pd_status write_array(writer *w, const json_t *s, const char *path, pd_buf *to) {
+    const json_t *prefix = pd_json_get(s, "prefixItems"), *items = json_object_get(s, "items");
+    const size_t n = json_array_size(prefix);
+    int64_t min, max;
+    size_t rule = 0;
+    char at[PATH_MAX_BYTES];
+    PD_TRY(count_of(w, s, path, "minItems", 0, &min));
+    PD_TRY(count_of(w, s, path, "maxItems", -1, &max));
+    if (max >= 0 && max < min) return bad(w, path, "maxItems is below minItems");
+    if (n) { /* all of them, so that the tuple is whole */
+        if ((max >= 0 && (size_t)max < n) || (size_t)min > n || (items && !json_is_false(items)))
+            return bad(w, path, "prefixItems with items, or with other bounds than its length, is not served");
+        pd_buf_puts(to, "\"[\" ws ");
+        for (size_t i = 0; i < n; i++) {
+            snprintf(at, sizeof at, "%s.prefixItems[%zu]", path, i);
+            PD_TRY(schema_rule(w, json_array_get(prefix, i), at, &rule));
+            pd_buf_printf(to, "%ss%zu ws ", i ? "\",\" ws " : "", rule);
+        }
+        pd_buf_puts(to, "\"]\"");
+        return PD_OK;
+    }
+    char item[32] = "value";
+    if (items && !json_is_true(items)) {
+        snprintf(at, sizeof at, "%s.items", path);
+        PD_TRY(schema_rule(w, items, at, &rule));
+        snprintf(item, sizeof item, "s%zu", rule);
+    }
+    if (max == 0) {
+        pd_buf_puts(to, "\"[\" ws \"]\"");
+        return PD_OK;
+    }
+    pd_buf_printf(to, "\"[\" ws (%s ws (\",\" ws %s ws){%d,", item, item, (int)(min > 1 ? min - 1 : 0));
+    if (max > 0) pd_buf_printf(to, "%d", (int)max - 1);
+    pd_buf_printf(to, "})%s \"]\"", min == 0 ? "?" : "");
+    return PD_OK;
+}
+
+static bool is_required(const json_t *s, const char *key) {
+    const json_t *list = pd_json_get(s, "required");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        if (name && strcmp(name, key) == 0) return true;
+    }
+    return false;
+}
+
+/* Members in order: rule <id>-<i> is the rest from member i on when one was written,
+ * <id>-<i>f when none was. */
+static pd_status write_object(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
+    json_t *props = pd_json_get(s, "properties"), *one;
+    const json_t *more = json_object_get(s, "additionalProperties");
+    const size_t n = json_object_size(props);
+    const bool open = more ? !json_is_false(more) : n == 0;
+    const char *key;
+    char at[PATH_MAX_BYTES], rest[32] = "value";
+    size_t i = 0, rule = 0;
+    for (size_t k = 0; k < json_array_size(pd_json_get(s, "required")); k++) {
+        const char *name = json_string_value(json_array_get(pd_json_get(s, "required"), k));
+        if (!name || !json_object_get(props, name)) return bad(w, path, "required names something that is not in properties");
+    }
+    if (open && n) return bad(w, path, "additionalProperties beside properties is not served: give false");
+    if (open && more && !json_is_true(more)) {
+        snprintf(at, sizeof at, "%s.additionalProperties", path);
+        PD_TRY(schema_rule(w, more, at, &rule));
+        snprintf(rest, sizeof rest, "s%zu", rule);
+    }
+    if (open) {
+        pd_buf_printf(to, "\"{\" ws (string ws \":\" ws %s ws (\",\" ws string ws \":\" ws %s ws)*)? \"}\"", rest, rest);
+        return PD_OK;
+    }
+    json_object_foreach(props, key, one) {
+        snprintf(at, sizeof at, "%s.properties.%s", path, key);
+        PD_TRY(schema_rule(w, one, at, &rule));
+        const bool must = is_required(s, key);
+        for (int first = 0; first < 2; first++) {
+            pd_buf_printf(w->out, "s%zu-%zu%s ::= %s", id, i, first ? "f" : "", first ? "" : "\",\" ws ");
+            json_t *name = json_string(key);
+            literal(w->out, name);
+            json_decref(name);
+            pd_buf_printf(w->out, " ws \":\" ws s%zu ws s%zu-%zu", rule, id, i + 1);
+            if (!must) pd_buf_printf(w->out, " | s%zu-%zu%s", id, i + 1, first ? "f" : "");
+            pd_buf_putc(w->out, '\n');
+        }
+        i++;
+    }
+    pd_buf_printf(w->out, "s%zu-%zu ::= \"\"\ns%zu-%zuf ::= \"\"\n", id, n, id, n);
+    pd_buf_printf(to, "\"{\" ws s%zu-0f \"}\"", id);
+    return PD_OK;
+}
+
+/* ---- one schema ---- */
+
+/* A fixed value, if the types beside it allow it. */
+static pd_status write_fixed(writer *w, const json_t *v, const json_t *type, const char *path, pd_buf *to) {
+    if (type && !(type_bits(type) & value_bits(v))) return bad(w, path, "enum or const holds a value of another type");
+    literal(to, v);
+    return PD_OK;
+}
+
+static pd_status write_number(writer *w, const json_t *s, const char *path, pd_buf *to) {
+    static const char *const key[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"};
+    for (size_t i = 0; i < 4; i++) {
+        if (!pd_json_get(s, key[i])) continue;
+        char at[PATH_MAX_BYTES];
+        snprintf(at, sizeof at, "%s.%s", path, key[i]);
+        return bad(w, at, "bounds are served for type integer, not for number");
+    }
+    pd_buf_puts(to, "number");
+    return PD_OK;
+}
+
+static pd_status write_types(writer *w, const json_t *s, unsigned types, const char *path, size_t id, pd_buf *to) {
+    const char *sep = "";
+    for (unsigned bit = 1; bit <= OBJECT; bit <<= 1) {
+        if (!(types & bit) || (bit == INT && types & REAL)) continue;
+        pd_buf_puts(to, sep);
+        sep = " | ";
+        switch (bit) {
+        case NUL: pd_buf_puts(to, "\"null\""); break;
+        case BOOL: pd_buf_puts(to, "boolean"); break;
+        case INT: PD_TRY(write_integer(w, s, path, to)); break;
+        case REAL: PD_TRY(write_number(w, s, path, to)); break;
+        case STRING: PD_TRY(write_string(w, s, path, to)); break;
+        case ARRAY: PD_TRY(write_array(w, s, path, to)); break;
+        default: PD_TRY(write_object(w, s, path, id, to)); break;
+        }
+    }
+    return PD_OK;
+}
+
+/* One step of a JSON pointer (RFC 6901): ~1 is '/', ~0 is '~'. */
+static const json_t *pointer_step(const json_t *at, const char *s, size_t n) {
+    char name[PATH_MAX_BYTES];
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (k == sizeof name) return NULL;
+        name[k++] = s[i];
+        if (s[i] != '~') continue;
+        if (++i == n || (s[i] != '0' && s[i] != '1')) return NULL;
+        if (s[i] == '1') name[k - 1] = '/';
+    }
+    if (!json_is_array(at)) return json_object_getn(at, name, k);
+    size_t x = 0;
+    for (size_t i = 0; i < k; i++) {
+        if (name[i] < '0' || name[i] > '9' || i > 5) return NULL;
+        x = x * 10 + (size_t)(name[i] - '0');
+    }
+    return k ? json_array_get(at, x) : NULL;
+}
+
+/* What a $ref names, or NULL. */
+static const json_t *target(const writer *w, const json_t *v) {
+    const char *ref = json_is_string(v) ? json_string_value(v) : "";
+    const json_t *at = w->root;
+    if (*ref != '#') return NULL;
+    for (ref++; *ref == '/' && at;) {
+        const char *end = strchr(++ref, '/');
+        const size_t n = end ? (size_t)(end - ref) : strlen(ref);
+        at = pointer_step(at, ref, n);
+        ref += n;
+    }
+    return *ref == '\0' && (json_is_object(at) || json_is_boolean(at)) ? at : NULL;
+}
+
+static pd_status find_ref(writer *w, const json_t *v, const char *path, const json_t **ret) {
+    if (!json_is_string(v) || *json_string_value(v) != '#')
+        return bad(w, path, "$ref is served within the schema only (\"#/$defs/...\")");
+    *ret = target(w, v);
+    return *ret ? PD_OK : bad(w, path, "$ref names nothing in the schema");
+}
+
+/* ---- what a schema can be ---- */
+
+/* Types that a value of `s` may have: not fewer than it has, so ALL when in doubt. */
+static unsigned types_of(writer *w, const json_t *s, unsigned depth) {
+    const json_t *v;
+    if (!json_is_object(s) || depth > PD_SCHEMA_DEPTH_MAX || ++w->work > WORK_MAX) return ALL;
+    unsigned all = 0;
+    if ((v = pd_json_get(s, "$ref"))) all = (v = target(w, v)) ? types_of(w, v, depth + 1) : ALL;
+    else if ((v = pd_json_get(s, "anyOf")) || (v = pd_json_get(s, "oneOf")))
+        for (size_t i = 0; i < json_array_size(v); i++) all |= types_of(w, json_array_get(v, i), depth + 1);
+    else if ((v = json_object_get(s, "const"))) all = value_bits(v);
+    else if ((v = pd_json_get(s, "enum")))
+        for (size_t i = 0; i < json_array_size(v); i++) all |= value_bits(json_array_get(v, i));
+    else if ((v = pd_json_get(s, "type"))) all = type_bits(v);
+    else if (pd_json_get(s, "properties")) all = OBJECT;
+    else if (pd_json_get(s, "items") || pd_json_get(s, "prefixItems")) all = ARRAY;
+    else return ALL;
+    return json_is_true(pd_json_get(s, "nullable")) ? all | NUL : all;
+}
+
+static const json_t *behind_refs(const writer *w, const json_t *s) {
+    for (int i = 0; i < PD_SCHEMA_DEPTH_MAX; i++) {
+        const json_t *ref = pd_json_get(s, "$ref");
+        if (!ref || !(s = target(w, ref))) return s;
+    }
+    return NULL;
+}
+
+/* The i-th of a schema's fixed values; NULL behind the last, or if it has none. */
+static const json_t *fixed(const json_t *s, size_t i) {
+    const json_t *one = json_object_get(s, "const");
+    return one ? (i ? NULL : one) : json_array_get(pd_json_get(s, "enum"), i);
+}
+
+static bool same_value(const json_t *a, const json_t *b) {
+    if (json_is_number(a) && json_is_number(b)) return json_number_value(a) == json_number_value(b);
+    /* numbers inside may be written in two ways: such values count as the same */
+    if (json_typeof(a) == json_typeof(b) && (json_is_object(a) || json_is_array(a))) return true;
+    return json_equal(a, b);
+}
+
+static bool is_required(const json_t *s, const char *key);
+
+/* True only if no value is valid in both. */
+static bool disjoint(writer *w, const json_t *a, const json_t *b, unsigned depth) {
+    if (depth > 4 || ++w->work > WORK_MAX) return false;
+    if (!(types_of(w, a, 0) & types_of(w, b, 0))) return true;
+    a = behind_refs(w, a);
+    b = behind_refs(w, b);
+    if (!json_is_object(a) || !json_is_object(b) || pd_json_get(a, "nullable") || pd_json_get(b, "nullable")) return false;
+    if (fixed(a, 0) && fixed(b, 0)) {
+        for (size_t i = 0; fixed(a, i); i++)
+            for (size_t k = 0; fixed(b, k); k++)
+                if (++w->work > WORK_MAX || same_value(fixed(a, i), fixed(b, k))) return false;
+        return true;
+    }
+    if (types_of(w, a, 0) != OBJECT || types_of(w, b, 0) != OBJECT) return false;
+    const char *key;
+    json_t *one, *props = pd_json_get(a, "properties"), *others = pd_json_get(b, "properties");
+    json_object_foreach(props, key, one) {
+        const json_t *other = json_object_get(others, key);
+        if (other && is_required(a, key) && is_required(b, key) && disjoint(w, one, other, depth + 1)) return true;
+    }
+    return false;
+}
+
+/* True if `from` is, without reading a byte, `to` again: by $ref and choices alone. */
+static bool leads_to(writer *w, const json_t *from, const json_t *to, const json_t **seen, size_t *n_seen) {
+    static const char *const key[] = {"anyOf", "oneOf", "allOf"};
+    if (from == to) return true;
+    for (size_t i = 0; i < *n_seen; i++)
+        if (seen[i] == from) return false;
+    if (*n_seen == MERGED_MAX || ++w->work > WORK_MAX) return true;
+    seen[(*n_seen)++] = from;
+    const json_t *next = target(w, pd_json_get(from, "$ref"));
+    if (next && leads_to(w, next, to, seen, n_seen)) return true;
+    for (size_t k = 0; k < 3; k++)
+        for (size_t i = 0; i < json_array_size(pd_json_get(from, key[k])); i++)
+            if (leads_to(w, json_array_get(pd_json_get(from, key[k]), i), to, seen, n_seen)) return true;
+    return false;
+}
+
+/* ---- allOf ---- */
+
+static bool is_note(const char *key) {
+    static const char *const word[] = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "$defs", "definitions"};
+    for (size_t i = 0; i < sizeof word / sizeof word[0]; i++)
+        if (strcmp(key, word[i]) == 0) return true;
+    return false;
+}
+
+/* One more object of an allOf into `all`. */
+static pd_status merge(writer *w, json_t *all, const json_t *s, const char *path, unsigned depth) {
+    const char *key;
+    json_t *v, *one;
+    s = behind_refs(w, s);
+    if (++w->work > WORK_MAX) return bad(w, path, "allOf names too many schemas");
+    if (!json_is_object(s) || depth > PD_SCHEMA_DEPTH_MAX) return bad(w, path, "allOf is served for objects with properties");
+    json_t *props = json_object_get(all, "properties"), *must = json_object_get(all, "required");
+    json_object_foreach((json_t *)(uintptr_t)s, key, v) {
+        const bool plain = strcmp(key, "properties") == 0 || strcmp(key, "required") == 0 || strcmp(key, "allOf") == 0 ||
+                           (strcmp(key, "type") == 0 && type_bits(v) == OBJECT);
+        if (!plain && !is_note(key))
+            return bad(w, path, "allOf is served for objects that have type, properties, required and allOf alone");
+    }
+    const char *name;
+    json_object_foreach(pd_json_get(s, "properties"), name, one) {
+        const json_t *there = json_object_get(props, name);
+        if (there && !json_equal(there, one)) return bad(w, path, "two parts of allOf say different things about one property");
+        if (json_object_set(props, name, one) != 0) return bad(w, path, "no memory for allOf");
+    }
+    for (size_t i = 0; i < json_array_size(pd_json_get(s, "required")); i++)
+        if (json_array_append(must, json_array_get(pd_json_get(s, "required"), i)) != 0) return bad(w, path, "no memory for allOf");
+    v = pd_json_get(s, "allOf");
+    for (size_t i = 0; i < json_array_size(v); i++) PD_TRY(merge(w, all, json_array_get(v, i), path, depth + 1));
+    return PD_OK;
+}
+
+static pd_status write_all(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
+    const json_t *list = pd_json_get(s, "allOf");
+    char at[PATH_MAX_BYTES];
+    snprintf(at, sizeof at, "%s.allOf", path);
+    if (json_array_size(list) == 0) return bad(w, at, "a non-empty array is expected");
+    bool alone = json_array_size(list) == 1;
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)s, key, v) alone = alone && (is_note(key) || strcmp(key, "allOf") == 0);
+    if (alone) {
+        size_t rule = 0;
+        snprintf(at, sizeof at, "%s.allOf[0]", path);
+        PD_TRY(schema_rule(w, json_array_get(list, 0), at, &rule));
+        pd_buf_printf(to, "s%zu", rule);
+        return PD_OK;
+    }
+    if (w->n_merged == MERGED_MAX) return bad(w, at, "more than 256 of them");
+    json_t *all = json_pack("{s:s, s:{}, s:[]}", "type", "object", "properties", "required");
+    if (!all) return pd_fail(w->err, PD_ENOMEM, NULL, "no memory for allOf");
+    w->merged[w->n_merged++] = all;
+    PD_TRY(merge(w, all, s, at, 0));
+    return write_object(w, all, path, id, to);
+}
+
+/* Any of several schemas; `oneOf` is the same where no value is valid in two. */
+static pd_status write_any(writer *w, const json_t *list, const char *path, const char *key, pd_buf *to) {
+    const size_t n = json_array_size(list);
+    if (n == 0) return bad(w, path, "anyOf and oneOf are non-empty arrays");
+    for (size_t i = 0; i < n && strcmp(key, "oneOf") == 0; i++)
+        for (size_t k = i + 1; k < n; k++) {
+            if (disjoint(w, json_array_get(list, i), json_array_get(list, k), 0)) continue;
+            char at[PATH_MAX_BYTES];
+            snprintf(at, sizeof at, "%s.oneOf[%zu]", path, k);
+            return bad(w, at, "a value could be valid here and in an earlier branch: tell them apart by type or by a required constant, or use anyOf");
+        }
+    for (size_t i = 0; i < n; i++) {
+        char at[PATH_MAX_BYTES];
+        size_t rule = 0;
+        snprintf(at, sizeof at, "%s.%s[%zu]", path, key, i);
+        PD_TRY(schema_rule(w, json_array_get(list, i), at, &rule));
+        pd_buf_printf(to, "%ss%zu", i ? " | " : "", rule);
+    }
+    return PD_OK;
+}
+
+/* Keywords that say something about one type stand beside that type, and beside no
+ * other way to say what is valid. */
+static pd_status check_narrower(writer *w, const json_t *s, unsigned types, const char *path) {
+    static const struct { const char *key; unsigned types; } row[] = {
+        {"minLength", STRING}, {"maxLength", STRING}, {"format", STRING}, {"minimum", INT | REAL}, {"maximum", INT | REAL},
+        {"exclusiveMinimum", INT | REAL}, {"exclusiveMaximum", INT | REAL}, {"items", ARRAY}, {"prefixItems", ARRAY},
+        {"minItems", ARRAY}, {"maxItems", ARRAY}, {"properties", OBJECT}, {"required", OBJECT}, {"additionalProperties", OBJECT},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
+        if (!pd_json_get(s, row[i].key) || types & row[i].types) continue;
+        char at[PATH_MAX_BYTES];
+        snprintf(at, sizeof at, "%s.%s", path, row[i].key);
+        return bad(w, at, "this keyword is served beside a \"type\" it belongs to, and not beside $ref, anyOf, oneOf, enum or const");
+    }
+    return PD_OK;
+}
+
+/* What one keyword says alone: $ref, anyOf, oneOf, enum or const. */
+static pd_status write_alone(writer *w, const json_t *s, const char *path, pd_buf *to) {
+    const json_t *v = json_object_get(s, "const"), *type = pd_json_get(s, "type");
+    if (v) return write_fixed(w, v, type, path, to);
+    if ((v = pd_json_get(s, "enum"))) {
+        if (json_array_size(v) == 0) return bad(w, path, "enum is a non-empty array");
+        for (size_t i = 0; i < json_array_size(v); i++) {
+            if (i) pd_buf_puts(to, " | ");
+            PD_TRY(write_fixed(w, json_array_get(v, i), type, path, to));
+        }
+        return PD_OK;
+    }
+    if (type && types_of(w, s, 0) & ~type_bits(type)) /* else it says nothing new */
+        return bad(w, path, "type beside $ref, anyOf or oneOf is served where they allow no other type");
+    if ((v = pd_json_get(s, "anyOf"))) return write_any(w, v, path, "anyOf", to);
+    if ((v = pd_json_get(s, "oneOf"))) return write_any(w, v, path, "oneOf", to);
+    size_t rule = 0, n_seen = 0;
+    const json_t *there = NULL, *seen[MERGED_MAX];
+    PD_TRY(find_ref(w, pd_json_get(s, "$ref"), path, &there));
+    if (leads_to(w, there, s, seen, &n_seen)) return bad(w, path, "$ref leads back to itself, so no value is ever described");
+    PD_TRY(schema_rule(w, there, path, &rule));
+    pd_buf_printf(to, "s%zu", rule);
+    return PD_OK;
+}
+
+static pd_status write_schema(writer *w, const json_t *s, const char *path, size_t id, pd_buf *to) {
+    const json_t *type = pd_json_get(s, "type");
+    const char *const alone[] = {"$ref", "anyOf", "oneOf", "enum", "const"};
+    size_t n_alone = 0;
+    for (size_t i = 0; i < 5; i++) n_alone += json_object_get(s, alone[i]) != NULL;
+    if (n_alone > 1) return bad(w, path, "$ref, anyOf, oneOf, enum and const are served one at a time");
+    if (type && !type_bits(type))
+        return bad(w, path, "type is none of object, array, string, integer, number, boolean, null, and no array of these");
+    if (pd_json_get(s, "allOf")) {
+        if (n_alone || pd_json_get(s, "nullable")) return bad(w, path, "allOf is served beside properties and required alone");
+        return write_all(w, s, path, id, to);
+    }
+    const unsigned types = n_alone ? 0 : types_of(w, s, 0);
+    const bool open = !n_alone && !type && types == ALL; /* nothing said */
+    PD_TRY(check_narrower(w, s, open ? 0 : types, path));
+    if (n_alone && json_is_true(pd_json_get(s, "nullable"))) pd_buf_puts(to, "\"null\" | "); /* types have it already */
+    if (n_alone) return write_alone(w, s, path, to);
+    if (open) pd_buf_puts(to, "value");
+    return open ? PD_OK : write_types(w, s, types, path, id, to);
+}
+
+static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_t *rule) {
+    const char *key;
+    json_t *v;
+    for (size_t i = 0; i < w->n_rule; i++) {
+        if (w->schema[i] != s) continue;
+        *rule = i;
+        return PD_OK;
+    }
+    if (!json_is_object(s) && !json_is_true(s)) return bad(w, path, "a schema is an object");
+    if (w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX)
+        return pd_fail(w->err, PD_EINVAL, path, "%s: the schema has more than %d parts or is deeper than %d", path, PD_SCHEMA_RULES_MAX, PD_SCHEMA_DEPTH_MAX);
+    json_object_foreach((json_t *)(uintptr_t)s, key, v) {
+        if (known(key)) continue;
+        char at[PATH_MAX_BYTES];
+        snprintf(at, sizeof at, "%s.%s", path, key);
+        return bad(w, at, "this keyword is not served");
+    }
+    w->schema[w->n_rule] = s;
+    *rule = w->n_rule++;
+    pd_buf body = {0};
+    pd_buf_init(&body, 1 << 20);
+    w->depth++;
+    const pd_status rc = write_schema(w, s, path, *rule, &body);
+    w->depth--;
+    pd_buf_printf(w->out, "s%zu ::= ", *rule);
+    pd_buf_add(w->out, body.data, body.len);
+    pd_buf_putc(w->out, '\n');
+    if (body.failed) w->out->failed = true;
+    pd_buf_done(&body);
+    return rc;
+}
+
+pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
+    pd_err own = {0};
+    writer *w = calloc(1, sizeof *w);
+    size_t rule = 0;
+    if (!w) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a schema");
+    *w = (writer){.root = schema, .out = out, .err = err ? err : &own};
+    pd_buf_puts(out, base);
+    pd_buf_puts(out, "ipv4 ::= [0-9] | [1-9] [0-9] | \"1\" [0-9] [0-9] | \"2\" [0-4] [0-9] | \"25\" [0-5]\n");
+    const pd_status rc = schema_rule(w, schema, path, &rule);
+    pd_buf_printf(out, "root ::= s%zu\n", rule);
+    for (size_t i = 0; i < w->n_merged; i++) json_decref(w->merged[i]);
+    free(w);
+    if (rc != PD_OK) return rc;
+    return out->failed ? pd_fail(err, PD_EINVAL, path, "%s: the schema's grammar is too large", path) : PD_OK;
+}

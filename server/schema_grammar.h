@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A JSON schema (2020-12 and what OpenAI's structured output uses of it) as GBNF:
+ * every text of the grammar is JSON that the schema accepts.  The reverse does not
+ * hold; left out of what a schema would allow are
+ *   - members that `properties` does not name, and members in another order than
+ *     there, so additionalProperties reads as false unless it is all there is;
+ *   - white space but one blank, or a new line and 16 blanks, between tokens (no
+ *     answer is endless white space); numbers beyond 16 digits;
+ *   - nesting beyond the grammar's depth.
+ *
+ * oneOf is served where no value can be valid in two branches (other types, other
+ * constants, a required member with other constants), allOf where it merges into one
+ * object, `type` beside $ref and anyOf where it says nothing new.  nullable is OpenAPI
+ * 3.0's, the one keyword that JSON Schema would not know.  Thread: any. */
+#ifndef PD_SERVER_SCHEMA_GRAMMAR_H
+#define PD_SERVER_SCHEMA_GRAMMAR_H
+
+#include "server/json.h"
+
+enum { PD_SCHEMA_RULES_MAX = 2000, PD_SCHEMA_DEPTH_MAX = 32 };
+
+/* GBNF with a rule root, appended to *out.  `path` names the schema in errors.
+ * Errors: EINVAL naming the JSON path of a keyword that is not served or a value
+ * that is wrong; the limits above; ENOMEM. */
+pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err);
+
+/* Any JSON object. */
+void pd_json_grammar(pd_buf *out);
+
+/* A GBNF string of s[0..n). */
+void pd_gbnf_text(pd_buf *out, const char *s, size_t n);
+
+#endif

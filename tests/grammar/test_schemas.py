@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random JSON schemas against PyPI's jsonschema: what the schema's grammar derives is valid, a valid instance
+made from the schema is accepted, and a changed instance that jsonschema refuses is refused.
+
+    PRESSD_GRAMMAR_TEXTS   the built tests/grammar/grammar_texts (default beside PRESSD_BIN's build)
+    PRESSD_TEST_LONG=1     10,000 schemas instead of 1,000
+    PRESSD_TEST_SEED       which ones
+
+Ends in `N passed, N failed`.
+"""
+
+import calendar
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+
+import jsonschema
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+NAMES = ["a", "name", "é", 'q"uote', "back\\slash", "x y", "line\nbreak", "0", "longer_name_of_a_member"]
+TYPES = ["string", "integer", "number", "boolean", "null", "array", "object"]
+TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)  # RFC 3339
+PROPER = jsonschema.FormatChecker()
+
+
+@PROPER.checks("date", raises=ValueError)
+def is_date(v):
+    if not isinstance(v, str):
+        return True
+    y, m, d = (int(x) for x in v.split("-"))
+    return len(v) == 10 and 1 <= m <= 12 and 1 <= d <= calendar.monthrange(y, m)[1]
+
+
+@PROPER.checks("time", raises=ValueError)
+def is_time(v):
+    return not isinstance(v, str) or TIME.fullmatch(v) is not None
+
+
+@PROPER.checks("date-time", raises=ValueError)
+def is_date_time(v):
+    return not isinstance(v, str) or (is_date(v[:10]) and v[10] == "T" and is_time(v[11:]))
+
+
+STRING, OBJECT = {"type": "string"}, {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+# schema, texts that fit, texts that do not
+CASES = [
+    (STRING, ['""', r'"\ud7ff"', r'"\uE000"', '"é"'], [r'"\ud800"', r'"\uDfff"', '"\x1f"', '"', "a"]),
+    ({"type": "string", "format": "date"}, ["2024-02-29", "2000-02-29", "1999-01-31", "2023-11-30"],
+     ["2023-02-29", "1900-02-29", "2023-04-31", "2023-02-30", "2023-13-01", "2023-00-10", "2023-01-00", "2023-01-32"]),
+    ({"type": "integer"}, ["0", "-1", "999999999999999", "-0"], ["01", "1.0", "1e3", "+1"]),
+    ({"type": "integer", "minimum": -12, "maximum": 105}, ["-12", "-1", "0", "99", "105"], ["-13", "106", "-120", "-0", "1000"]),
+    ({"type": "number"}, ["0", "-0.5", "1e5", "1.25E-3"], [".5", "1.", "01", "1e", "NaN"]),
+    (OBJECT, ['{"a":null}', '{ "a" : null }'], ["{}", '{"a":null,}', '{"a":null,"b":1}', '{"a":null,"a":null}']),
+    ({"$ref": "#/$defs/a~1b/anyOf/1", "$defs": {"a/b": {"anyOf": [{"const": 1}, {"const": 2}]}}}, ["2"], ["1"]),
+    ({"type": ["string", "null"], "maxLength": 1}, ["null", '"a"'], ['"ab"', "true"]),
+    ({"oneOf": [{"type": "integer"}, STRING]}, ["1", '"1"'], ["null"]),
+    ({"allOf": [OBJECT, {"properties": {"b": {"const": 1}}}]}, ['{"a":null}', '{"a":null,"b":1}'], ['{"b":1}']),
+    ({"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}}, ['{"next":{"next":null}}', "{}"], ["null"]),
+]
+DEEP = {}
+for _ in range(40):
+    DEEP = {"type": "array", "items": DEEP}
+TWICE = {"$defs": {"x": {"allOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/x"}], "type": "object"}}, "$ref": "#/$defs/x"}
+BOMB = STRING
+for _ in range(8):
+    BOMB = {"type": "array", "items": BOMB, "minItems": 50, "maxItems": 10000}
+# schema, path that the refusal names
+REFUSED = [
+    ({"type": "integer", "minLength": 3}, "schema.minLength"), ({"type": "string", "properties": {}}, "schema.properties"),
+    ({"enum": [1], "minimum": 0}, "schema.minimum"), ({"type": "array", "items": {"type": "int"}}, "schema.items"),
+    ({"type": "number", "minimum": 0}, "schema.minimum"), ({"minimum": 0}, "schema.minimum"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "schema.oneOf[1]"), ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "schema.oneOf[1]"),
+    ({"oneOf": [OBJECT, {"type": "object", "properties": {"b": True}}]}, "schema.oneOf[1]"),
+    ({"$ref": "#"}, "schema"), ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, "schema.anyOf[1]"), ({"$ref": "#/$defs/x"}, "schema"),
+    ({"type": "object", "properties": {"a": {"$ref": "http://x"}}}, "schema.properties.a"), ({"not": {}}, "schema.not"),
+    ({"$ref": "#/$defs/x", "type": "string", "$defs": {"x": {"type": ["string", "null"]}}}, "schema"),
+    ({"allOf": [OBJECT, {"properties": {"a": STRING}}]}, "schema.allOf"), ({"allOf": [STRING, OBJECT]}, "schema.allOf"),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "schema"), (DEEP, "schema"), (TWICE, "schema.allOf"), (BOMB, "schema"),
+    ({"enum": ["x" * 100] * 20000}, "schema"),
+]
+REFUSAL_US = 50_000 * int(os.environ.get("PRESSD_TEST_SLOW", "4"))  # 50 ms alone; a neighbour may take the core
+KNOWN = ("tell them apart", "two parts of allOf", "allOf is served", "allow no other type", "leads back to itself")
+
+
+class Gen:
+    """A schema and, beside it, how to make instances."""
+
+    def __init__(self, r):
+        self.r, self.defs = r, {}
+
+    def word(self):
+        return "".join(self.r.choice('ab"\\/é\n€😀 {}[]:,0') for _ in range(self.r.randrange(6)))
+
+    def value(self, depth=0):
+        k = self.r.randrange(5 if depth > 1 else 7)
+        if k < 5:
+            return [self.word(), self.r.randrange(-50, 50), self.r.choice([0.5, -1.25, 3.0]), self.r.random() < 0.5, None][k]
+        if k == 5:
+            return [self.value(depth + 1) for _ in range(self.r.randrange(3))]
+        return {n: self.value(depth + 1) for n in self.r.sample(NAMES, self.r.randrange(3))}
+
+    def schema(self, depth=0):
+        r = self.r
+        kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "format", "types"]
+        if depth < 3:
+            kinds += ["object"] * 5 + ["array"] * 3 + ["anyOf", "oneOf", "tagged", "ref", "allOf", "tuple", "open", "map", "any"]
+        s = getattr(self, "make_" + r.choice(kinds))(depth)
+        if r.random() < 0.1 and isinstance(s, dict):
+            s = {"title": "T", "description": 'd "', **s}
+        return s
+
+    def make_any(self, depth):
+        return self.r.choice([True, {}])
+
+    def make_string(self, depth):
+        s = {"type": "string"}
+        lo = self.r.randrange(4)
+        if self.r.random() < 0.4:
+            s["minLength"] = lo
+        if self.r.random() < 0.4:
+            s["maxLength"] = lo + self.r.randrange(6)
+        return s
+
+    def make_integer(self, depth):
+        s = {"type": "integer"}
+        lo = self.r.choice([0, 1, -1, 9, -1000, 95, 12345, -7])
+        if self.r.random() < 0.5:
+            s[self.r.choice(["minimum", "exclusiveMinimum"])] = lo
+        if self.r.random() < 0.5:
+            s[self.r.choice(["maximum", "exclusiveMaximum"])] = lo + 2 + self.r.choice([0, 1, 5, 10, 99, 100, 1234, 999999])
+        return s
+
+    def make_number(self, depth):
+        return {"type": "number"}
+
+    def make_boolean(self, depth):
+        return {"type": "boolean"}
+
+    def make_null(self, depth):
+        return {"type": "null"}
+
+    def make_enum(self, depth):
+        return {"enum": [self.value() for _ in range(self.r.randrange(1, 5))]}
+
+    def make_const(self, depth):
+        return {"const": self.value()}
+
+    def make_format(self, depth):
+        return {"type": "string", "format": self.r.choice(["date", "uuid", "ipv4", "email", "time", "date-time"])}
+
+    def make_types(self, depth):
+        return {"type": self.r.sample(TYPES, self.r.randrange(1, 4))}
+
+    def make_object(self, depth):
+        names = self.r.sample(NAMES, self.r.randrange(0, 5))
+        s = {"type": "object", "properties": {n: self.schema(depth + 1) for n in names}}
+        if names:
+            s["required"] = self.r.sample(names, self.r.randrange(len(names) + 1))
+        if self.r.random() < 0.7 and names:
+            s["additionalProperties"] = False
+        return s
+
+    def make_open(self, depth):
+        return {"type": "object"}
+
+    def make_map(self, depth):
+        return {"type": "object", "additionalProperties": self.schema(depth + 1)}
+
+    def make_array(self, depth):
+        s = {"type": "array", "items": self.schema(depth + 1)}
+        lo = self.r.randrange(3)
+        if self.r.random() < 0.4:
+            s["minItems"] = lo
+        if self.r.random() < 0.4:
+            s["maxItems"] = lo + self.r.randrange(3)
+        return s
+
+    def make_tuple(self, depth):
+        n = self.r.randrange(1, 4)
+        return {"type": "array", "prefixItems": [self.schema(depth + 1) for _ in range(n)], "items": False, "minItems": n}
+
+    def make_anyOf(self, depth):
+        return {"anyOf": [self.schema(depth + 1) for _ in range(self.r.randrange(1, 4))]}
+
+    def make_oneOf(self, depth):
+        return {"oneOf": [self.schema(depth + 1) for _ in range(self.r.randrange(1, 4))]}
+
+    def make_tagged(self, depth):
+        return {"oneOf": [{"type": "object", "properties": {"kind": {"const": k}, "v": self.schema(depth + 2)},
+                           "required": ["kind"], "additionalProperties": False} for k in self.r.sample(["a", "b", 1, None], 2)]}
+
+    def make_ref(self, depth):
+        name = self.r.choice(["plain", "a/b", "t~x"])
+        if name not in self.defs:
+            self.defs[name] = True
+            self.defs[name] = self.schema(depth + 1)
+        s = {"$ref": "#/$defs/" + name.replace("~", "~0").replace("/", "~1")}
+        if self.r.random() < 0.1:
+            s["type"] = self.r.choice(TYPES)
+        return s
+
+    def make_allOf(self, depth):
+        parts = [self.make_object(depth + 1) for _ in range(self.r.randrange(1, 3))]
+        for p in parts:
+            if self.r.random() < 0.8:
+                p.pop("additionalProperties", None)
+        return {"allOf": parts}
+
+    # ---- an instance, in the grammar's member order; raises ValueError where it does not know ----
+
+    def instance(self, s, depth=0):
+        r = self.r
+        if depth > 12:
+            raise ValueError("too deep")
+        if s is True or not set(s) - {"title", "description", "$defs"}:
+            return self.value()
+        if "$ref" in s:
+            return self.instance(self.defs[s["$ref"][8:].replace("~1", "/").replace("~0", "~")], depth + 1)
+        if "const" in s:
+            return s["const"]
+        if "enum" in s:
+            return r.choice(s["enum"])
+        for k in ("anyOf", "oneOf"):
+            if k in s:
+                return self.instance(r.choice(s[k]), depth + 1)
+        if "allOf" in s:
+            out, parts = {}, s["allOf"]
+            must = {n for p in parts for n in p.get("required", [])}
+            for p in parts:
+                for n, one in p["properties"].items():
+                    if n not in out and (n in must or r.random() < 0.5):
+                        out[n] = self.instance(one, depth + 1)
+            order = list(dict.fromkeys(n for p in parts for n in p["properties"]))
+            return {n: out[n] for n in order if n in out}
+        t = s["type"] if isinstance(s["type"], str) else r.choice(s["type"])
+        if t == "string":
+            f = s.get("format")
+            if f:
+                return {"date": r.choice(["2024-02-29", "1999-12-31", "2000-02-29", "2023-04-30"]), "ipv4": "255.0.19.7",
+                        "uuid": "01234567-89ab-cdef-0123-456789abcdef", "email": "a_b.c@x.org", "time": "23:59:59Z",
+                        "date-time": "2024-02-29T00:00:00.5+01:00"}[f]
+            n = r.randint(s.get("minLength", 0), s.get("maxLength", s.get("minLength", 0) + 4))
+            return "".join(r.choice('ab"\\é€😀\n ') for _ in range(n))
+        if t == "integer":
+            lo = max([s[k] + d for k, d in (("minimum", 0), ("exclusiveMinimum", 1)) if k in s], default=-10**9)
+            hi = min([s[k] - d for k, d in (("maximum", 0), ("exclusiveMaximum", 1)) if k in s], default=max(lo, 10**9))
+            return r.choice([lo, hi, r.randint(lo, hi)])
+        if t == "number":
+            return r.choice([0, -3, 1.5, -0.25, 1e20, 123456.789])
+        if t in ("boolean", "null"):
+            return None if t == "null" else r.random() < 0.5
+        if t == "array":
+            if "prefixItems" in s:
+                return [self.instance(x, depth + 1) for x in s["prefixItems"]]
+            lo = s.get("minItems", 0)
+            n = r.randint(lo, s.get("maxItems", lo + 2)) if depth < 6 else lo
+            return [self.instance(s.get("items", True), depth + 1) for _ in range(n)]
+        props = s.get("properties")
+        if not props:
+            more = s.get("additionalProperties", True)
+            if "properties" in s and "additionalProperties" in s and more is False:
+                return {}
+            return {n: self.instance(more, depth + 1) for n in r.sample(NAMES, r.randrange(3))}
+        must = s.get("required", [])
+        return {n: self.instance(one, depth + 1) for n, one in props.items() if n in must or r.random() < 0.5}
+
+    def mutate(self, v):
+        """The value with something in it changed."""
+        r = self.r
+        if isinstance(v, dict) and v and r.random() < 0.8:
+            k, out = r.choice(list(v)), dict(v)
+            how = r.randrange(4)
+            if how == 0:
+                del out[k]
+            elif how == 1:
+                out["other"] = self.value()
+            else:
+                out[k] = self.mutate(out[k])
+            return out
+        if isinstance(v, list) and v and r.random() < 0.8:
+            i, out = r.randrange(len(v)), list(v)
+            how = r.randrange(4)
+            if how == 0:
+                del out[i]
+            elif how == 1:
+                out.insert(i, self.mutate(out[i]))
+            else:
+                out[i] = self.mutate(out[i])
+            return out
+        if isinstance(v, str) and r.random() < 0.6:
+            return r.choice([v + "x", v[1:], v * 3, v.replace("0", "9"), v.replace("2", "3")])
+        if isinstance(v, int) and not isinstance(v, bool) and r.random() < 0.6:
+            return r.choice([v + 1, v - 1, -v, v * 10, v + 0.5])
+        return self.value()
+
+
+def dump(v, tight):  # a name or a constant has one spelling: no \\u where none is needed, no blanks inside
+    return json.dumps(v, ensure_ascii=False, separators=(",", ":") if tight else (", ", ": "))
+
+
+def main():
+    tool = os.environ.get("PRESSD_GRAMMAR_TEXTS")
+    if not tool:
+        build = os.path.dirname(os.path.dirname(os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build/server/pressd")))
+        tool = os.path.join(build, "tests/grammar/grammar_texts")
+    n_schema = 10000 if os.environ.get("PRESSD_TEST_LONG") else 1000
+    first = int(os.environ.get("PRESSD_TEST_SEED", "0"))
+    p = subprocess.Popen([tool], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    count = dict.fromkeys("served refused samples cut accepted refusals".split(), 0)
+    why, wrong, slowest = {}, [], 0
+
+    def ask(**q):
+        p.stdin.write(json.dumps({"texts": [], "samples": 0, "seed": 0, **q}) + "\n")
+        p.stdin.flush()
+        return json.loads(p.stdout.readline() or '{"error": "the program ended", "param": "", "us": 0}')
+
+    for i, (s, yes, no) in enumerate(CASES):
+        texts = [t if s.get("format") is None else f'"{t}"' for t in yes + no]
+        a = ask(schema=s, texts=texts)
+        if a.get("accepts") != [True] * len(yes) + [False] * len(no):
+            wrong.append((f"case {i}", f"{a} for {texts}", s))
+    for i, (s, path) in enumerate(REFUSED):
+        a = ask(schema=s)
+        if a.get("param", "").split(".items.items")[0] != path or a["us"] > REFUSAL_US:
+            wrong.append((f"refusal {i}", f"{a}, not of {path}", str(s)[:200]))
+        slowest = max(slowest, a["us"])
+    for seed in range(first, first + n_schema):
+        r = random.Random(seed)
+        g = Gen(r)
+        s = g.schema()
+        if g.defs and isinstance(s, dict):
+            s["$defs"] = g.defs
+        if s is True:
+            s = {}
+        good, bad = [], []
+        check = jsonschema.Draft202012Validator(s, format_checker=PROPER)
+        for _ in range(6):
+            try:
+                v = g.instance(s)
+            except (ValueError, RecursionError):
+                continue
+            if check.is_valid(v):  # an allOf part may still refuse another part's member
+                good.append(v)
+            for _ in range(4):
+                w = g.mutate(v)
+                if not check.is_valid(w):
+                    bad.append(w)
+        tight = r.random() < 0.5 or '"const"' in json.dumps(s) or '"enum"' in json.dumps(s)
+        texts = [dump(v, tight) for v in good + bad]
+        a = ask(schema=s, texts=texts, samples=10, seed=seed)
+        slowest = max(slowest, a["us"])
+        if "error" in a:
+            count["refused"] += 1
+            key = a["error"].split(": ", 1)[-1]
+            why[key] = why.get(key, 0) + 1
+            if not a["param"].startswith("schema") or not any(k in key for k in KNOWN):
+                wrong.append((seed, f"refused: {a}", s))
+            if not p.poll() is None:
+                break
+            continue
+        count["served"] += 1
+        count["cut"] += a["cut"]
+        for text in a["samples"]:
+            count["samples"] += 1
+            try:
+                v = json.loads(text)
+                json.dumps(v, ensure_ascii=False).encode()  # no half of a surrogate pair
+                check.validate(v)
+            except Exception as e:
+                wrong.append((seed, f"derives {text!r}: {str(e).splitlines()[0]}", s))
+        for v, text, ok in zip(good + bad, texts, a["accepts"]):
+            count["accepted" if len(good) and ok else "refusals"] += 1
+            if ok and not check.is_valid(v):
+                wrong.append((seed, f"accepts {text}", s))
+        for v, text, ok in zip(good, texts, a["accepts"]):
+            if not ok:
+                wrong.append((seed, f"refuses {text}", s))
+    p.stdin.close()
+    p.wait()
+    for seed, what, s in wrong[:20]:
+        print(f"seed {seed}: {what}\n    {json.dumps(s)[:600]}")
+    print(count, f"slowest {slowest} us", f"exit {p.returncode}")
+    for key, n in sorted(why.items(), key=lambda x: -x[1])[:12]:
+        print(f"    {n} refused: {key}")
+    bad = len({w[0] for w in wrong}) + (p.returncode != 0)
+    if count["served"] < n_schema * 2 // 3:
+        print("too few schemas were served")
+        bad += 1
+    print(f"{max(n_schema + len(CASES) + len(REFUSED) - bad, 0)} passed, {bad} failed")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
