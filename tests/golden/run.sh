@@ -90,7 +90,7 @@ templates() {
         echo "skipped templates: no PRESSD_TEST_VOCABS"
         return
     fi
-    out=$("$python" "$here/test_templates.py" "$program" "$vocabs/templates" "$vocabs/templates-trl" 2>&1 | tee >(cat >&2))
+    out=$("$python" "$here/test_templates.py" "$program" "$vocabs"/templates* 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }

@@ -20,6 +20,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 NOW = 1764000000
+LEAST = 60  # templates of as many models
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "The weather <now> in a city & its \"surroundings\".",
     "parameters": {"type": "object", "properties": {
@@ -197,11 +198,14 @@ def first_difference(want, got):
 
 
 def files(args):
+    """Each text once."""
+    seen = set()
     for a in args:
-        if os.path.isdir(a):
-            yield from sorted(os.path.join(a, f) for f in os.listdir(a) if f.endswith((".jinja", ".jinja2", ".j2")))
-        else:
-            yield a
+        for path in sorted(os.path.join(a, f) for f in os.listdir(a) if f.endswith(".jinja")) if os.path.isdir(a) else [a]:
+            text = open(path, "rb").read()
+            if text not in seen:
+                seen.add(text)
+                yield path
 
 
 def main():
@@ -215,7 +219,10 @@ def main():
         failed += bool(bad)
         if bad or note:
             print("%s: %d of %d differ %s" % (os.path.basename(path), bad, n, note))
-    print("%d cases, %d of them refused by Jinja2 too" % (cases, refusals))
+    print("%d distinct templates, %d cases, %d of them refused by Jinja2 too" % (passed + failed, cases, refusals))
+    if passed + failed < LEAST and any(map(os.path.isdir, sys.argv[2:])):
+        print("that is fewer than %d templates" % LEAST)
+        failed += 1
     print("%d passed, %d failed" % (passed, failed))
     return failed > 0
 
