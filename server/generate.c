@@ -100,8 +100,9 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
                                  : pd_json_get(body, "messages") ? PD_REQUEST_CHAT
                                                                  : PD_REQUEST_COMPLETION;
     PD_TRY(pd_request_decode(body, kind, !shape, &env, &g->rq, err));
-    if (g->rq.grammar) PD_TRY(pd_engine_prepare_grammar(g->srv->engine, err)); /* not on the loop */
-    return pd_request_tokenize(&g->rq, &env, err);
+    PD_TRY(pd_request_tokenize(&g->rq, &env, err));
+    if (shape) PD_TRY(pd_request_constrain(&g->rq, err));
+    return g->rq.grammar ? pd_engine_prepare_grammar(g->srv->engine, err) : PD_OK; /* not on the loop */
 }
 
 /* ---- pieces of replies ---- */

@@ -354,6 +354,13 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
     return r->echo ? make_echoes(r, env, err) : PD_OK;
 }
 
+/* A call that must be made is the whole answer: another form asked for has no part in it. */
+pd_status pd_request_constrain(pd_request *r, pd_err *err) {
+    if (!r->tools || !r->tools->begun) return PD_OK;
+    pd_grammar_unref(r->grammar);
+    return pd_tools_grammar(r->tools, pd_json_get(r->body, "tools"), &r->grammar, err);
+}
+
 void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {
     const pd_prompt *prompt = &r->prompt[i_prompt];
     *ret = (pd_job_params){
@@ -364,7 +371,7 @@ void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret)
         .score_top = score_top(r) > 0 ? (size_t)score_top(r) : 0,
         .marks = r->marks,
         .has_marks = r->has_marks,
-        .continues = r->continue_final,
+        .continues = r->continue_final || (r->tools && r->tools->begun),
         .max_tokens = r->max_tokens,
         .max_given = r->max_given,
         .sampling = r->sampling,

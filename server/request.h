@@ -105,6 +105,10 @@ pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err);
  * template refuses, no template), ENOMEM. */
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
 
+/* After that, for a request that is answered: r->grammar, if a tool must be called.
+ * Errors: as pd_tools_grammar. */
+pd_status pd_request_constrain(pd_request *r, pd_err *err);
+
 /* What the engine takes for prompt i: borrows from r; its compression moves on
  * success of the submit, as do the members of r->compare (pd_request_taken). */
 void pd_request_params(const pd_request *r, size_t i, pd_job_params *ret);

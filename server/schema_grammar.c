@@ -8,13 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATH_MAX_BYTES = 256, MERGED_MAX = 256, WORK_MAX = 100000 };
+enum { PATH_MAX_BYTES = 256, NAME_MAX_BYTES = 48, MERGED_MAX = 256, WORK_MAX = 100000 };
 
 /* Types as a set. */
 enum { NUL = 1, BOOL = 2, INT = 4, REAL = 8, STRING = 16, ARRAY = 32, OBJECT = 64, ALL = 127 };
 
 typedef struct {
     const json_t *root;
+    const char *prefix; /* of the rules' names */
+    bool loose, full;   /* as near as may be; out of rules, which nothing helps */
     pd_buf *out;
     const json_t *schema[PD_SCHEMA_RULES_MAX]; /* of each rule */
     size_t n_rule, work;
@@ -35,10 +37,15 @@ static const char base[] =
     "member ::= string ws \":\" ws value\n"
     "object ::= \"{\" ws (member ws (\",\" ws member ws)*)? \"}\"\n"
     "array ::= \"[\" ws (value ws (\",\" ws value ws)*)? \"]\"\n"
-    "value ::= string | number | object | array | boolean | \"null\"\n";
+    "value ::= string | number | object | array | boolean | \"null\"\n"
+    "ipv4 ::= [0-9] | [1-9] [0-9] | \"1\" [0-9] [0-9] | \"2\" [0-4] [0-9] | \"25\" [0-5]\n";
+
+void pd_json_rules(pd_buf *out) {
+    pd_buf_puts(out, base);
+}
 
 void pd_json_grammar(pd_buf *out) {
-    pd_buf_puts(out, base);
+    pd_json_rules(out);
     pd_buf_puts(out, "root ::= object\n");
 }
 
@@ -210,19 +217,28 @@ static pd_status write_integer(writer *w, const json_t *s, const char *path, pd_
     "\"02-\" (\"0\" [1-9] | \"1\" [0-9] | \"2\" [0-8])) | " \
     "([1-9] [0-9] (\"0\" [48] | [2468] [048] | [13579] [26]) | ([2468] [048] | [13579] [26]) \"00\") \"-02-29\")"
 
+static const struct { const char *name, *gbnf; } format[] = {
+    {"date", DATE},
+    {"time", "([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9] \":\" [0-5] [0-9] (\".\" [0-9]{1,6})? (\"Z\" | [-+] ([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9])"},
+    {"uuid", "[0-9a-f]{8} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{12}"},
+    {"ipv4", "ipv4 (\".\" ipv4){3}"},
+    {"email", "[a-zA-Z0-9_]{1,32} ([.] [a-zA-Z0-9_]{1,32}){0,2} \"@\" [a-z0-9]{1,32} ([.] [a-z]{2,16}){1,3}"},
+};
+
+static bool is_format(const json_t *f) {
+    bool found = json_is_string(f) && strcmp(json_string_value(f), "date-time") == 0;
+    for (size_t i = 0; i < sizeof format / sizeof format[0] && json_is_string(f); i++)
+        found = found || strcmp(json_string_value(f), format[i].name) == 0;
+    return found;
+}
+
 static pd_status write_string(writer *w, const json_t *s, const char *path, pd_buf *to) {
-    static const struct { const char *name, *gbnf; } format[] = {
-        {"date", DATE},
-        {"time", "([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9] \":\" [0-5] [0-9] (\".\" [0-9]{1,6})? (\"Z\" | [-+] ([01] [0-9] | \"2\" [0-3]) \":\" [0-5] [0-9])"},
-        {"uuid", "[0-9a-f]{8} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{4} \"-\" [0-9a-f]{12}"},
-        {"ipv4", "ipv4 (\".\" ipv4){3}"},
-        {"email", "[a-zA-Z0-9_]{1,32} ([.] [a-zA-Z0-9_]{1,32}){0,2} \"@\" [a-z0-9]{1,32} ([.] [a-z]{2,16}){1,3}"},
-    };
     int64_t min, max;
     PD_TRY(count_of(w, s, path, "minLength", 0, &min));
     PD_TRY(count_of(w, s, path, "maxLength", -1, &max));
     if (max >= 0 && max < min) return bad(w, path, "maxLength is below minLength");
     const json_t *f = pd_json_get(s, "format");
+    if (w->loose && !is_format(f)) f = NULL;
     if (!f) {
         pd_buf_printf(to, "\"\\\"\" char{%d,", (int)min);
         if (max >= 0) pd_buf_printf(to, "%d", (int)max);
@@ -261,16 +277,16 @@ static pd_status write_array(writer *w, const json_t *s, const char *path, pd_bu
         for (size_t i = 0; i < n; i++) {
             snprintf(at, sizeof at, "%s.prefixItems[%zu]", path, i);
             PD_TRY(schema_rule(w, json_array_get(prefix, i), at, &rule));
-            pd_buf_printf(to, "%ss%zu ws ", i ? "\",\" ws " : "", rule);
+            pd_buf_printf(to, "%s%s%zu ws ", i ? "\",\" ws " : "", w->prefix, rule);
         }
         pd_buf_puts(to, "\"]\"");
         return PD_OK;
     }
-    char item[32] = "value";
+    char item[NAME_MAX_BYTES] = "value";
     if (items && !json_is_true(items)) {
         snprintf(at, sizeof at, "%s.items", path);
         PD_TRY(schema_rule(w, items, at, &rule));
-        snprintf(item, sizeof item, "s%zu", rule);
+        snprintf(item, sizeof item, "%s%zu", w->prefix, rule);
     }
     if (max == 0) {
         pd_buf_puts(to, "\"[\" ws \"]\"");
@@ -297,19 +313,20 @@ static pd_status write_object(writer *w, const json_t *s, const char *path, size
     json_t *props = pd_json_get(s, "properties"), *one;
     const json_t *more = json_object_get(s, "additionalProperties");
     const size_t n = json_object_size(props);
-    const bool open = more ? !json_is_false(more) : n == 0;
+    const bool open = n && w->loose ? false : more ? !json_is_false(more) : n == 0;
     const char *key;
-    char at[PATH_MAX_BYTES], rest[32] = "value";
+    char at[PATH_MAX_BYTES], rest[NAME_MAX_BYTES] = "value";
     size_t i = 0, rule = 0;
     for (size_t k = 0; k < json_array_size(pd_json_get(s, "required")); k++) {
         const char *name = json_string_value(json_array_get(pd_json_get(s, "required"), k));
-        if (!name || !json_object_get(props, name)) return bad(w, path, "required names something that is not in properties");
+        if (!w->loose && (!name || !json_object_get(props, name)))
+            return bad(w, path, "required names something that is not in properties");
     }
     if (open && n) return bad(w, path, "additionalProperties beside properties is not served: give false");
     if (open && more && !json_is_true(more)) {
         snprintf(at, sizeof at, "%s.additionalProperties", path);
         PD_TRY(schema_rule(w, more, at, &rule));
-        snprintf(rest, sizeof rest, "s%zu", rule);
+        snprintf(rest, sizeof rest, "%s%zu", w->prefix, rule);
     }
     if (open) {
         pd_buf_printf(to, "\"{\" ws (string ws \":\" ws %s ws (\",\" ws string ws \":\" ws %s ws)*)? \"}\"", rest, rest);
@@ -320,18 +337,18 @@ static pd_status write_object(writer *w, const json_t *s, const char *path, size
         PD_TRY(schema_rule(w, one, at, &rule));
         const bool must = is_required(s, key);
         for (int first = 0; first < 2; first++) {
-            pd_buf_printf(w->out, "s%zu-%zu%s ::= %s", id, i, first ? "f" : "", first ? "" : "\",\" ws ");
+            pd_buf_printf(w->out, "%s%zu-%zu%s ::= %s", w->prefix, id, i, first ? "f" : "", first ? "" : "\",\" ws ");
             json_t *name = json_string(key);
             literal(w->out, name);
             json_decref(name);
-            pd_buf_printf(w->out, " ws \":\" ws s%zu ws s%zu-%zu", rule, id, i + 1);
-            if (!must) pd_buf_printf(w->out, " | s%zu-%zu%s", id, i + 1, first ? "f" : "");
+            pd_buf_printf(w->out, " ws \":\" ws %s%zu ws %s%zu-%zu", w->prefix, rule, w->prefix, id, i + 1);
+            if (!must) pd_buf_printf(w->out, " | %s%zu-%zu%s", w->prefix, id, i + 1, first ? "f" : "");
             pd_buf_putc(w->out, '\n');
         }
         i++;
     }
-    pd_buf_printf(w->out, "s%zu-%zu ::= \"\"\ns%zu-%zuf ::= \"\"\n", id, n, id, n);
-    pd_buf_printf(to, "\"{\" ws s%zu-0f \"}\"", id);
+    pd_buf_printf(w->out, "%s%zu-%zu ::= \"\"\n%s%zu-%zuf ::= \"\"\n", w->prefix, id, n, w->prefix, id, n);
+    pd_buf_printf(to, "\"{\" ws %s%zu-0f \"}\"", w->prefix, id);
     return PD_OK;
 }
 
@@ -347,7 +364,7 @@ static pd_status write_fixed(writer *w, const json_t *v, const json_t *type, con
 static pd_status write_number(writer *w, const json_t *s, const char *path, pd_buf *to) {
     static const char *const key[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"};
     for (size_t i = 0; i < 4; i++) {
-        if (!pd_json_get(s, key[i])) continue;
+        if (w->loose || !pd_json_get(s, key[i])) continue;
         char at[PATH_MAX_BYTES];
         snprintf(at, sizeof at, "%s.%s", path, key[i]);
         return bad(w, at, "bounds are served for type integer, not for number");
@@ -433,6 +450,7 @@ static unsigned types_of(writer *w, const json_t *s, unsigned depth) {
     else if (pd_json_get(s, "properties")) all = OBJECT;
     else if (pd_json_get(s, "items") || pd_json_get(s, "prefixItems")) all = ARRAY;
     else return ALL;
+    if (!all) return ALL; /* nonsense */
     return json_is_true(pd_json_get(s, "nullable")) ? all | NUL : all;
 }
 
@@ -547,7 +565,7 @@ static pd_status write_all(writer *w, const json_t *s, const char *path, size_t 
         size_t rule = 0;
         snprintf(at, sizeof at, "%s.allOf[0]", path);
         PD_TRY(schema_rule(w, json_array_get(list, 0), at, &rule));
-        pd_buf_printf(to, "s%zu", rule);
+        pd_buf_printf(to, "%s%zu", w->prefix, rule);
         return PD_OK;
     }
     if (w->n_merged == MERGED_MAX) return bad(w, at, "more than 256 of them");
@@ -574,7 +592,7 @@ static pd_status write_any(writer *w, const json_t *list, const char *path, cons
         size_t rule = 0;
         snprintf(at, sizeof at, "%s.%s[%zu]", path, key, i);
         PD_TRY(schema_rule(w, json_array_get(list, i), at, &rule));
-        pd_buf_printf(to, "%ss%zu", i ? " | " : "", rule);
+        pd_buf_printf(to, "%s%s%zu", i ? " | " : "", w->prefix, rule);
     }
     return PD_OK;
 }
@@ -588,7 +606,7 @@ static pd_status check_narrower(writer *w, const json_t *s, unsigned types, cons
         {"minItems", ARRAY}, {"maxItems", ARRAY}, {"properties", OBJECT}, {"required", OBJECT}, {"additionalProperties", OBJECT},
     };
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
-        if (!pd_json_get(s, row[i].key) || types & row[i].types) continue;
+        if (w->loose || !pd_json_get(s, row[i].key) || types & row[i].types) continue;
         char at[PATH_MAX_BYTES];
         snprintf(at, sizeof at, "%s.%s", path, row[i].key);
         return bad(w, at, "this keyword is served beside a \"type\" it belongs to, and not beside $ref, anyOf, oneOf, enum or const");
@@ -617,7 +635,7 @@ static pd_status write_alone(writer *w, const json_t *s, const char *path, pd_bu
     PD_TRY(find_ref(w, pd_json_get(s, "$ref"), path, &there));
     if (leads_to(w, there, s, seen, &n_seen)) return bad(w, path, "$ref leads back to itself, so no value is ever described");
     PD_TRY(schema_rule(w, there, path, &rule));
-    pd_buf_printf(to, "s%zu", rule);
+    pd_buf_printf(to, "%s%zu", w->prefix, rule);
     return PD_OK;
 }
 
@@ -642,6 +660,20 @@ static pd_status write_schema(writer *w, const json_t *s, const char *path, size
     return open ? PD_OK : write_types(w, s, types, path, id, to);
 }
 
+/* Every value of these types. */
+static void write_any_of(unsigned types, pd_buf *to) {
+    static const struct { unsigned types; const char *rule; } row[] = {
+        {NUL, "\"null\""}, {BOOL, "boolean"}, {REAL, "number"}, {INT, "integer"}, {STRING, "string"}, {ARRAY, "array"}, {OBJECT, "object"},
+    };
+    const char *sep = "";
+    for (size_t i = 0; i < sizeof row / sizeof row[0] && types != ALL; i++) {
+        if (!(types & row[i].types) || (row[i].types == INT && types & REAL)) continue;
+        pd_buf_printf(to, "%s%s", sep, row[i].rule);
+        sep = " | ";
+    }
+    if (!*sep) pd_buf_puts(to, "value");
+}
+
 static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_t *rule) {
     const char *key;
     json_t *v;
@@ -650,11 +682,12 @@ static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_
         *rule = i;
         return PD_OK;
     }
-    if (!json_is_object(s) && !json_is_true(s)) return bad(w, path, "a schema is an object");
-    if (w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX)
+    if (!json_is_object(s) && !json_is_true(s) && !w->loose) return bad(w, path, "a schema is an object");
+    w->full = w->full || w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX;
+    if (w->full)
         return pd_fail(w->err, PD_EINVAL, path, "%s: the schema has more than %d parts or is deeper than %d", path, PD_SCHEMA_RULES_MAX, PD_SCHEMA_DEPTH_MAX);
     json_object_foreach((json_t *)(uintptr_t)s, key, v) {
-        if (known(key)) continue;
+        if (w->loose || known(key)) continue;
         char at[PATH_MAX_BYTES];
         snprintf(at, sizeof at, "%s.%s", path, key);
         return bad(w, at, "this keyword is not served");
@@ -664,9 +697,14 @@ static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_
     pd_buf body = {0};
     pd_buf_init(&body, 1 << 20);
     w->depth++;
-    const pd_status rc = write_schema(w, s, path, *rule, &body);
+    pd_status rc = write_schema(w, s, path, *rule, &body);
     w->depth--;
-    pd_buf_printf(w->out, "s%zu ::= ", *rule);
+    if (rc == PD_EINVAL && w->loose && !w->full) {
+        pd_buf_clear(&body);
+        write_any_of(types_of(w, s, 0), &body);
+        rc = PD_OK;
+    }
+    pd_buf_printf(w->out, "%s%zu ::= ", w->prefix, *rule);
     pd_buf_add(w->out, body.data, body.len);
     pd_buf_putc(w->out, '\n');
     if (body.failed) w->out->failed = true;
@@ -674,18 +712,23 @@ static pd_status schema_rule(writer *w, const json_t *s, const char *path, size_
     return rc;
 }
 
-pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
+pd_status pd_schema_rules(const json_t *schema, const char *path, const char *prefix, bool loose, pd_buf *out, pd_err *err) {
     pd_err own = {0};
     writer *w = calloc(1, sizeof *w);
     size_t rule = 0;
     if (!w) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a schema");
-    *w = (writer){.root = schema, .out = out, .err = err ? err : &own};
-    pd_buf_puts(out, base);
-    pd_buf_puts(out, "ipv4 ::= [0-9] | [1-9] [0-9] | \"1\" [0-9] [0-9] | \"2\" [0-4] [0-9] | \"25\" [0-5]\n");
-    const pd_status rc = schema_rule(w, schema, path, &rule);
-    pd_buf_printf(out, "root ::= s%zu\n", rule);
+    *w = (writer){.root = schema, .prefix = prefix, .loose = loose, .out = out, .err = err ? err : &own};
+    pd_status rc = PD_OK;
+    if (loose && types_of(w, schema, 0) != OBJECT) pd_buf_printf(out, "%s0 ::= object\n", prefix);
+    else rc = schema_rule(w, schema, path, &rule);
     for (size_t i = 0; i < w->n_merged; i++) json_decref(w->merged[i]);
     free(w);
     if (rc != PD_OK) return rc;
     return out->failed ? pd_fail(err, PD_EINVAL, path, "%s: the schema's grammar is too large", path) : PD_OK;
+}
+
+pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
+    pd_json_rules(out);
+    pd_buf_puts(out, "root ::= s0\n");
+    return pd_schema_rules(schema, path, "s", false, out, err);
 }

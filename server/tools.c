@@ -26,6 +26,10 @@ static pd_status decode_tool(const json_t *tool, size_t i, pd_tools *t, pd_err *
         return pd_fail(err, PD_EINVAL, at,
                        "%s.function.name must be a string of 1 to %d letters, digits, \"_\", \"-\" and \".\"", at,
                        PD_TOOL_NAME_MAX);
+    bool strict;
+    char function_at[64];
+    snprintf(function_at, sizeof function_at, "%s.function.", at);
+    PD_TRY(pd_json_bool(function, function_at, "strict", &strict, err));
     if (parameters && !json_is_object(parameters))
         return pd_fail(err, PD_EINVAL, at, "%s.function.parameters is %s; an object is expected", at,
                        pd_json_type_name(parameters));
@@ -113,10 +117,10 @@ static pd_tool_format format_of(const pd_chat *chat) {
 }
 
 /* A call that must be made is begun for the model: it can only go on with it. */
-static int begin_call(const pd_tools *t, bool ids, char *dst, size_t cap) {
+static int begin_call(const pd_tools *t, char *dst, size_t cap) {
     const char *name = t->choice == PD_TOOL_NAMED ? t->name[t->named] : t->n == 1 ? t->name[0] : NULL;
     const char *key = t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
-    if (t->format == PD_TOOL_MISTRAL && ids)
+    if (t->args_mark)
         return snprintf(dst, cap, name ? "[TOOL_CALLS]%s[ARGS]" : "[TOOL_CALLS]", name ? name : "");
     const char *open = t->format == PD_TOOL_MISTRAL ? "[TOOL_CALLS][" : t->format == PD_TOOL_LLAMA3 ? "" : "<tool_call>\n";
     if (name) return snprintf(dst, cap, "%s{\"name\": \"%s\", \"%s\":", open, name, key);
@@ -127,7 +131,8 @@ pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, pd_err *err) {
     char text[PD_TOOL_NAME_MAX + 80];
     t->format = format_of(chat);
     if (t->choice == PD_TOOL_AUTO) return PD_OK;
-    begin_call(t, strstr(pd_chat_text(chat), "[ARGS]") != NULL, text, sizeof text);
+    t->args_mark = t->format == PD_TOOL_MISTRAL && strstr(pd_chat_text(chat), "[ARGS]");
+    begin_call(t, text, sizeof text);
     free(t->begun);
     t->begun = strdup(text);
     return t->begun ? PD_OK : pd_fail(err, PD_ENOMEM, NULL, "no memory for the tools");

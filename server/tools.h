@@ -3,11 +3,13 @@
  *
  * The template shows them to the model (its `tools`); for one that has no tools they are
  * put into the system message, and what was called and answered before into plain
- * messages.  What the model then says is read by tool_calls.c.
+ * messages.  A call that must be made is begun in the prompt, and how it may go on is a
+ * grammar (tool_grammar.c).  What the model then says is read by tool_calls.c.
  * Thread: any. */
 #ifndef PD_SERVER_TOOLS_H
 #define PD_SERVER_TOOLS_H
 
+#include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat.h"
 #include "server/json.h"
 
@@ -28,6 +30,7 @@ typedef struct pd_tools {
     size_t named;    /* PD_TOOL_NAMED: which */
     bool parallel;   /* more than one call in an answer */
     pd_tool_format format;
+    bool args_mark;  /* PD_TOOL_MISTRAL: the second form */
     char **name;     /* [n] */
     size_t n;
     char *begun;     /* what the answer begins with, already in the prompt; NULL: nothing */
@@ -40,6 +43,13 @@ void pd_tools_close(pd_tools *t); /* NULL is fine */
 
 /* For this model's template: t->format, and for a call that must be made t->begun. */
 pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, pd_err *err);
+
+/* What may follow t->begun: a call of one of the tools (`tools`, the request's) whose
+ * arguments its schema accepts, and further ones where several may come.  A tool's schema
+ * is followed as far as it can be, to the letter if it is "strict".  After pd_tools_fit;
+ * *ret is NULL where nothing is begun.  Milliseconds.  Errors: EINVAL with the path of
+ * what a strict schema asks for and is not served, or a limit of the grammar; ENOMEM. */
+pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, pd_grammar **ret, pd_err *err);
 
 bool pd_tools_knows(const pd_tools *t, const char *name, size_t n);
 

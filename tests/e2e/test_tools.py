@@ -7,6 +7,7 @@ import tempfile
 import unittest
 
 import common
+import jsonschema
 import openai
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
@@ -41,6 +42,41 @@ class Tools(unittest.TestCase):
             self.assertTrue(r.message.tool_calls[0].id.startswith("call_"))
             if r.finish_reason == "tool_calls":
                 json.loads(r.message.tool_calls[0].function.arguments)
+
+    def test_arguments_are_held_to_their_schema(self):
+        """At any temperature, under a press, for any number of answers; the end is the call's, not max_tokens."""
+        schema = {"type": "object", "properties": {
+            "city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 2}}, "required": ["city", "unit", "days"]}
+        tools = [{"type": "function", "function": {"name": "forecast", "parameters": schema}}, NOW]
+        choices = ("required", {"type": "function", "function": {"name": "forecast"}}, {"type": "function", "function": {"name": "now"}})
+        for choice in choices:
+            for extra in ({"temperature": 0}, {"temperature": 1.5, "seed": 1}, {"temperature": 1.5, "seed": 2, "n": 3}, {"temperature": 1.2, "extra_body": {"top_k": 4}},
+                          {"temperature": 0, "extra_body": {"compression": {"press": "knorm", "ratio": 0.5}}},
+                          {"temperature": 0, "response_format": {"type": "json_object"}}):
+                with self.subTest(choice=choice, extra=extra):
+                    for one in self.chat(tools=tools, tool_choice=choice, parallel_tool_calls=False, max_tokens=200, **extra).choices:
+                        self.assertEqual((one.finish_reason, len(one.message.tool_calls), one.message.content), ("tool_calls", 1, None))
+                        f = one.message.tool_calls[0].function
+                        self.assertTrue(isinstance(choice, str) or f.name == choice["function"]["name"])
+                        if f.name == "now":
+                            self.assertEqual(f.arguments, "{}")
+                        else:
+                            jsonschema.validate(json.loads(f.arguments), {**schema, "additionalProperties": False})
+
+    def test_several_calls(self):
+        r = self.chat(tools=[WEATHER, NOW], tool_choice="required", max_tokens=120, temperature=0).choices[0].message.tool_calls
+        self.assertGreater(len(r), 1)  # this model repeats itself
+        self.assertEqual(len({c.id for c in r}), len(r))
+        for c in r[:-1]:  # the last may be cut
+            json.loads(c.function.arguments)
+
+    def test_what_a_strict_schema_asks_for_is_served_or_refused(self):
+        tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {
+            "type": "object", "properties": {"x": {"type": "string", "pattern": "^a"}}, "required": ["x"], "additionalProperties": False}}}
+        with self.assertRaises(openai.BadRequestError) as e:
+            self.chat(tools=[tool], tool_choice="required")
+        self.assertEqual(e.exception.param, "tools[0].function.parameters.properties.x.pattern")
 
     def test_streamed_calls_are_the_whole_ones(self):
         body = dict(tools=[WEATHER, NOW], tool_choice={"type": "function", "function": {"name": "get_weather"}})

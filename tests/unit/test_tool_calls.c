@@ -309,6 +309,132 @@ static void templates_tell_the_form(void **state) {
     fits("{{ tools }}", PD_TOOL_ANY, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
 }
 
+/* ---- a call that must be made ---- */
+
+#define F "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"type\": \"object\", \"properties\": " \
+          "{\"x\": {\"type\": \"integer\"}, \"s\": {\"type\": \"string\", \"pattern\": \"a\"}}, \"required\": [\"x\"]}}}"
+#define STRICT "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"strict\": true, \"parameters\": "
+#define NAMED ", \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"f\"}}"
+#define REQUIRED ", \"tool_choice\": \"required\""
+#define ALONE ", \"parallel_tool_calls\": false"
+
+/* The grammar of a body's call behind what was begun. */
+static pd_status grammar_of(const char *template, const char *text, pd_tools **t, pd_grammar **g, pd_err *err) {
+    pd_chat *c = NULL;
+    json_t *body = json_loads(text, 0, NULL);
+    assert_non_null(body);
+    assert_int_equal(pd_chat_open(&c, NULL, template, NULL, NULL), PD_OK);
+    *g = NULL;
+    pd_status rc = pd_tools_decode(body, t, err);
+    if (rc == PD_OK) rc = pd_tools_fit(*t, c, err);
+    if (rc == PD_OK) rc = pd_tools_grammar(*t, json_object_get(body, "tools"), g, err);
+    pd_chat_close(c);
+    json_decref(body);
+    return rc;
+}
+
+static void begun_calls_are_held_to_their_schema(void **state) {
+    (void)state;
+    static const char hermes_form[] = "{{ messages }}", llama[] = "{{ tools }}<|python_tag|>", list[] = "{{ tools }}[TOOL_CALLS]",
+                      marks[] = "{{ tools }}[TOOL_CALLS][ARGS]";
+    static const struct {
+        const char *template, *body, *answer;
+        const char *want; /* what is read of it; NULL: it is not allowed */
+        bool over;        /* nothing may follow */
+    } cases[] = {
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}", "|f({\"x\": 1})", true},
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", "{\"x\":-7,\"s\":\"b\"}}", "|f({\"x\":-7,\"s\":\"b\"})", true},
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}", NULL, false},           /* not closed */
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"x\": \"1\"}}", NULL, false},
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"s\": \"1\"}}", NULL, false},     /* x is required */
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1, \"y\": 1}}", NULL, false},
+        {hermes_form, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}\n</tool_call>", NULL, false}, /* over before it */
+        {hermes_form, "{\"tools\": [" TOOL("\"f\"") "]" REQUIRED ALONE "}", "{}}", "|f({})", true},
+        {hermes_form, "{\"tools\": [" TOOL("\"f\"") "]" REQUIRED ALONE "}", "{\"x\": 1}}", NULL, false}, /* it has no parameters */
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED ALONE "}", "g\", \"arguments\": {}}", "|g({})", true},
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED ALONE "}", "g\", \"arguments\": {\"x\": 1}}", NULL, false},
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED ALONE "}", "h\", \"arguments\": {}}", NULL, false},
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "g\", \"arguments\": {}}\n</tool_call>", "|g({})", false},
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}",
+         "g\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 2}}", "|g({})|f({\"x\": 2})", false},
+        {hermes_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" NAMED "}", " {\"x\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\"", NULL, false},
+        {llama, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}", "|f({\"x\": 1})", true},
+        {llama, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f\", \"parameters\": {\"x\": 1}}", "|f({\"x\": 1})", true},
+        {list, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}]", "|f({\"x\": 1})", true},
+        {list, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "g\", \"arguments\": {}}, {\"name\": \"f\", \"arguments\": {\"x\": 1}}]",
+         "|g({})|f({\"x\": 1})", true},
+        {marks, "{\"tools\": [" F "]" NAMED "}", "{\"x\": 1}", "|f({\"x\": 1})", true},
+        {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
+        {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "h{\"x\": 1}", NULL, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pd_tools *t = NULL;
+        pd_grammar *g = NULL;
+        pd_matcher *m = NULL;
+        pd_err err = {0};
+        if (grammar_of(cases[i].template, cases[i].body, &t, &g, &err) != PD_OK) fail_msg("case %zu: %s", i, err.msg);
+        assert_int_equal(pd_matcher_open(&m, g, NULL), PD_OK);
+        const bool fits = pd_matcher_take(m, cases[i].answer, strlen(cases[i].answer)) && pd_matcher_may_end(m);
+        if (fits != (cases[i].want != NULL)) fail_msg("case %zu: %s", i, cases[i].answer);
+        if (fits) {
+            assert_int_equal(pd_matcher_must_end(m), cases[i].over);
+            reads(t, cases[i].answer, cases[i].want);
+        }
+        pd_matcher_close(m);
+        pd_grammar_unref(g);
+        pd_tools_close(t);
+    }
+}
+
+static void strict_schemas_are_followed_or_refused(void **state) {
+    (void)state;
+    static const struct { const char *body, *param; } cases[] = {
+        {"{\"tools\": [" STRICT "{\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"string\", \"pattern\": \"a\"}}}}}]" NAMED "}",
+         "tools[0].function.parameters.properties.x.pattern"},
+        {"{\"tools\": [" TOOL("\"g\"") ", " STRICT "{\"properties\": {}, \"additionalProperties\": false}}}]" REQUIRED "}",
+         "tools[1].function.parameters"},
+        {"{\"tools\": [" STRICT "{\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"integer\"}}, \"additionalProperties\": false}}}]" NAMED "}", NULL},
+        /* not the one that is called */
+        {"{\"tools\": [" F ", " STRICT "{}}}]" NAMED "}", NULL},
+        {"{\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"strict\": 1}}]" NAMED "}", "tools[0].function.strict"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pd_tools *t = NULL;
+        pd_grammar *g = NULL;
+        pd_err err = {0};
+        const pd_status rc = grammar_of("{{ tools }}", cases[i].body, &t, &g, &err);
+        assert_int_equal(rc, cases[i].param ? PD_EINVAL : PD_OK);
+        if (cases[i].param) assert_string_equal(err.param, cases[i].param);
+        pd_grammar_unref(g);
+        pd_tools_close(t);
+    }
+}
+
+/* More than one grammar holds: the arguments are objects then, of any kind. */
+static void many_large_tools(void **state) {
+    (void)state;
+    pd_buf body = {0};
+    pd_buf_puts(&body, "{\"tools\": [");
+    for (int i = 0; i < PD_TOOLS_MAX; i++) {
+        pd_buf_printf(&body, "%s{\"type\": \"function\", \"function\": {\"name\": \"t%d\", \"parameters\": {\"type\": \"object\", \"properties\": {", i ? ", " : "", i);
+        for (int k = 0; k < 40; k++) pd_buf_printf(&body, "%s\"member_%d\": {\"type\": \"string\"}", k ? ", " : "", k);
+        pd_buf_puts(&body, "}}}}");
+    }
+    pd_buf_puts(&body, "]" REQUIRED "}");
+    pd_tools *t = NULL;
+    pd_grammar *g = NULL;
+    pd_matcher *m = NULL;
+    pd_err err = {0};
+    if (grammar_of("{{ tools }}", body.data, &t, &g, &err) != PD_OK) fail_msg("%s", err.msg);
+    assert_int_equal(pd_matcher_open(&m, g, NULL), PD_OK);
+    static const char answer[] = "t99\", \"arguments\": {\"other\": 1}}";
+    assert_true(pd_matcher_take(m, answer, strlen(answer)) && pd_matcher_may_end(m));
+    pd_matcher_close(m);
+    pd_grammar_unref(g);
+    pd_tools_close(t);
+    pd_buf_done(&body);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hermes),           cmocka_unit_test(llama3),
@@ -316,6 +442,9 @@ int main(void) {
         cmocka_unit_test(one_call_alone),   cmocka_unit_test(begun_calls_go_on),
         cmocka_unit_test(many_calls_end),   cmocka_unit_test(bodies_are_checked),
         cmocka_unit_test(templates_tell_the_form),
+        cmocka_unit_test(begun_calls_are_held_to_their_schema),
+        cmocka_unit_test(strict_schemas_are_followed_or_refused),
+        cmocka_unit_test(many_large_tools),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

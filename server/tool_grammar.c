@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How a call that was begun may go on, as a grammar (see tools.h).
+ *
+ *   prompt  ...<tool_call>\n{"name": "f", "arguments":
+ *   answer                                             {"x": 1}}
+ *
+ * Each form of tools.h is continued as its models write it.  Only text can be asked for:
+ * where a form parts its calls by a control token (Mistral's second) or knows one call
+ * alone (Llama 3), one is made.  A single call is over with its last brace, so that the
+ * answer ends there. */
+#include "server/tools.h"
+
+#include "server/schema_grammar.h"
+#include "server/tool_calls.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool is_strict(const json_t *function) {
+    return json_is_true(pd_json_get(function, "strict"));
+}
+
+/* OpenAI's: no parameters are an empty list of them, and so are no properties. */
+static bool takes_nothing(const json_t *parameters) {
+    const json_t *properties = pd_json_get(parameters, "properties");
+    return !parameters ||
+           (properties && json_object_size(properties) == 0 && !pd_json_get(parameters, "additionalProperties"));
+}
+
+/* Rule a<i>-0: the arguments of tool i.  `any`: no more of them than that they are an object. */
+static pd_status write_arguments(const json_t *tools, size_t i, bool any, pd_buf *out, pd_err *err) {
+    const json_t *function = pd_json_get(json_array_get(tools, i), "function");
+    const json_t *parameters = pd_json_get(function, "parameters");
+    char prefix[24], path[56];
+    snprintf(prefix, sizeof prefix, "a%zu-", i);
+    snprintf(path, sizeof path, "tools[%zu].function.parameters", i);
+    if (takes_nothing(parameters) || (any && !is_strict(function))) {
+        pd_buf_printf(out, "%s0 ::= %s\n", prefix, takes_nothing(parameters) ? "\"{}\"" : "object");
+        return PD_OK;
+    }
+    const char *type = json_string_value(pd_json_get(parameters, "type"));
+    if (is_strict(function) && (!type || strcmp(type, "object") != 0))
+        return pd_fail(err, PD_EINVAL, path, "%s.type must be \"object\"", path);
+    return pd_schema_rules(parameters, path, prefix, !is_strict(function), out, err);
+}
+
+static const char *arguments_key(const pd_tools *t) {
+    return t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
+}
+
+/* Behind the name where that stands in the prompt already, else from the name on. */
+static void write_call(const pd_tools *t, size_t i, bool named, pd_buf *out) {
+    char text[PD_TOOL_NAME_MAX + 32];
+    const int n = snprintf(text, sizeof text, t->args_mark ? "%s" : "%s\", \"%s\":", t->name[i], arguments_key(t));
+    if (!named) pd_gbnf_text(out, text, (size_t)n);
+    pd_buf_printf(out, t->args_mark ? " ws a%zu-0" : " ws a%zu-0 ws \"}\"", i);
+}
+
+/* `call`: one of the tools from its name on; `more`: what parts it from the one before, and it. */
+static void write_root(const pd_tools *t, pd_buf *out) {
+    const bool list = t->format == PD_TOOL_MISTRAL && !t->args_mark;
+    const bool named = t->choice == PD_TOOL_NAMED;
+    const bool several = t->parallel && !named && t->format != PD_TOOL_LLAMA3 && !t->args_mark;
+    pd_buf_puts(out, "root ::= ");
+    if (named || t->n == 1) write_call(t, named ? t->named : 0, true, out);
+    else pd_buf_puts(out, "call");
+    if (several) pd_buf_printf(out, " more{0,%d}", PD_TOOL_CALLS_MAX - 1);
+    if (list) pd_buf_puts(out, " \"]\"");
+    else if (several) pd_buf_puts(out, " \"\\n</tool_call>\"?");
+    if (several) pd_buf_puts(out, list ? "\nmore ::= \", {\\\"name\\\": \\\"\" call" : "\nmore ::= \"\\n</tool_call>\\n<tool_call>\\n{\\\"name\\\": \\\"\" call");
+    pd_buf_puts(out, "\ncall ::= ");
+    for (size_t i = 0; i < t->n && !named; i++) {
+        if (i) pd_buf_puts(out, " | ");
+        write_call(t, i, false, out);
+    }
+    pd_buf_putc(out, '\n');
+}
+
+static pd_status make(const pd_tools *t, const json_t *tools, bool any, pd_grammar **ret, pd_err *err) {
+    pd_buf gbnf = {0};
+    pd_status rc = PD_OK;
+    pd_buf_init(&gbnf, PD_GRAMMAR_TEXT_MAX);
+    pd_json_rules(&gbnf);
+    for (size_t i = 0; i < t->n && rc == PD_OK; i++)
+        if (t->choice != PD_TOOL_NAMED || i == t->named) rc = write_arguments(tools, i, any, &gbnf, err);
+    if (rc == PD_OK) write_root(t, &gbnf);
+    if (rc == PD_OK && gbnf.failed)
+        rc = pd_fail(err, PD_EINVAL, "tools", "tools: their grammar has more than %d bytes", PD_GRAMMAR_TEXT_MAX);
+    if (rc == PD_OK) rc = pd_grammar_parse(ret, gbnf.data, gbnf.len, "tools", err);
+    pd_buf_done(&gbnf);
+    return rc;
+}
+
+pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, pd_grammar **ret, pd_err *err) {
+    *ret = NULL;
+    if (!t->begun) return PD_OK;
+    pd_status rc = make(t, tools, false, ret, err);
+    /* Too much for one grammar: what need not be followed is not. */
+    if (rc == PD_EINVAL) rc = make(t, tools, true, ret, err);
+    return rc;
+}
