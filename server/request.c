@@ -354,11 +354,14 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
     return r->echo ? make_echoes(r, env, err) : PD_OK;
 }
 
-/* A call that must be made is the whole answer: another form asked for has no part in it. */
+/* A call that must be made is the whole answer, another form has no part in it; one that
+ * may be made stands beside the form. */
 pd_status pd_request_constrain(pd_request *r, pd_err *err) {
-    if (!r->tools || !r->tools->begun) return PD_OK;
+    const json_t *form = pd_structured_form(r->body);
+    if (!r->tools || !(r->tools->begun || form)) return PD_OK;
     pd_grammar_unref(r->grammar);
-    return pd_tools_grammar(r->tools, pd_json_get(r->body, "tools"), &r->grammar, err);
+    r->grammar = NULL;
+    return pd_tools_grammar(r->tools, pd_json_get(r->body, "tools"), form, &r->grammar, err);
 }
 
 void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {

@@ -105,7 +105,7 @@ pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err);
  * template refuses, no template), ENOMEM. */
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
 
-/* After that, for a request that is answered: r->grammar, if a tool must be called.
+/* After that, for a request that is answered: r->grammar, where tools have a part in it.
  * Errors: as pd_tools_grammar. */
 pd_status pd_request_constrain(pd_request *r, pd_err *err);
 

@@ -96,6 +96,14 @@ static pd_status response_format(const json_t *v, const char *path, pd_grammar *
     return schema(inner, "response_format.json_schema.schema", ret, err);
 }
 
+const json_t *pd_structured_form(const json_t *body) {
+    const json_t *v = pd_json_get(body, "response_format"), *schema = pd_json_get(v, "schema");
+    const char *type = json_string_value(pd_json_get(v, "type"));
+    if (!type || strcmp(type, "text") == 0) return NULL;
+    if (strcmp(type, "json_schema") == 0) return pd_json_get(pd_json_get(v, "json_schema"), "schema");
+    return schema ? schema : json_true();
+}
+
 static pd_status structured_outputs(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
     const json_t *json = pd_json_get(v, "json"), *list = pd_json_get(v, "choice"), *text = pd_json_get(v, "grammar");
     if (!json_is_object(v) || (json != NULL) + (list != NULL) + (text != NULL) != 1 || json_object_size(v) != 1)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How a call that was begun may go on, as a grammar (see tools.h).
+/* How a call that was begun may go on, or an answer that is of a form or a call, as a
+ * grammar (see tools.h).
  *
  *   prompt  ...<tool_call>\n{"name": "f", "arguments":
  *   answer                                             {"x": 1}}
@@ -44,6 +45,9 @@ static pd_status write_arguments(const json_t *tools, size_t i, bool any, pd_buf
     return pd_schema_rules(parameters, path, prefix, !is_strict(function), out, err);
 }
 
+/* How a call's object begins, up to its name. */
+#define OBJECT "\"{\\\"name\\\": \\\"\" "
+
 static const char *arguments_key(const pd_tools *t) {
     return t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
 }
@@ -57,17 +61,18 @@ static void write_call(const pd_tools *t, size_t i, bool named, pd_buf *out) {
 }
 
 /* `call`: one of the tools from its name on; `more`: what parts it from the one before, and it. */
-static void write_root(const pd_tools *t, pd_buf *out) {
+static void write_root(const pd_tools *t, const json_t *form, pd_buf *out) {
     const bool list = t->format == PD_TOOL_MISTRAL && !t->args_mark;
     const bool named = t->choice == PD_TOOL_NAMED;
     const bool several = t->parallel && !named && t->format != PD_TOOL_LLAMA3 && !t->args_mark;
     pd_buf_puts(out, "root ::= ");
-    if (named || t->n == 1) write_call(t, named ? t->named : 0, true, out);
+    if (form) pd_buf_puts(out, t->format == PD_TOOL_LLAMA3 ? "form | " OBJECT : "form | \"<tool_call>\\n\" " OBJECT);
+    if (!form && (named || t->n == 1)) write_call(t, named ? t->named : 0, true, out);
     else pd_buf_puts(out, "call");
     if (several) pd_buf_printf(out, " more{0,%d}", PD_TOOL_CALLS_MAX - 1);
     if (list) pd_buf_puts(out, " \"]\"");
     else if (several) pd_buf_puts(out, " \"\\n</tool_call>\"?");
-    if (several) pd_buf_puts(out, list ? "\nmore ::= \", {\\\"name\\\": \\\"\" call" : "\nmore ::= \"\\n</tool_call>\\n<tool_call>\\n{\\\"name\\\": \\\"\" call");
+    if (several) pd_buf_puts(out, list ? "\nmore ::= \", \" " OBJECT "call" : "\nmore ::= \"\\n</tool_call>\\n<tool_call>\\n\" " OBJECT "call");
     pd_buf_puts(out, "\ncall ::= ");
     for (size_t i = 0; i < t->n && !named; i++) {
         if (i) pd_buf_puts(out, " | ");
@@ -76,14 +81,19 @@ static void write_root(const pd_tools *t, pd_buf *out) {
     pd_buf_putc(out, '\n');
 }
 
-static pd_status make(const pd_tools *t, const json_t *tools, bool any, pd_grammar **ret, pd_err *err) {
+static pd_status write_form(const json_t *form, pd_buf *out, pd_err *err) {
+    pd_buf_puts(out, json_is_true(form) ? "form ::= object\n" : "form ::= f0\n");
+    return json_is_true(form) ? PD_OK : pd_schema_rules(form, "response_format", "f", false, out, err);
+}
+
+static pd_status make(const pd_tools *t, const json_t *tools, const json_t *form, bool any, pd_grammar **ret, pd_err *err) {
     pd_buf gbnf = {0};
-    pd_status rc = PD_OK;
     pd_buf_init(&gbnf, PD_GRAMMAR_TEXT_MAX);
     pd_json_rules(&gbnf);
+    pd_status rc = form ? write_form(form, &gbnf, err) : PD_OK;
     for (size_t i = 0; i < t->n && rc == PD_OK; i++)
         if (t->choice != PD_TOOL_NAMED || i == t->named) rc = write_arguments(tools, i, any, &gbnf, err);
-    if (rc == PD_OK) write_root(t, &gbnf);
+    if (rc == PD_OK) write_root(t, form, &gbnf);
     if (rc == PD_OK && gbnf.failed)
         rc = pd_fail(err, PD_EINVAL, "tools", "tools: their grammar has more than %d bytes", PD_GRAMMAR_TEXT_MAX);
     if (rc == PD_OK) rc = pd_grammar_parse(ret, gbnf.data, gbnf.len, "tools", err);
@@ -91,11 +101,16 @@ static pd_status make(const pd_tools *t, const json_t *tools, bool any, pd_gramm
     return rc;
 }
 
-pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, pd_grammar **ret, pd_err *err) {
+pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, const json_t *form, pd_grammar **ret, pd_err *err) {
     *ret = NULL;
-    if (!t->begun) return PD_OK;
-    pd_status rc = make(t, tools, false, ret, err);
+    if (t->begun) form = NULL;
+    else if (!form) return PD_OK;
+    if (form && t->format == PD_TOOL_MISTRAL)
+        return pd_fail(err, PD_EINVAL, "response_format",
+                       "response_format with tools is not served for this model, whose calls begin with a control token: "
+                       "leave one out, or give tool_choice \"none\" or \"required\"");
+    pd_status rc = make(t, tools, form, false, ret, err);
     /* Too much for one grammar: what need not be followed is not. */
-    if (rc == PD_EINVAL) rc = make(t, tools, true, ret, err);
+    if (rc == PD_EINVAL) rc = make(t, tools, form, true, ret, err);
     return rc;
 }

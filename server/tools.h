@@ -45,11 +45,13 @@ void pd_tools_close(pd_tools *t); /* NULL is fine */
 pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, pd_err *err);
 
 /* What may follow t->begun: a call of one of the tools (`tools`, the request's) whose
- * arguments its schema accepts, and further ones where several may come.  A tool's schema
- * is followed as far as it can be, to the letter if it is "strict".  After pd_tools_fit;
- * *ret is NULL where nothing is begun.  Milliseconds.  Errors: EINVAL with the path of
- * what a strict schema asks for and is not served, or a limit of the grammar; ENOMEM. */
-pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, pd_grammar **ret, pd_err *err);
+ * arguments its schema accepts, and further ones where several may come.  Where nothing is
+ * begun: that, or JSON of `form` (a schema, true = any object; NULL: *ret is NULL, any
+ * answer will do).  A tool's schema is followed as far as it can be, to the letter if it
+ * is "strict".  After pd_tools_fit.  Milliseconds.  Errors: EINVAL with the path of what a
+ * strict schema asks for and is not served, a form whose model's calls are not text, or a
+ * limit of the grammar; ENOMEM. */
+pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, const json_t *form, pd_grammar **ret, pd_err *err);
 
 bool pd_tools_knows(const pd_tools *t, const char *name, size_t n);
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "server/structured.h"
 #include "server/tool_calls.h"
 
 #include <stdio.h>
@@ -316,6 +317,8 @@ static void templates_tell_the_form(void **state) {
 #define STRICT "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"strict\": true, \"parameters\": "
 #define NAMED ", \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"f\"}}"
 #define REQUIRED ", \"tool_choice\": \"required\""
+#define FORM ", \"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"schema\": {\"type\": \"object\", " \
+             "\"properties\": {\"y\": {\"type\": \"boolean\"}}, \"required\": [\"y\"]}}}"
 #define ALONE ", \"parallel_tool_calls\": false"
 
 /* The grammar of a body's call behind what was begun. */
@@ -327,7 +330,7 @@ static pd_status grammar_of(const char *template, const char *text, pd_tools **t
     *g = NULL;
     pd_status rc = pd_tools_decode(body, t, err);
     if (rc == PD_OK) rc = pd_tools_fit(*t, c, err);
-    if (rc == PD_OK) rc = pd_tools_grammar(*t, json_object_get(body, "tools"), g, err);
+    if (rc == PD_OK) rc = pd_tools_grammar(*t, json_object_get(body, "tools"), pd_structured_form(body), g, err);
     pd_chat_close(c);
     json_decref(body);
     return rc;
@@ -366,6 +369,15 @@ static void begun_calls_are_held_to_their_schema(void **state) {
         {marks, "{\"tools\": [" F "]" NAMED "}", "{\"x\": 1}", "|f({\"x\": 1})", true},
         {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
         {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "h{\"x\": 1}", NULL, false},
+        /* May be called, or the answer is of a form. */
+        {hermes_form, "{\"tools\": [" F "]" FORM "}", "{\"y\": true}", "{\"y\": true}", true},
+        {hermes_form, "{\"tools\": [" F "]" FORM "}", "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>", "|f({\"x\": 1})", false},
+        {hermes_form, "{\"tools\": [" F "]" FORM "}", "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"y\": true}}\n</tool_call>", NULL, false},
+        {hermes_form, "{\"tools\": [" F "]" FORM "}", "yes", NULL, false},
+        {hermes_form, "{\"tools\": [" F "], \"response_format\": {\"type\": \"json_object\"}}", "{\"a\": [1]}", "{\"a\": [1]}", true},
+        {hermes_form, "{\"tools\": [" F "]" FORM REQUIRED ALONE "}", " {\"x\": 1}}", "|f({\"x\": 1})", true},
+        {llama, "{\"tools\": [" F "]" FORM "}", "{\"name\": \"f\", \"parameters\": {\"x\": 1}}", "|f({\"x\": 1})", true},
+        {llama, "{\"tools\": [" F "]" FORM "}", "{\"y\": true}", "{\"y\": true}", true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         pd_tools *t = NULL;
@@ -394,6 +406,7 @@ static void strict_schemas_are_followed_or_refused(void **state) {
         {"{\"tools\": [" TOOL("\"g\"") ", " STRICT "{\"properties\": {}, \"additionalProperties\": false}}}]" REQUIRED "}",
          "tools[1].function.parameters"},
         {"{\"tools\": [" STRICT "{\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"integer\"}}, \"additionalProperties\": false}}}]" NAMED "}", NULL},
+        {"{\"tools\": [" F "]" FORM "}", "response_format"}, /* Mistral's calls are no text */
         /* not the one that is called */
         {"{\"tools\": [" F ", " STRICT "{}}}]" NAMED "}", NULL},
         {"{\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"strict\": 1}}]" NAMED "}", "tools[0].function.strict"},
@@ -402,7 +415,7 @@ static void strict_schemas_are_followed_or_refused(void **state) {
         pd_tools *t = NULL;
         pd_grammar *g = NULL;
         pd_err err = {0};
-        const pd_status rc = grammar_of("{{ tools }}", cases[i].body, &t, &g, &err);
+        const pd_status rc = grammar_of(i == 0 ? "{{ tools }}" : "{{ tools }}[TOOL_CALLS]", cases[i].body, &t, &g, &err);
         assert_int_equal(rc, cases[i].param ? PD_EINVAL : PD_OK);
         if (cases[i].param) assert_string_equal(err.param, cases[i].param);
         pd_grammar_unref(g);
