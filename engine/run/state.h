@@ -15,7 +15,7 @@ struct pd_engine {
     pd_kernels kern;
     pd_workers *workers;
     pd_press_data *press_data; /* NULL = none; info.press_model borrows it */
-    char warning[200];
+    char warning[500];
 
     pthread_t thread;
     bool thread_started, sync_ready;

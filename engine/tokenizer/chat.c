@@ -12,6 +12,7 @@ struct pd_chat {
     char name[32];
     char *text;
     pd_jinja *jinja, *with_tools; /* a model may bring another one for requests with tools; or NULL */
+    char warning[200];            /* of a model's own template that is not used; "" = none */
 };
 
 /* ---- opening ---- */
@@ -95,23 +96,40 @@ static pd_status open_spec(pd_chat **ret, const char *spec, pd_err *err) {
     return rc;
 }
 
+/* The file's own.  EINVAL: it cannot be read, and why. */
 static pd_status open_own(pd_chat **ret, const pd_gguf *g, const pd_gguf_kv *kv, pd_err *err) {
     pd_err why = {0};
     const pd_gguf_kv *tools = pd_gguf_find(g, "tokenizer.chat_template.tool_use");
-    if (kv->type != PD_GGUF_STRING)
-        return pd_fail(err, PD_EFILE, NULL, "tokenizer.chat_template is not a string");
-    pd_chat *c = NULL;
-    pd_status rc = pd__chat_from_text(&c, "model", kv->v.s.data, kv->v.s.len, &why);
-    if (rc == PD_OK && tools && tools->type == PD_GGUF_STRING)
-        rc = pd_jinja_compile(&c->with_tools, tools->v.s.data, tools->v.s.len, &why);
-    if (rc == PD_OK) {
-        *ret = c;
-        return PD_OK;
+    if (kv->type != PD_GGUF_STRING) return pd_fail(err, PD_EINVAL, NULL, "it is not a string");
+    PD_TRY(pd__chat_from_text(ret, "model", kv->v.s.data, kv->v.s.len, err));
+    if (!tools || tools->type != PD_GGUF_STRING) return PD_OK;
+    const pd_status rc = pd_jinja_compile(&(*ret)->with_tools, tools->v.s.data, tools->v.s.len, &why);
+    if (rc == PD_ENOMEM) {
+        pd_chat_close(*ret);
+        return pd_fail(err, rc, NULL, "%s", why.msg);
     }
-    pd_chat_close(c);
-    if (rc != PD_EINVAL) return pd_fail(err, rc, NULL, "%s", why.msg);
-    return pd_fail(err, PD_EFILE, NULL, "tokenizer.chat_template cannot be used: %.120s; choose another with --chat-template",
-                   why.msg);
+    if (rc != PD_OK)
+        snprintf((*ret)->warning, sizeof (*ret)->warning,
+                 "tokenizer.chat_template.tool_use cannot be used (%.90s): the plain one is, with tools too", why.msg);
+    return PD_OK;
+}
+
+/* The family's, for a file that brings none or (why not NULL) one that cannot be used. */
+static pd_status open_family(pd_chat **ret, const pd_gguf *g, const pd_err *why, pd_err *err) {
+    const char *family = from_vocabulary(g);
+    if (!family && why)
+        return pd_fail(err, PD_EFILE, NULL, "tokenizer.chat_template cannot be used: %.120s; choose another with --chat-template",
+                       why->msg);
+    if (!family)
+        return pd_fail(err, PD_EFILE, NULL,
+                       "the file has no chat template and its vocabulary no known markers; choose one with "
+                       "--chat-template (%s)",
+                       pd_chat_names());
+    PD_TRY(open_named(ret, family, err));
+    if (why)
+        snprintf((*ret)->warning, sizeof (*ret)->warning, "tokenizer.chat_template cannot be used (%.100s): %s is, by the vocabulary",
+                 why->msg, family);
+    return PD_OK;
 }
 
 pd_status pd_chat_open(pd_chat **ret, const pd_gguf *g, const char *spec, pd_chat_origin *origin, pd_err *err) {
@@ -120,17 +138,18 @@ pd_status pd_chat_open(pd_chat **ret, const pd_gguf *g, const char *spec, pd_cha
         PD_TRY(open_spec(ret, spec, err));
     } else {
         const pd_gguf_kv *kv = pd_gguf_find(g, "tokenizer.chat_template");
-        const char *family = kv ? NULL : from_vocabulary(g);
-        from = kv ? PD_CHAT_FROM_FILE : PD_CHAT_FROM_ARCH;
-        if (!kv && !family)
-            return pd_fail(err, PD_EFILE, NULL,
-                           "the file has no chat template and its vocabulary no known markers; choose one with "
-                           "--chat-template (%s)",
-                           pd_chat_names());
-        PD_TRY(kv ? open_own(ret, g, kv, err) : open_named(ret, family, err));
+        pd_err why = {0};
+        const pd_status rc = kv ? open_own(ret, g, kv, &why) : PD_EINVAL;
+        if (rc != PD_OK && rc != PD_EINVAL) return pd_fail(err, rc, NULL, "%s", why.msg);
+        from = rc == PD_OK ? PD_CHAT_FROM_FILE : PD_CHAT_FROM_ARCH;
+        if (rc != PD_OK) PD_TRY(open_family(ret, g, kv ? &why : NULL, err));
     }
     if (origin) *origin = from;
     return PD_OK;
+}
+
+const char *pd_chat_warning(const pd_chat *c) {
+    return c->warning[0] ? c->warning : NULL;
 }
 
 const char *pd_chat_name(const pd_chat *c) {

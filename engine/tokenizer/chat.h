@@ -2,7 +2,7 @@
 /* Chat templates: messages -> the prompt's text and ids.
  *
  * The template is the file's own Jinja text, or the one that --chat-template gives, or
- * (for a file without one) that of the family whose markers the vocabulary has; it is
+ * (for a file without a usable one) that of the family whose markers the vocabulary has; it is
  * rendered by engine/jinja.  Special tokens come from the template alone: the same
  * characters inside a message, a tool or another field of the request stay text.
  * Thread: open and close one, the rest any. */
@@ -43,13 +43,15 @@ typedef struct {
 
 typedef enum { PD_CHAT_FROM_FILE, PD_CHAT_FROM_OPTION, PD_CHAT_FROM_ARCH } pd_chat_origin;
 
-/* `spec` NULL or "" chooses by itself; else it is a known name, Jinja text (it holds "{{"
- * or "{%"), or a file of it.  Errors: EINVAL for a `spec` that is none of these or does
- * not compile, with the known names; EFILE when the model's template cannot be used (how
- * to override is said); ENOMEM. */
+/* `spec` NULL or "" chooses by itself: the model's template, or the family's if there is
+ * none or it does not compile (pd_chat_warning says so).  Else it is a known name, Jinja
+ * text (it holds "{{" or "{%"), or a file of it.  Errors: EINVAL for a `spec` that is none
+ * of these or does not compile, with the known names; EFILE when the model has no template
+ * that can be used and is of no known family (how to override is said); ENOMEM. */
 pd_status pd_chat_open(pd_chat **ret, const pd_gguf *g, const char *spec, pd_chat_origin *origin, pd_err *err);
 void pd_chat_close(pd_chat *c);          /* NULL is fine */
 const char *pd_chat_name(const pd_chat *c); /* a known name, "model" for the file's own, "custom" */
+const char *pd_chat_warning(const pd_chat *c); /* why the model's own is not used, to be logged; NULL: it is, or there is none */
 const char *pd_chat_names(void);         /* "chatml, gemma, ..." for help and errors */
 const char *pd_chat_text(const pd_chat *c); /* the Jinja text */
 /* Does the template speak of this variable ("tools")? */

@@ -9,6 +9,7 @@ import unittest
 import common
 import jsonschema
 import openai
+import pressd
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
@@ -138,6 +139,34 @@ class Templates(unittest.TestCase):
                 self.assertIn("never say bad", reply["error"]["message"])
             finally:
                 s.stop()
+
+    def test_a_model_whose_own_cannot_be_read(self):
+        """Its family's is taken, and the log says so."""
+        with open(os.environ["PRESSD_TEST_MODEL"], "rb") as f:
+            model = f.read()
+        at = model.index(b"tokenizer.chat_template")
+        at = model.index(b"{% for", at)
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as f:
+            f.write(model[:at] + b"{% wow" + model[at + 6:])
+            f.flush()
+            s = pressd.Server(f.name).start()
+            try:
+                log = s.log_tail()
+                self.assertIn("wow", log)
+                self.assertIn("chatml", log)
+                self.assertEqual(prompt_of(s, messages=[{"role": "user", "content": "Hi"}]), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+            finally:
+                s.stop()
+
+    def test_a_template_that_never_ends(self):
+        s = common.start("smollm2", "--chat-template", "{% set r = range(1000) %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}")
+        try:
+            status, _, reply = s.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
+            self.assertEqual((status, reply["error"]["param"]), (400, "messages"))
+            self.assertIn("steps", reply["error"]["message"])
+            s.ask("/v1/completions", {"prompt": "x", "max_tokens": 1})
+        finally:
+            s.stop()
 
     def test_a_bad_one_is_told_at_the_start(self):
         import subprocess

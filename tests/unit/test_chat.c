@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "engine/tokenizer/chat_int.h"
+#include "tests/unit/gguf_writer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -475,6 +476,65 @@ static void an_option_names_brings_or_points_at_a_template(void **state) {
     assert_non_null(strstr(err.msg, "chatml"));
 }
 
+/* A file of these templates (NULL: none) and, with `family`, ChatML's tokens. */
+static pd_gguf *file_of(const char *template, const char *tool_use, bool family) {
+    pd_buf b = {0};
+    char path[] = "/tmp/pressd-chat-XXXXXX";
+    pd_gguf *g = NULL;
+    gw_head(&b, 3, 0, (uint64_t)(1 + (template != NULL) + (tool_use != NULL)));
+    gw_key_array(&b, "tokenizer.ggml.tokens", PD_GGUF_STRING, 2);
+    gw_str(&b, family ? "<|im_start|>" : "a");
+    gw_str(&b, "<|im_end|>");
+    if (template) gw_key_str(&b, "tokenizer.chat_template", template);
+    if (tool_use) gw_key_str(&b, "tokenizer.chat_template.tool_use", tool_use);
+    while (b.len % 32) pd_buf_putc(&b, '\0');
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, b.data, b.len) == (ssize_t)b.len);
+    close(fd);
+    pd_err err = {0};
+    if (pd_gguf_open(&g, path, &err) != PD_OK) fail_msg("%s", err.msg);
+    unlink(path);
+    pd_buf_done(&b);
+    return g;
+}
+
+static void a_template_that_cannot_be_used(void **state) {
+    (void)state;
+    static const struct {
+        const char *template, *tool_use;
+        bool family;
+        const char *name, *warning; /* NULL: refused; none */
+        pd_chat_origin origin;
+    } cases[] = {
+        {"{{ messages }}", NULL, true, "model", NULL, PD_CHAT_FROM_FILE},
+        {"{{ messages }}", "{{ tools }}", true, "model", NULL, PD_CHAT_FROM_FILE},
+        {"{{ messages }}", "{% if %}", true, "model", "tool_use", PD_CHAT_FROM_FILE},
+        {"{% import 'x' as y %}", NULL, true, "chatml", "import", PD_CHAT_FROM_ARCH},
+        {"{{ messages", "{{ tools }}", true, "chatml", "line 1", PD_CHAT_FROM_ARCH},
+        {"{{ messages", NULL, false, NULL, NULL, 0},
+        {NULL, NULL, true, "chatml", NULL, PD_CHAT_FROM_ARCH},
+        {NULL, NULL, false, NULL, NULL, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pd_gguf *g = file_of(cases[i].template, cases[i].tool_use, cases[i].family);
+        pd_chat *c = NULL;
+        pd_chat_origin origin = PD_CHAT_FROM_OPTION;
+        pd_err err = {0};
+        const pd_status rc = pd_chat_open(&c, g, NULL, &origin, &err);
+        assert_int_equal(rc, cases[i].name ? PD_OK : PD_EFILE);
+        if (rc == PD_OK) {
+            assert_string_equal(pd_chat_name(c), cases[i].name);
+            assert_int_equal(origin, cases[i].origin);
+            assert_int_equal(pd_chat_warning(c) != NULL, cases[i].warning != NULL);
+            if (cases[i].warning) assert_non_null(strstr(pd_chat_warning(c), cases[i].warning));
+            pd_chat_close(c);
+        } else {
+            assert_non_null(strstr(err.msg, "--chat-template"));
+        }
+        pd_gguf_close(g);
+    }
+}
+
 static void names_are_the_table(void **state) {
     (void)state;
     pd_buf all = {0};
@@ -492,6 +552,7 @@ int main(void) {
         cmocka_unit_test(fields_reach_the_template),
         cmocka_unit_test(the_last_message_goes_on),
         cmocka_unit_test(an_option_names_brings_or_points_at_a_template),
+        cmocka_unit_test(a_template_that_cannot_be_used),
         cmocka_unit_test(smollm2_file),
         cmocka_unit_test(gemma3_file),
         cmocka_unit_test(names_are_the_table),
