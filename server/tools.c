@@ -61,17 +61,17 @@ static pd_status decode_choice(const json_t *body, pd_tools *t, bool *none, pd_e
 
 static pd_status decode(const json_t *body, const json_t *list, pd_tools *t, bool *none, pd_err *err) {
     const size_t n = json_array_size(list);
-    t->parallel = true;
     t->name = calloc(n, sizeof *t->name);
     if (!t->name) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the tools");
     for (size_t i = 0; i < n; i++) PD_TRY(decode_tool(json_array_get(list, i), i, t, err));
-    PD_TRY(pd_json_bool(body, "", "parallel_tool_calls", &t->parallel, err));
     return decode_choice(body, t, none, err);
 }
 
 pd_status pd_tools_decode(const json_t *body, pd_tools **ret, pd_err *err) {
     const json_t *list = pd_json_get(body, "tools"), *choice = pd_json_get(body, "tool_choice");
+    bool parallel = true, none = false;
     *ret = NULL;
+    PD_TRY(pd_json_bool(body, "", "parallel_tool_calls", &parallel, err));
     if (list && !json_is_array(list))
         return pd_fail(err, PD_EINVAL, "tools", "tools is %s; an array is expected", pd_json_type_name(list));
     if (json_array_size(list) == 0) {
@@ -83,8 +83,8 @@ pd_status pd_tools_decode(const json_t *body, pd_tools **ret, pd_err *err) {
         return pd_fail(err, PD_EINVAL, "tools", "tools has %zu entries; at most %d are allowed", json_array_size(list),
                        PD_TOOLS_MAX);
     pd_tools *t = calloc(1, sizeof *t);
-    bool none = false;
     if (!t) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the tools");
+    t->parallel = parallel;
     const pd_status rc = decode(body, list, t, &none, err);
     if (rc == PD_OK && !none) *ret = t;
     else pd_tools_close(t);
