@@ -80,6 +80,11 @@ static pd_status check_tool_calls(const json_t *m, size_t i_msg, pd_err *err) {
         if (!json_is_object(function) || !json_is_string(pd_json_get(function, "name")))
             return pd_fail(err, PD_EINVAL, at, "%s must be an object with \"function\" and its \"name\"",
                            at);
+        const json_t *id = pd_json_get(call, "id"), *type = pd_json_get(call, "type");
+        if (id && !json_is_string(id))
+            return pd_fail(err, PD_EINVAL, at, "%s.id is %s; a string is expected", at, pd_json_type_name(id));
+        if (type && !(json_is_string(type) && strcmp(json_string_value(type), "function") == 0))
+            return pd_fail(err, PD_EINVAL, at, "%s.type must be \"function\"", at);
         PD_TRY(tool_call_arguments(function, at, err));
     }
     return PD_OK;
@@ -110,6 +115,10 @@ static pd_status decode_message(const json_t *m, size_t i, pd_request *r, pd_err
     /* OpenAI renamed "system" for its newer models; templates know the old word. */
     r->msg[i].role = strcmp(role, "developer") == 0 ? "system" : role;
     PD_TRY(check_tool_calls(m, i, err));
+    const json_t *answers = pd_json_get(m, "tool_call_id");
+    snprintf(at, sizeof at, "messages[%zu].tool_call_id", i);
+    if (answers && !json_is_string(answers))
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a string is expected", at, pd_json_type_name(answers));
     const json_t *content = pd_json_get(m, "content");
     snprintf(at, sizeof at, "messages[%zu].content", i);
     if (json_is_string(content)) r->msg[i].content = json_string_value(content);

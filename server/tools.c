@@ -30,6 +30,10 @@ static pd_status decode_tool(const json_t *tool, size_t i, pd_tools *t, pd_err *
     char function_at[64];
     snprintf(function_at, sizeof function_at, "%s.function.", at);
     PD_TRY(pd_json_bool(function, function_at, "strict", &strict, err));
+    const json_t *description = pd_json_get(function, "description");
+    if (description && !json_is_string(description))
+        return pd_fail(err, PD_EINVAL, at, "%s.function.description is %s; a string is expected", at,
+                       pd_json_type_name(description));
     if (parameters && !json_is_object(parameters))
         return pd_fail(err, PD_EINVAL, at, "%s.function.parameters is %s; an object is expected", at,
                        pd_json_type_name(parameters));

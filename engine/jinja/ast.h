@@ -118,6 +118,7 @@ struct pd_jinja {
     pd__jstr *name;  /* interned: [n_name] */
     size_t n_name, cap_name;
     bool *read;      /* [n_name]: used as a variable */
+    int word_loop, word_caller, word_varargs, word_kwargs; /* names that the interpreter gives; -1: not in the template */
 };
 
 pd_status pd__jparse(pd_jinja *t, const pd__jtokens *tokens, pd_err *err);

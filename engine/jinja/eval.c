@@ -29,7 +29,8 @@ bool pd__jwork(pd__jev *e, size_t n) {
                         "the chat template, line %u: it takes more than %zu bytes of memory", e->line, limit);
         return false;
     }
-    e->steps += n;
+    e->steps += n + e->h->compared / 64;
+    e->h->compared %= 64;
     if (e->steps <= PD_JINJA_STEPS_MAX) return true;
     pd__jfail(e, "it takes more than %llu steps", (unsigned long long)PD_JINJA_STEPS_MAX);
     return false;
@@ -110,12 +111,12 @@ bool pd__jcontains(pd__jev *e, pd_jval in, pd_jval v) {
         if (!pd__jworked(e, pd__jbytes(in))) return false;
         return pd__jbytes(v) == 0 || memmem(pd__jchars(in), pd__jbytes(in), pd__jchars(v), pd__jbytes(v)) != NULL;
     }
-    if (in.kind == PD_JDICT) return pd__jwork(e, in.u.dict->n / 16) && pd__jfind(in, v) != NULL;
+    if (in.kind == PD_JDICT) return pd__jfind(e->h, in, v) != NULL;
     const pd_jval *item;
     size_t n;
     if (!pd__jiterate(e, in, &item, &n)) return false;
     for (size_t i = 0; i < n; i++) {
-        if (pd__jequal(item[i], v, 0)) return true;
+        if (pd__jequal(e->h, item[i], v, 0)) return true;
     }
     return false;
 }
@@ -123,13 +124,16 @@ bool pd__jcontains(pd__jev *e, pd_jval in, pd_jval v) {
 /* ---- names, attributes, items ---- */
 
 static pd_jval variable(pd__jev *e, const pd__jnode *n) {
+    size_t seen = 0;
     for (const pd__jscope *s = e->scope; s; s = s->up) {
-        for (const pd__jbind *b = s->first; b; b = b->next) {
+        for (const pd__jbind *b = s->first; b; b = b->next, seen++) {
             if (b->name != n->name) continue;
+            pd__jwork(e, seen / 16);
             return b->val.kind == PD__JMISSING ? pd__jundefined(n->val.u.str) : b->val;
         }
     }
-    const pd_jval *v = pd__jfind(e->vars, n->val);
+    pd__jwork(e, seen / 16);
+    const pd_jval *v = pd__jfind(e->h, e->vars, n->val);
     if (v) return *v;
     const pd_jval g = pd__jglobal(pd__jchars(n->val), pd__jbytes(n->val));
     if (g.kind != PD__JMISSING && !(e->now == 0 && pd__jis(n->val, "strftime_now"))) return g;
@@ -146,7 +150,7 @@ pd_jval pd__jattribute(pd__jev *e, pd_jval of, pd_jval name) {
         return (pd_jval){.kind = PD__JMETHOD, .u.p = m};
     }
     if (of.kind == PD_JDICT || of.kind == PD__JNAMESPACE) {
-        const pd_jval *v = pd__jwork(e, of.u.dict->n / 16) ? pd__jfind(of, name) : NULL;
+        const pd_jval *v = pd__jfind(e->h, of, name);
         if (v) return *v;
     }
     if (pd__jis_cycler(of)) return pd__jcycler(e, of, name);
@@ -176,7 +180,7 @@ static pd_jval at_index(pd__jev *e, pd_jval of, int64_t i) {
 pd_jval pd__jitem(pd__jev *e, pd_jval of, pd_jval key) {
     if (pd__jis_missing(e, of)) return of;
     if (of.kind == PD_JDICT) {
-        const pd_jval *v = pd__jwork(e, of.u.dict->n / 16) ? pd__jfind(of, key) : NULL;
+        const pd_jval *v = pd__jfind(e->h, of, key);
         if (v) return *v;
     } else if (key.kind == PD_JINT || key.kind == PD_JBOOL) {
         return at_index(e, of, key.kind == PD_JINT ? key.u.i : key.u.b);
@@ -427,14 +431,15 @@ static pd_jval negate(pd__jev *e, pd_jval v, bool minus) {
 static bool compare_one(pd__jev *e, unsigned op, pd_jval a, pd_jval b) {
     int c;
     switch (op) {
-    case PD__JOP2('=', '='): return pd__jequal(a, b, 0);
-    case PD__JOP2('!', '='): return !pd__jequal(a, b, 0);
+    case PD__JOP2('=', '='): return pd__jequal(e->h, a, b, 0);
+    case PD__JOP2('!', '='): return !pd__jequal(e->h, a, b, 0);
     case 'i': return pd__jcontains(e, b, a);
     case 'n': return !pd__jcontains(e, b, a);
     default: break;
     }
     if (pd__jis_missing(e, a) || pd__jis_missing(e, b)) return false;
-    if (!pd__jcompare(a, b, &c, 0)) {
+    if (!pd__jcompare(e->h, a, b, &c, 0)) {
+        pd__jwork(e, 0); /* it may be one too many */
         pd__jfail(e, "'%c%s' not supported between instances of '%s' and '%s'", op & 0xFF, op > 0xFF ? "=" : "",
                   pd__jkind_name(a), pd__jkind_name(b));
         return false;

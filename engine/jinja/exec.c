@@ -36,12 +36,15 @@ static void leave_scope(pd__jev *e, size_t macros_before) {
 }
 
 static void bind(pd__jev *e, pd__jscope *s, int name, pd_jval v) {
-    for (pd__jbind *b = s->first; b; b = b->next) {
+    size_t seen = 0;
+    for (pd__jbind *b = s->first; b; b = b->next, seen++) {
         if (b->name == name) {
             b->val = v;
+            pd__jwork(e, seen / 16);
             return;
         }
     }
+    pd__jwork(e, seen / 16);
     pd__jbind *b = e->free_bind;
     if (b) e->free_bind = b->next;
     else b = PD_JNEW(e->h, 1, pd__jbind);
@@ -51,8 +54,7 @@ static void bind(pd__jev *e, pd__jscope *s, int name, pd_jval v) {
 }
 
 /* A name that the interpreter gives (loop, caller ...), if the template has it. */
-static void bind_word(pd__jev *e, pd__jscope *s, const char *word, pd_jval v) {
-    const int name = pd__jname_find(e->t, word, strlen(word));
+static void bind_word(pd__jev *e, pd__jscope *s, int name, pd_jval v) {
     if (name >= 0) bind(e, s, name, v);
 }
 
@@ -199,7 +201,7 @@ static void run_loop(pd__jev *e, const pd__jnode *n, pd_jval over, unsigned dept
         const size_t macros = e->n_macro;
         pd__jscope *s = push_scope(e);
         if (!s) break;
-        bind_word(e, s, "loop", (pd_jval){.kind = PD__JLOOP, .u.p = loop});
+        bind_word(e, s, e->t->word_loop, (pd_jval){.kind = PD__JLOOP, .u.p = loop});
         e->turn = turn_of(e, item[loop->i]);
         assign(e, n->a, item[loop->i]);
         pd__jexec(e, n->kid, n->n_kid);
@@ -226,16 +228,16 @@ static bool bind_parameters(pd__jev *e, const pd__jargs *par, const pd__jcall *c
         pd_jval v = {.kind = PD__JMISSING};
         if (i < c->n_pos) v = c->pos[i];
         for (size_t k = 0; k < c->n_kw; k++) {
-            if (pd__jequal(c->kw[k].name, par->kw[i].text, 0)) v = c->kw[k].val;
+            if (pd__jequal(e->h, c->kw[k].name, par->kw[i].text, 0)) v = c->kw[k].val;
         }
         if (v.kind == PD__JMISSING && par->kw[i].val) v = pd__jeval(e, par->kw[i].val);
         bind(e, s, par->kw[i].name, v);
     }
-    const bool takes_rest = pd__jname_find(e->t, "varargs", 7) >= 0, takes_named = pd__jname_find(e->t, "kwargs", 6) >= 0;
+    const bool takes_rest = e->t->word_varargs >= 0, takes_named = e->t->word_kwargs >= 0;
     for (size_t i = par->n_kw; i < c->n_pos; i++) pd_jlist_add(e->h, rest, c->pos[i]);
     for (size_t k = 0; k < c->n_kw; k++) {
         bool known = pd__jis(c->kw[k].name, "caller");
-        for (size_t i = 0; i < par->n_kw; i++) known |= pd__jequal(c->kw[k].name, par->kw[i].text, 0);
+        for (size_t i = 0; i < par->n_kw; i++) known |= pd__jequal(e->h, c->kw[k].name, par->kw[i].text, 0);
         if (known) continue;
         if (!takes_named) {
             pd__jfail(e, "macro '%.60s' takes no keyword argument '%.*s'", what, (int)(pd__jbytes(c->kw[k].name) & 63),
@@ -248,8 +250,8 @@ static bool bind_parameters(pd__jev *e, const pd__jargs *par, const pd__jcall *c
         pd__jfail(e, "macro '%.60s' takes not more than %zu argument(s)", what, par->n_kw);
         return false;
     }
-    bind_word(e, s, "varargs", rest);
-    bind_word(e, s, "kwargs", named);
+    bind_word(e, s, e->t->word_varargs, rest);
+    bind_word(e, s, e->t->word_kwargs, named);
     return e->rc == PD_OK;
 }
 
@@ -271,7 +273,7 @@ static pd_jval call_macro(pd__jev *e, const pd__jmacro *m, const pd__jcall *c) {
         for (size_t k = 0; k < c->n_kw; k++) {
             if (pd__jis(c->kw[k].name, "caller")) caller = c->kw[k].val;
         }
-        if (m->node->kind == PD__JN_MACRO) bind_word(e, s, "caller", caller);
+        if (m->node->kind == PD__JN_MACRO) bind_word(e, s, e->t->word_caller, caller);
         if (bind_parameters(e, m->node->args, c, s, what)) v = captured(e, m->node->kid, m->node->n_kid);
     }
     e->flow = PD__JFLOW_ON;

@@ -170,7 +170,7 @@ static int by_key(const void *a, const void *b, void *ctx) {
     const order *o = ctx;
     int c = 0;
     if (!pd__jwork(o->e, 1)) return 0;
-    if (!pd__jequal(x->key, y->key, 0) && !pd__jcompare(x->key, y->key, &c, 0) && !pd__jis_missing(o->e, x->key) && !pd__jis_missing(o->e, y->key))
+    if (!pd__jequal(o->e->h, x->key, y->key, 0) && !pd__jcompare(o->e->h, x->key, y->key, &c, 0) && !pd__jis_missing(o->e, x->key) && !pd__jis_missing(o->e, y->key))
         pd__jfail(o->e, "'<' not supported between instances of '%s' and '%s'", pd__jkind_name(x->key), pd__jkind_name(y->key));
     if (c) return o->reverse ? -c : c;
     return (x->place > y->place) - (x->place < y->place);
@@ -244,7 +244,7 @@ static pd_jval extreme(pd__jev *e, pd_jval self, const pd_jval *slot, bool most)
     for (size_t i = 1; i < n && pd__jwork(e, 1); i++) {
         const pd_jval k = sort_key(e, item[i], slot[1], flag(slot[0]));
         int c = 0;
-        if (!pd__jcompare(k, key, &c, 0))
+        if (!pd__jcompare(e->h, k, key, &c, 0))
             return pd__jfail(e, "'<' not supported between instances of '%s' and '%s'", pd__jkind_name(k), pd__jkind_name(key));
         if (most ? c > 0 : c < 0) {
             best = item[i];
@@ -270,7 +270,7 @@ static pd_jval do_unique(pd__jev *e, pd_jval self, const pd_jval *slot) {
     for (size_t i = 0; i < n && seen.kind == PD_JLIST && pd__jwork(e, 1 + seen.u.list->n / 16); i++) {
         const pd_jval key = sort_key(e, item[i], slot[1], flag(slot[0]));
         bool again = false;
-        for (size_t k = 0; k < seen.u.list->n && !again; k++) again = pd__jequal(seen.u.list->v[k], key, 0);
+        for (size_t k = 0; k < seen.u.list->n && !again; k++) again = pd__jequal(e->h, seen.u.list->v[k], key, 0);
         if (again) continue;
         pd_jlist_add(e->h, seen, key);
         pd_jlist_add(e->h, v, item[i]);
@@ -411,7 +411,7 @@ static pd_jval do_groupby(pd__jev *e, pd_jval self, const pd_jval *slot) {
     sorted(e, s, n, false);
     pd_jval v = pd_jlist(e->h, 0, self.origin), members = pd_jnone();
     for (size_t i = 0; i < n && pd__jwork(e, 1); i++) {
-        if (i == 0 || !pd__jequal(s[i].key, s[i - 1].key, 0)) {
+        if (i == 0 || !pd__jequal(e->h, s[i].key, s[i - 1].key, 0)) {
             members = pd_jlist(e->h, 0, self.origin);
             pd_jlist_add(e->h, v, pair(e, path(e, s[i].val, slot[0], slot[1]), members));
         }

@@ -181,7 +181,7 @@ static bool mapping_key(reader *r, pd_jval *v) {
         pd__jfail(r->e, "format requires a mapping");
         return false;
     }
-    const pd_jval *found = pd__jfind(dict, pd__jsub(r->e->h, r->fmt, from, r->i));
+    const pd_jval *found = pd__jfind(r->e->h, dict, pd__jsub(r->e->h, r->fmt, from, r->i));
     r->i++;
     r->next = 1;
     if (!found) pd__jfail(r->e, "a key of the format is not in the mapping");
@@ -327,7 +327,7 @@ static bool read_field(reader *r, pd_jval *v) {
     } else {
         bool found = false;
         for (size_t i = 0; i < r->c->n_kw; i++) {
-            if (!pd__jequal(r->c->kw[i].name, name, 0)) continue;
+            if (!pd__jequal(r->e->h, r->c->kw[i].name, name, 0)) continue;
             *v = r->c->kw[i].val;
             found = true;
         }

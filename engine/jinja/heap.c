@@ -39,5 +39,6 @@ void pd_jheap_done(pd_jheap *h) {
     pd_arena_done(&h->arena);
     h->at = h->end = NULL;
     h->used = 0;
+    h->compared = 0;
     h->failed = false;
 }

@@ -10,6 +10,7 @@
 #include "engine/base/arena.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #define PD_JHEAP_LIMIT_DEFAULT ((size_t)256 << 20)
 
@@ -17,6 +18,7 @@ typedef struct pd_jheap {
     pd_arena arena;
     char *at, *end;     /* what is left of the newest block */
     size_t used, limit; /* bytes taken and allowed; limit 0 = the default */
+    uint64_t compared;  /* bytes that comparing values has looked at, not yet counted as steps */
     bool failed;
 } pd_jheap;
 

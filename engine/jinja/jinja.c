@@ -31,7 +31,12 @@ static pd_status compile(pd_jinja *t, const char *text, size_t n, pd_err *err) {
     n = unify_lines(text, n, copy);
     copy[n] = '\0';
     PD_TRY(pd__jlex(&t->heap, copy, n, &tokens, err));
-    return pd__jparse(t, &tokens, err);
+    PD_TRY(pd__jparse(t, &tokens, err));
+    t->word_loop = pd__jname_find(t, "loop", 4);
+    t->word_caller = pd__jname_find(t, "caller", 6);
+    t->word_varargs = pd__jname_find(t, "varargs", 7);
+    t->word_kwargs = pd__jname_find(t, "kwargs", 6);
+    return PD_OK;
 }
 
 pd_status pd_jinja_compile(pd_jinja **ret, const char *text, size_t n, pd_err *err) {

@@ -30,6 +30,7 @@
 #endif
 #define PD_JINJA_OUTPUT_MAX ((size_t)64 << 20)
 enum {
+    PD_JINJA_NAMES_MAX = 10000,  /* of variables, attributes and parameters; looked up one by one */
     PD_JINJA_NESTING_MAX = 200, /* of expressions and blocks in a template's text */
     PD_JINJA_DEPTH_MAX = 1000,  /* of evaluation, macros calling macros included */
     PD_JINJA_VALUE_DEPTH_MAX = 200, /* of lists in lists */

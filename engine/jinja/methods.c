@@ -412,7 +412,7 @@ static pd_jval l_index(pd__jev *e, pd_jval self, const pd_jval *slot) {
     const pd__jlist *l = self.u.list;
     if (!pd__jwork(e, l->n / 16)) return self;
     for (size_t i = 0; i < l->n; i++) {
-        if (pd__jequal(l->v[i], slot[0], 0)) return pd_jint((int64_t)i);
+        if (pd__jequal(e->h, l->v[i], slot[0], 0)) return pd_jint((int64_t)i);
     }
     return pd__jfail(e, "the value is not in the list");
 }
@@ -421,7 +421,7 @@ static pd_jval l_count(pd__jev *e, pd_jval self, const pd_jval *slot) {
     const pd__jlist *l = self.u.list;
     int64_t n = 0;
     if (!pd__jwork(e, l->n / 16)) return self;
-    for (size_t i = 0; i < l->n; i++) n += pd__jequal(l->v[i], slot[0], 0);
+    for (size_t i = 0; i < l->n; i++) n += pd__jequal(e->h, l->v[i], slot[0], 0);
     return pd_jint(n);
 }
 
@@ -460,7 +460,7 @@ static pd_jval d_values(pd__jev *e, pd_jval self, const pd_jval *slot) {
 
 static pd_jval d_get(pd__jev *e, pd_jval self, const pd_jval *slot) {
     if (!pd__jwork(e, self.u.dict->n / 16)) return self;
-    const pd_jval *v = pd__jfind(self, slot[0]);
+    const pd_jval *v = pd__jfind(e->h, self, slot[0]);
     return v ? *v : slot[1].kind == PD__JMISSING ? pd_jnone() : slot[1];
 }
 
@@ -526,7 +526,7 @@ bool pd__jhas_method(pd_jval self, pd_jval name) {
 static pd_jval of_loop(pd__jev *e, pd__jloop *l, pd_jval name, const pd__jcall *c) {
     if (pd__jis(name, "cycle")) return c->n_pos ? c->pos[l->i % c->n_pos] : pd__jfail(e, "no items for cycling given");
     const pd_jval now = pd__jlist_of(e, c->pos, c->n_pos, PD__JFORM_TUPLE, 0);
-    const bool same = l->changed && pd__jequal(*l->changed, now, 0);
+    const bool same = l->changed && pd__jequal(e->h, *l->changed, now, 0);
     l->changed = PD_JNEW(e->h, 1, pd_jval);
     if (l->changed) *l->changed = now;
     return pd_jbool(!same);

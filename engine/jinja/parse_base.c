@@ -83,6 +83,10 @@ int pd__jp_intern(pd__jparser *p, const char *s, size_t n) {
     pd_jinja *t = p->t;
     const int known = pd__jname_find(t, s, n);
     if (known >= 0) return known;
+    if (t->n_name == PD_JINJA_NAMES_MAX) {
+        pd__jp_fail(p, "the template has too many names", NULL);
+        return 0;
+    }
     if (t->n_name == t->cap_name) {
         const size_t cap = t->cap_name ? 2 * t->cap_name : 64;
         pd__jstr *name = PD_JNEW(&t->heap, cap, pd__jstr);

@@ -105,7 +105,7 @@ static bool is_lower(const subject *s) {
 static bool compared(const subject *s, bool less, bool equal) {
     int c = 0;
     if (pd__jis_missing(s->e, s->self) || pd__jis_missing(s->e, s->arg)) return false;
-    if (!pd__jcompare(s->self, s->arg, &c, 0)) {
+    if (!pd__jcompare(s->e->h, s->self, s->arg, &c, 0)) {
         pd__jfail(s->e, "'%s' and '%s' cannot be ordered", pd__jkind_name(s->self), pd__jkind_name(s->arg));
         return false;
     }
@@ -113,7 +113,7 @@ static bool compared(const subject *s, bool less, bool equal) {
 }
 
 static bool is_equal(const subject *s) {
-    return pd__jequal(s->self, s->arg, 0);
+    return pd__jequal(s->e->h, s->self, s->arg, 0);
 }
 
 static bool is_unequal(const subject *s) {
@@ -139,7 +139,7 @@ static bool is_at_least(const subject *s) {
 static bool is_same(const subject *s) {
     const pd_jval a = s->self, b = s->arg;
     if (a.kind != b.kind) return false;
-    return a.kind == PD_JLIST || a.kind == PD_JDICT || a.kind > PD_JDICT ? a.u.p == b.u.p : pd__jequal(a, b, 0);
+    return a.kind == PD_JLIST || a.kind == PD_JDICT || a.kind > PD_JDICT ? a.u.p == b.u.p : pd__jequal(s->e->h, a, b, 0);
 }
 
 static bool is_in(const subject *s) {

@@ -80,10 +80,10 @@ void pd_jdict_add(pd_jheap *h, pd_jval to, pd_jval key, pd_jval v) {
     d->v[d->n++] = (pd__jpair){key, v};
 }
 
-const pd_jval *pd__jfind(pd_jval dict, pd_jval key) {
+const pd_jval *pd__jfind(pd_jheap *h, pd_jval dict, pd_jval key) {
     const pd__jdict *d = dict.u.dict;
     for (size_t i = 0; i < d->n; i++) {
-        if (pd__jequal(d->v[i].key, key, 0)) return &d->v[i].val;
+        if (pd__jequal(h, d->v[i].key, key, 0)) return &d->v[i].val;
     }
     return NULL;
 }
@@ -91,7 +91,7 @@ const pd_jval *pd__jfind(pd_jval dict, pd_jval key) {
 void pd__jset(pd_jheap *h, pd_jval dict, pd_jval key, pd_jval v) {
     pd__jdict *d = dict.u.dict;
     for (size_t i = 0; i < d->n; i++) {
-        if (pd__jequal(d->v[i].key, key, 0)) {
+        if (pd__jequal(h, d->v[i].key, key, 0)) {
             d->v[i].val = v;
             return;
         }
@@ -195,29 +195,36 @@ bool pd__jis(pd_jval str, const char *s) {
     return str.kind == PD_JSTR && str.u.str->n == n && memcmp(str.u.str->s, s, n) == 0;
 }
 
-static bool same_list(pd_jval a, pd_jval b, unsigned depth) {
+static bool same_list(pd_jheap *h, pd_jval a, pd_jval b, unsigned depth) {
     const pd__jlist *x = a.u.list, *y = b.u.list;
     if (a.form != b.form || a.form == PD__JFORM_GENERATOR) return x == y;
     if (x->n != y->n) return false;
     for (size_t i = 0; i < x->n; i++) {
-        if (!pd__jequal(x->v[i], y->v[i], depth + 1)) return false;
+        if (!pd__jequal(h, x->v[i], y->v[i], depth + 1)) return false;
     }
     return true;
 }
 
-static bool same_dict(pd_jval a, pd_jval b, unsigned depth) {
+static bool same_dict(pd_jheap *h, pd_jval a, pd_jval b, unsigned depth) {
     const pd__jdict *x = a.u.dict, *y = b.u.dict;
     if (x->n != y->n) return false;
     for (size_t i = 0; i < x->n; i++) {
         /* Mostly in the same order. */
-        const pd_jval *v = pd__jequal(x->v[i].key, y->v[i].key, depth + 1) ? &y->v[i].val : pd__jfind(b, x->v[i].key);
-        if (!v || !pd__jequal(x->v[i].val, *v, depth + 1)) return false;
+        const pd_jval *v = pd__jequal(h, x->v[i].key, y->v[i].key, depth + 1) ? &y->v[i].val : pd__jfind(h, b, x->v[i].key);
+        if (!v || !pd__jequal(h, x->v[i].val, *v, depth + 1)) return false;
     }
     return true;
 }
 
-bool pd__jequal(pd_jval a, pd_jval b, unsigned depth) {
-    if (depth > PD_JINJA_VALUE_DEPTH_MAX) return false;
+/* One more comparison, of n bytes; false when it is one too many. */
+static bool compared(pd_jheap *h, size_t n) {
+    enum { ITEM = 4 }; /* 16 items are a step as 64 bytes are */
+    h->compared += ITEM + n;
+    return h->compared <= 64 * PD_JINJA_STEPS_MAX;
+}
+
+bool pd__jequal(pd_jheap *h, pd_jval a, pd_jval b, unsigned depth) {
+    if (depth > PD_JINJA_VALUE_DEPTH_MAX || !compared(h, 0)) return false;
     if (pd__jis_number(a) && pd__jis_number(b)) {
         if (a.kind == PD_JFLOAT || b.kind == PD_JFLOAT) return pd__jnumber(a) == pd__jnumber(b);
         return integer(a) == integer(b);
@@ -227,15 +234,16 @@ bool pd__jequal(pd_jval a, pd_jval b, unsigned depth) {
     case PD_JUNDEFINED:
     case PD_JNONE:
     case PD__JMISSING: return true;
-    case PD_JSTR: return a.u.str->n == b.u.str->n && memcmp(a.u.str->s, b.u.str->s, a.u.str->n) == 0;
-    case PD_JLIST: return same_list(a, b, depth);
-    case PD_JDICT: return same_dict(a, b, depth);
+    case PD_JSTR:
+        return a.u.str->n == b.u.str->n && compared(h, a.u.str->n) && memcmp(a.u.str->s, b.u.str->s, a.u.str->n) == 0;
+    case PD_JLIST: return same_list(h, a, b, depth);
+    case PD_JDICT: return same_dict(h, a, b, depth);
     default: return a.u.p == b.u.p;
     }
 }
 
-bool pd__jcompare(pd_jval a, pd_jval b, int *ret, unsigned depth) {
-    if (depth > PD_JINJA_VALUE_DEPTH_MAX) return false;
+bool pd__jcompare(pd_jheap *h, pd_jval a, pd_jval b, int *ret, unsigned depth) {
+    if (depth > PD_JINJA_VALUE_DEPTH_MAX || !compared(h, 0)) return false;
     if (pd__jis_number(a) && pd__jis_number(b)) {
         if (a.kind == PD_JFLOAT || b.kind == PD_JFLOAT) {
             const double x = pd__jnumber(a), y = pd__jnumber(b);
@@ -247,6 +255,7 @@ bool pd__jcompare(pd_jval a, pd_jval b, int *ret, unsigned depth) {
     }
     if (a.kind == PD_JSTR && b.kind == PD_JSTR) { /* UTF-8 orders as code points do */
         const size_t n = pd__jbytes(a) < pd__jbytes(b) ? pd__jbytes(a) : pd__jbytes(b);
+        if (!compared(h, n)) return false;
         const int c = n ? memcmp(pd__jchars(a), pd__jchars(b), n) : 0;
         *ret = c ? c : (pd__jbytes(a) > pd__jbytes(b)) - (pd__jbytes(a) < pd__jbytes(b));
         return true;
@@ -254,8 +263,8 @@ bool pd__jcompare(pd_jval a, pd_jval b, int *ret, unsigned depth) {
     if (a.kind != PD_JLIST || b.kind != PD_JLIST || a.form != b.form || a.form > PD__JFORM_TUPLE) return false;
     const pd__jlist *x = a.u.list, *y = b.u.list;
     for (size_t i = 0; i < x->n && i < y->n; i++) {
-        if (pd__jequal(x->v[i], y->v[i], depth + 1)) continue;
-        return pd__jcompare(x->v[i], y->v[i], ret, depth + 1);
+        if (pd__jequal(h, x->v[i], y->v[i], depth + 1)) continue;
+        return pd__jcompare(h, x->v[i], y->v[i], ret, depth + 1);
     }
     *ret = (x->n > y->n) - (x->n < y->n);
     return true;

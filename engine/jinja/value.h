@@ -105,12 +105,13 @@ const char *pd__jkind_name(pd_jval v); /* as Python calls the type */
 bool pd__jtruth(pd_jval v);
 bool pd__jis_number(pd_jval v);   /* bool included, as in Python */
 double pd__jnumber(pd_jval v);
-/* Nested too deep counts as different. */
-bool pd__jequal(pd_jval a, pd_jval b, unsigned depth);
+/* Nested too deep counts as different, and so does what takes longer than a template may
+ * (h->compared; two lists can share their parts so that all ways through them are endless). */
+bool pd__jequal(pd_jheap *h, pd_jval a, pd_jval b, unsigned depth);
 /* <0, 0, >0; false if Python cannot order them. */
-bool pd__jcompare(pd_jval a, pd_jval b, int *ret, unsigned depth);
+bool pd__jcompare(pd_jheap *h, pd_jval a, pd_jval b, int *ret, unsigned depth);
 bool pd__jis(pd_jval str, const char *s);
-const pd_jval *pd__jfind(pd_jval dict, pd_jval key);
+const pd_jval *pd__jfind(pd_jheap *h, pd_jval dict, pd_jval key);
 void pd__jset(pd_jheap *h, pd_jval dict, pd_jval key, pd_jval v);
 
 #endif

@@ -207,6 +207,16 @@ static void hostile_templates_end(void **state) {
     fails("{{ 99999999999999999999 }}", "64 bits");
     fails("{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}", "too deep");
     fails("{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}", "too deep");
+    /* Lists that share their parts: 2^60 ways through each. */
+#define SHARED "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+    fails(SHARED "{{ ns.a == ns.b }}", "steps");
+    fails(SHARED "{{ ns.a < ns.b }}", "steps");
+    fails(SHARED "{{ ns.a in [ns.b] }}", "steps");
+    fails(SHARED "{{ [ns.a, ns.b] | unique | list | length }}", "steps");
+    fails(SHARED "{{ ns.a }}", "memory");
+    fails(SHARED "{{ ns.a | tojson }}", "");
+    /* Long strings, each comparison of which goes to the end. */
+    fails("{% set s = 'x' * 999999 %}{% set l = [s] * 9999 %}{% set t = s[1:] ~ 'y' %}{% for i in range(999) %}{% if t in l %}{% endif %}{% endfor %}", "steps");
     fails("{{ messages | map('tojson') | join }}{{ ''.join(['a' * 999999] * 999) }}", "memory");
     fails("\n\n{% for m in messages %}\n{{ m.nothing.more }}{% endfor %}", "line 4");
     fails("\n{{ raise_exception('because') }}", "because");
@@ -225,6 +235,14 @@ static void hostile_templates_end(void **state) {
         assert_int_equal(pd_jinja_compile(&j, t, strlen(t), &err), PD_EINVAL);
         free(t);
     }
+    /* Looking a name up costs what there is to look through. */
+    pd_buf many = {0};
+    for (int i = 0; i < 9000; i++) pd_buf_printf(&many, "{%% set a%d = 1 %%}", i);
+    pd_buf_puts(&many, "{% set r = range(9999) %}{% for i in r %}{{ a0 }}{{ a0 }}{{ a0 }}{{ a0 }}{% endfor %}");
+    fails(many.data, "steps");
+    for (int i = 9000; i < PD_JINJA_NAMES_MAX; i++) pd_buf_printf(&many, "{%% set a%d = 1 %%}", i);
+    fails(many.data, "too many names");
+    pd_buf_done(&many);
     /* Long is not deep. */
     static const char *const row[] = {"{{ 1 }}", "{{ x.a ~ 'b' }}", "{% if x %}{% endif %}", "{# #}", "{% set x = 1 %}"};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {

@@ -248,6 +248,7 @@ static void bodies_are_checked(void **state) {
         {"{\"tools\": [" TOOL("\"a b\"") "]}", "tools[0]", 0, 0},
         {"{\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"a\", \"parameters\": 5}}]}", "tools[0]", 0, 0},
         {"{\"tools\": [" TOOL("\"a\"") "], \"parallel_tool_calls\": 5}", "parallel_tool_calls", 0, 0},
+        {"{\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"a\", \"description\": {}}}]}", "tools[0]", 0, 0},
         {"{\"parallel_tool_calls\": {}}", "parallel_tool_calls", 0, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
