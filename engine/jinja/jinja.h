@@ -26,7 +26,7 @@
 
 #define PD_JINJA_TEXT_MAX ((size_t)1 << 20)   /* bytes of a template */
 #ifndef PD_JINJA_STEPS_MAX /* a fuzzer has less time */
-#define PD_JINJA_STEPS_MAX ((uint64_t)20000000) /* a step: an expression, or 64 bytes or 16 items gone through */
+#define PD_JINJA_STEPS_MAX ((uint64_t)20000000) /* a step: an expression, or 64 bytes or 16 items gone through, or 4 compared */
 #endif
 #define PD_JINJA_OUTPUT_MAX ((size_t)64 << 20)
 enum {

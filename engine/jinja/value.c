@@ -218,7 +218,7 @@ static bool same_dict(pd_jheap *h, pd_jval a, pd_jval b, unsigned depth) {
 
 /* One more comparison, of n bytes; false when it is one too many. */
 static bool compared(pd_jheap *h, size_t n) {
-    enum { ITEM = 4 }; /* 16 items are a step as 64 bytes are */
+    enum { ITEM = 16 }; /* four items are a step as 64 bytes are */
     h->compared += ITEM + n;
     return h->compared <= 64 * PD_JINJA_STEPS_MAX;
 }
