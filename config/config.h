@@ -27,7 +27,7 @@ typedef struct pd_config {
     char *host;           /* --host */
     uint64_t port;        /* --port */
     char *api_key;        /* --api-key KEY[,KEY...] */
-    char *chat_template;  /* --chat-template NAME */
+    char *chat_template;  /* --chat-template TEMPLATE */
     char *press_data;     /* --press-data FILE: trained tensors of the model's presses */
     bool metrics;         /* --metrics / --no-metrics (default on) */
     uint64_t kv_cache_bytes; /* --kv-cache-bytes N[K|M|G]; 0 = choose */

@@ -24,8 +24,9 @@ const pd__option pd__options[] = {
     {"Model", "ctx-size", "c", "N", PD__UINT, FIELD(ctx_size), .max = 1 << 24,
      .zero = "the model's own",
      .doc = "Most tokens one request may see, prompt and answer together."},
-    {"Model", "chat-template", NULL, "NAME", PD__STRING, FIELD(chat_template),
-     .doc = "Chat format to use instead of the one in the model file."},
+    {"Model", "chat-template", NULL, "TEMPLATE", PD__STRING, FIELD(chat_template),
+     .doc = "Chat template to use instead of the model file's: Jinja text, a file of it, or a name such "
+            "as chatml, llama3 or gemma."},
     {"Model", "press-data", NULL, "FILE", PD__STRING, FIELD(press_data),
      .doc = "Trained tensors for the presses that need them, made for this model by pressd calibrate "
             "or pressd import-press-data."},

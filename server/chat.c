@@ -4,7 +4,12 @@
 #include "server/router.h"
 #include "server/server.h"
 
-static void finish_member(pd_buf *out, const char *finish) {
+#include <string.h>
+
+/* An answer that ends by itself with a call in it ends to have it made. */
+static void finish_member(const pd_answer *a, pd_buf *out, const char *finish) {
+    if (finish && a->reader && strcmp(finish, "stop") == 0 && pd_tool_reader_calls(a->reader))
+        finish = "tool_calls";
     pd_buf_puts(out, ",\"finish_reason\":"); /* always there: null inside a stream */
     pd_json_cstr(out, finish);
     pd_buf_putc(out, '}');
@@ -16,9 +21,13 @@ static void collect(pd_answer *a, const pd_token_event *ev) {
 }
 
 static void whole(pd_answer *a, pd_buf *out, const char *finish) {
-    pd_buf_printf(out, "{\"index\":%zu,\"message\":{\"role\":\"assistant\",\"content\":",
-                  a->index);
-    pd_json_str(out, a->text.data, a->text.len);
+    pd_buf_printf(out, "{\"index\":%zu,\"message\":{\"role\":\"assistant\",", a->index);
+    if (a->reader) {
+        pd_tool_reader_message(a->reader, out);
+    } else {
+        pd_buf_puts(out, "\"content\":");
+        pd_json_str(out, a->text.data, a->text.len);
+    }
     pd_buf_puts(out, ",\"refusal\":null},\"logprobs\":");
     if (a->gen->rq.n_logprobs >= 0) {
         pd_buf_puts(out, "{\"content\":[");
@@ -27,7 +36,7 @@ static void whole(pd_answer *a, pd_buf *out, const char *finish) {
     } else {
         pd_buf_puts(out, "null");
     }
-    finish_member(out, finish);
+    finish_member(a, out, finish);
 }
 
 /* vLLM puts the prompt's log probabilities beside the choices of a chat. */
@@ -44,15 +53,15 @@ static void opening(pd_answer *a, pd_buf *out) {
                   "{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                   "\"logprobs\":null",
                   a->index);
-    finish_member(out, NULL);
+    finish_member(a, out, NULL);
 }
 
 static void chunk(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text, size_t len,
                   const char *finish) {
     pd_buf_printf(out, "{\"index\":%zu,\"delta\":{", a->index);
-    if (!finish) {
+    if (!finish && (!a->reader || !pd_tool_reader_delta(a->reader, out))) {
         pd_buf_puts(out, "\"content\":");
-        pd_json_str(out, text, len);
+        pd_json_str(out, text, a->reader ? 0 : len);
     }
     pd_buf_puts(out, "},\"logprobs\":");
     if (ev && a->gen->rq.n_logprobs >= 0) {
@@ -62,7 +71,7 @@ static void chunk(pd_answer *a, pd_buf *out, const pd_token_event *ev, const cha
     } else {
         pd_buf_puts(out, "null");
     }
-    finish_member(out, finish);
+    finish_member(a, out, finish);
 }
 
 static const pd_shape shape = {

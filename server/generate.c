@@ -61,6 +61,7 @@ static void drop(pd_req *q) {
         pd_buf_done(&g->answer[i].text);
         pd_buf_done(&g->answer[i].chat_logprobs);
         pd_logprob_lists_done(&g->answer[i].lists);
+        pd_tool_reader_close(g->answer[i].reader);
     }
     free(g->answer);
     pd_buf_done(&g->asked);
@@ -99,8 +100,9 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
                                  : pd_json_get(body, "messages") ? PD_REQUEST_CHAT
                                                                  : PD_REQUEST_COMPLETION;
     PD_TRY(pd_request_decode(body, kind, !shape, &env, &g->rq, err));
-    if (g->rq.grammar) PD_TRY(pd_engine_prepare_grammar(g->srv->engine, err)); /* not on the loop */
-    return pd_request_tokenize(&g->rq, &env, err);
+    PD_TRY(pd_request_tokenize(&g->rq, &env, err));
+    if (shape) PD_TRY(pd_request_constrain(&g->rq, err));
+    return g->rq.grammar ? pd_engine_prepare_grammar(g->srv->engine, err) : PD_OK; /* not on the loop */
 }
 
 /* ---- pieces of replies ---- */
@@ -170,6 +172,17 @@ void pd_gen_meta(pd_gen *g, pd_buf *out, bool usage) {
     pd_meta_members(out, r, g->n_answer, g->srv->info, usage, g->n_prompt, g->n_out);
 }
 
+/* A token's text to the reader of tool calls.  Marks such as [TOOL_CALLS] are control
+ * tokens, which are no text: the reader is told them all the same. */
+static void read_token(pd_answer *a, const pd_token_event *ev, const char *text, size_t len) {
+    const pd_tokenizer *tok = a->gen->srv->tok;
+    if (ev && len == 0 && pd_token_is_special(tok, ev->id) && !pd_token_is_eog(tok, ev->id)) {
+        const pd_str mark = pd_token_bytes(tok, ev->id, true);
+        pd_tool_reader_add(a->reader, mark.data, mark.len);
+    }
+    pd_tool_reader_add(a->reader, text, len);
+}
+
 /* ---- a whole reply ---- */
 
 static void collect(pd_answer *a) {
@@ -182,11 +195,15 @@ static void collect(pd_answer *a) {
         add_tokens(a, n);
         for (size_t i = 0; i < n; i++) {
             a->logprob_sum += ev[i].logprob;
+            if (a->reader && !a->text.failed)
+                read_token(a, &ev[i], a->text.data ? a->text.data + ev[i].text_off : "", ev[i].text_len);
             if (g->rq.n_logprobs < 0 || !g->shape->collect) continue;
             g->shape->collect(a, &ev[i]);
             if (ev[i].text_len)
                 a->n_chars += count_chars(a->text.data + ev[i].text_off, ev[i].text_len);
         }
+        if (tail && a->reader && !a->text.failed)
+            read_token(a, NULL, a->text.data + a->text.len - tail, tail);
     } while (n == EVENTS_PER_TAKE);
 }
 
@@ -224,6 +241,8 @@ static void write_whole(pd_req *q) {
             pd_answer *a = &g->answer[at + order[i]];
             a->index = at / m * n + i;
             if (a->index) pd_buf_putc(out, ',');
+            if (a->reader) pd_tool_reader_end(a->reader);
+            if (a->reader && pd_tool_reader_failed(a->reader)) out->failed = true;
             g->shape->whole(a, out, finish_word(pd_job_get_result(a->call->job)->finish));
             if (a->text.failed || a->chat_logprobs.failed) out->failed = true;
         }
@@ -261,6 +280,23 @@ static void finish_whole(pd_req *q) {
 
 /* ---- a stream ---- */
 
+/* One token's text, or what was held back at the end (ev NULL). */
+static void stream_text(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text,
+                        size_t len) {
+    pd_gen *g = a->gen;
+    if (a->reader) {
+        read_token(a, ev, text, len);
+        if (pd_tool_reader_failed(a->reader)) out->failed = true;
+    }
+    if (g->shape->dialect) {
+        if (len) g->shape->dialect->text(a, out, text, len);
+        return;
+    }
+    chunk_begin(g, out);
+    g->shape->chunk(a, out, ev, text, len, NULL);
+    chunk_end(g, out);
+}
+
 /* The chunk with the finish reason; the last answer's has the numbers of all. */
 static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
     pd_gen *g = a->gen;
@@ -268,6 +304,10 @@ static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
     if (g->shape->dialect) {
         g->shape->dialect->end(a, out);
         return;
+    }
+    if (a->reader) {
+        pd_tool_reader_end(a->reader); /* what it held back goes before the end */
+        if (pd_tool_reader_ready(a->reader)) stream_text(a, out, NULL, "", 0);
     }
     chunk_begin(g, out);
     g->shape->chunk(a, out, NULL, "", 0, finish_word(r->finish));
@@ -285,19 +325,6 @@ static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
     pd_gen_meta(g, out, true);
     pd_buf_putc(out, '}');
     pd_sse_end(out);
-}
-
-/* One token's text, or what was held back at the end (ev NULL). */
-static void stream_text(pd_answer *a, pd_buf *out, const pd_token_event *ev, const char *text,
-                        size_t len) {
-    pd_gen *g = a->gen;
-    if (g->shape->dialect) {
-        if (len) g->shape->dialect->text(a, out, text, len);
-        return;
-    }
-    chunk_begin(g, out);
-    g->shape->chunk(a, out, ev, text, len, NULL);
-    chunk_end(g, out);
 }
 
 /* One take -> events; false when nothing was there. */
@@ -479,6 +506,10 @@ static pd_status make_answers(pd_gen *g, pd_err *err) {
     for (size_t i = 0; i < n; i++) {
         g->answer[i].gen = g;
         g->answer[i].index = i;
+        if (g->rq.tools && g->shape) {
+            g->answer[i].reader = pd_tool_reader_open(g->rq.tools);
+            if (!g->answer[i].reader) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu answers", n);
+        }
         if (!g->shape || !g->rq.echo) continue;
         g->answer[i].echo = &g->rq.echoed[i / g->rq.best_of];
         g->answer[i].n_chars = pd_echo_chars(g->answer[i].echo);

@@ -8,6 +8,7 @@
 #include "server/http.h"
 #include "server/logprobs.h"
 #include "server/request.h"
+#include "server/tool_calls.h"
 
 #include <time.h>
 
@@ -27,6 +28,7 @@ typedef struct pd_answer {
     pd_buf text;          /* the answer, or the scratch of one take */
     pd_buf chat_logprobs; /* entries of a whole chat reply */
     pd_logprob_lists lists;
+    pd_tool_reader *reader; /* parts tool calls from the text, NULL = there are no tools */
     bool opened, done;    /* the opening chunk went out; counted, and its end went out */
 } pd_answer;
 

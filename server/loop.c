@@ -149,6 +149,7 @@ static void on_loaded(uv_async_t *async) {
         return;
     }
     s->phase = PD_SERVING;
+    if (s->info->warning) pd_log(PD_LOG_WARN, "%s", s->info->warning);
     if (!s->announce) return;
     const char *host = s->cfg->host;
     if (host[0] == '/') pd_log(PD_LOG_INFO, "ready: %s on %s", s->model_id, host);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* ---- the prompt ---- */
 
@@ -80,80 +81,6 @@ pd_status pd_request_texts(const json_t *body, const char *key, size_t max,
         snprintf(at, sizeof at, "%s[%zu]", key, i);
         PD_TRY(decode_one_prompt(json_array_get(v, i), at, env, &r->prompt[i], err));
     }
-    return PD_OK;
-}
-
-/* Text parts are joined by newlines, as the servers people come from do. */
-static pd_status join_parts(const json_t *parts, size_t i_msg, pd_request *r, const char **ret,
-                            pd_err *err) {
-    const size_t n = json_array_size(parts);
-    size_t len = 0;
-    for (size_t i = 0; i < n; i++) {
-        const json_t *part = json_array_get(parts, i);
-        const char *type = json_string_value(pd_json_get(part, "type"));
-        const json_t *text = pd_json_get(part, "text");
-        char at[64];
-        snprintf(at, sizeof at, "messages[%zu].content[%zu]", i_msg, i);
-        if (!json_is_object(part) || !type)
-            return pd_fail(err, PD_EINVAL, at, "%s must be an object with \"type\"", at);
-        if (strcmp(type, "text") != 0)
-            return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"text\" is served", at,
-                           type);
-        if (!json_is_string(text))
-            return pd_fail(err, PD_EINVAL, at, "%s.text must be a string", at);
-        len += json_string_length(text) + 1;
-    }
-    char *s = pd_arena_alloc(&r->arena, len + 1, 1), *p = s;
-    if (!s) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the messages");
-    for (size_t i = 0; i < n; i++) {
-        const json_t *text = json_object_get(json_array_get(parts, i), "text");
-        if (i) *p++ = '\n';
-        memcpy(p, json_string_value(text), json_string_length(text));
-        p += json_string_length(text);
-    }
-    *p = '\0';
-    *ret = s;
-    return PD_OK;
-}
-
-pd_status pd_request_messages(const json_t *body, pd_request *r, pd_err *err) {
-    const json_t *list = pd_json_get(body, "messages");
-    if (!list) return pd_fail(err, PD_EINVAL, "messages", "messages is missing");
-    const size_t n = json_array_size(list);
-    if (!json_is_array(list) || n == 0)
-        return pd_fail(err, PD_EINVAL, "messages", "messages must be a non-empty array");
-    if (n > PD_REQUEST_MESSAGES_MAX)
-        return pd_fail(err, PD_EINVAL, "messages",
-                       "messages has %zu entries; at most %d are allowed", n,
-                       PD_REQUEST_MESSAGES_MAX);
-    r->msg = pd_arena_zalloc(&r->arena, n, sizeof *r->msg);
-    if (!r->msg) return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu messages", n);
-    for (size_t i = 0; i < n; i++) {
-        const json_t *m = json_array_get(list, i);
-        char at[64];
-        snprintf(at, sizeof at, "messages[%zu]", i);
-        if (!json_is_object(m))
-            return pd_fail(err, PD_EINVAL, at, "%s is %s; an object is expected", at,
-                           pd_json_type_name(m));
-        const char *role = json_string_value(pd_json_get(m, "role"));
-        snprintf(at, sizeof at, "messages[%zu].role", i);
-        if (!role) return pd_fail(err, PD_EINVAL, at, "%s must be a string", at);
-        /* OpenAI renamed "system" for its newer models; templates know the old word. */
-        r->msg[i].role = strcmp(role, "developer") == 0 ? "system" : role;
-        snprintf(at, sizeof at, "messages[%zu].tool_calls", i);
-        if (json_array_size(pd_json_get(m, "tool_calls")))
-            return pd_fail(err, PD_EINVAL, at, "%s: tools are not served", at);
-        const json_t *content = pd_json_get(m, "content");
-        snprintf(at, sizeof at, "messages[%zu].content", i);
-        if (json_is_string(content)) r->msg[i].content = json_string_value(content);
-        else if (json_is_array(content)) PD_TRY(join_parts(content, i, r, &r->msg[i].content, err));
-        else if (!content && strcmp(role, "assistant") == 0) r->msg[i].content = "";
-        else
-            return pd_fail(err, PD_EINVAL, at,
-                           "%s is %s; a string or an array of text parts is expected", at,
-                           pd_json_type_name(content));
-    }
-    r->n_msg = n;
     return PD_OK;
 }
 
@@ -332,12 +259,11 @@ static pd_status decode_explain(const json_t *body, const pd_request_env *env, p
 
 static pd_status decode(const json_t *body, bool explain, const pd_request_env *env, pd_request *r,
                         pd_err *err) {
-    r->add_generation_prompt = true;
     PD_TRY(pd_unserved_check(body, r->kind == PD_REQUEST_CHAT, err));
     if (r->kind == PD_REQUEST_CHAT) {
         PD_TRY(pd_request_prompts(r, 1, err));
         PD_TRY(pd_request_messages(body, r, err));
-        PD_TRY(pd_json_bool(body, "", "add_generation_prompt", &r->add_generation_prompt, err));
+        PD_TRY(pd__request_template(body, r, err));
     } else {
         PD_TRY(pd_request_texts(body, "prompt", PD_REQUEST_PROMPTS_MAX, env, r, err));
     }
@@ -403,9 +329,22 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
             return pd_fail(err, PD_EINVAL, "messages",
                            "this model has no chat template; use /v1/completions or start with "
                            "--chat-template");
-        PD_TRY(pd_chat_encode(env->chat, env->tok, r->msg, r->n_msg, r->add_generation_prompt,
-                              &r->prompt->ids, &r->marks, err));
+        if (r->tools) PD_TRY(pd_tools_fit(r->tools, env->chat, err));
+        if (!pd_chat_uses(env->chat, "tools")) PD_TRY(pd__request_plain_tools(r, err));
+        const pd_chat_talk talk = {
+            .msg = r->msg,
+            .n_msg = r->n_msg,
+            .value = r->msg_value,
+            .vars = &r->vars,
+            .add_generation_prompt = r->add_generation_prompt,
+            .continue_final = r->continue_final,
+            .now = (int64_t)time(NULL),
+        };
+        PD_TRY(pd_chat_encode(env->chat, env->tok, &talk, &r->prompt->ids, &r->marks, err));
         r->has_marks = true;
+        if (r->tools && r->tools->begun)
+            PD_TRY(pd_tokenize(env->tok, r->tools->begun, strlen(r->tools->begun),
+                               PD_TOK_SPECIAL | PD_TOK_CONTINUE, &r->prompt->ids, err));
     }
     for (size_t i = 0; i < r->n_prompt; i++) {
         pd_prompt *p = &r->prompt[i];
@@ -419,6 +358,16 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
     return r->echo ? make_echoes(r, env, err) : PD_OK;
 }
 
+/* A call that must be made is the whole answer, another form has no part in it; one that
+ * may be made stands beside the form. */
+pd_status pd_request_constrain(pd_request *r, pd_err *err) {
+    const json_t *form = pd_structured_form(r->body);
+    if (!r->tools || !(r->tools->begun || form)) return PD_OK;
+    pd_grammar_unref(r->grammar);
+    r->grammar = NULL;
+    return pd_tools_grammar(r->tools, pd_json_get(r->body, "tools"), form, &r->grammar, err);
+}
+
 void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {
     const pd_prompt *prompt = &r->prompt[i_prompt];
     *ret = (pd_job_params){
@@ -429,6 +378,7 @@ void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret)
         .score_top = score_top(r) > 0 ? (size_t)score_top(r) : 0,
         .marks = r->marks,
         .has_marks = r->has_marks,
+        .continues = r->continue_final || (r->tools && r->tools->begun),
         .max_tokens = r->max_tokens,
         .max_given = r->max_given,
         .sampling = r->sampling,
@@ -464,11 +414,13 @@ void pd_request_trim(pd_request *r) {
         pd_compression_close(r->prompt[i].compression);
     }
     pd_arena_done(&r->arena);
+    pd_jheap_done(&r->values);
     pd_grammar_unref(r->grammar);
     r->grammar = NULL;
     r->prompt = NULL;
     r->n_prompt = 0;
     r->msg = NULL;
+    r->msg_value = NULL;
     r->stop_id = NULL;
     r->adjust.bias = NULL;
     r->n_msg = r->n_stop = r->n_stop_id = r->adjust.n_bias = 0;
@@ -477,6 +429,8 @@ void pd_request_trim(pd_request *r) {
 void pd_request_done(pd_request *r) {
     if (!r) return;
     pd_request_trim(r);
+    pd_tools_close(r->tools);
+    r->tools = NULL;
     for (size_t i = 0; i < r->n_compare; i++) pd_compression_close(r->compare[i]);
     r->n_compare = 0;
     for (size_t i = 0; i < r->n_echoed; i++) pd_echo_done(&r->echoed[i]);

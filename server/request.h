@@ -13,6 +13,7 @@
 #include "engine/run/engine.h"
 #include "server/echo.h"
 #include "server/json.h"
+#include "server/tools.h"
 
 enum {
     PD_REQUEST_MESSAGES_MAX = 2048,
@@ -52,7 +53,11 @@ typedef struct pd_request {
     size_t n, best_of; /* answers given and made per prompt */
     pd_chat_msg *msg; /* chat */
     size_t n_msg;
-    bool add_generation_prompt;
+    pd_jheap values;    /* what the template sees: the next two */
+    pd_jval *msg_value; /* [n_msg] */
+    pd_jval vars;       /* of chat_template_kwargs, documents ... */
+    bool add_generation_prompt, continue_final;
+    pd_tools *tools;    /* that may be called, NULL = none; kept until pd_request_done */
     pd_chat_marks marks;
     bool has_marks;
 
@@ -99,6 +104,10 @@ pd_status pd_request_prompts(pd_request *r, size_t n, pd_err *err);
 /* Text or messages -> ids of every prompt.  Errors: EINVAL (empty prompt, a role the
  * template refuses, no template), ENOMEM. */
 pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *err);
+
+/* After that, for a request that is answered: r->grammar, where tools have a part in it.
+ * Errors: as pd_tools_grammar. */
+pd_status pd_request_constrain(pd_request *r, pd_err *err);
 
 /* What the engine takes for prompt i: borrows from r; its compression moves on
  * success of the submit, as do the members of r->compare (pd_request_taken). */

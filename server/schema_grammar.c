@@ -30,8 +30,12 @@ static const char base[] =
     "never ::= [^\\x00-\\U0010FFFF]\n"
     "value ::= string | number | object | array | boolean | \"null\"\n";
 
-void pd_json_grammar(pd_buf *out) {
+void pd_json_rules(pd_buf *out) {
     pd_buf_puts(out, base);
+}
+
+void pd_json_grammar(pd_buf *out) {
+    pd_json_rules(out);
     pd_buf_puts(out, "root ::= object\n");
 }
 
@@ -124,7 +128,7 @@ static unsigned value_bits(const json_t *v) {
 /* ---- arrays ---- */
 
 static pd_status write_array(pd__schema *w, const json_t *s, const char *path, pd_buf *to) {
-    if (pd_json_get(s, "uniqueItems") && !json_is_false(json_object_get(s, "uniqueItems")))
+    if (!w->loose && pd_json_get(s, "uniqueItems") && !json_is_false(json_object_get(s, "uniqueItems")))
         return pd__schema_bad_key(w, path, "uniqueItems", "false alone is served: a grammar does not compare items");
     const json_t *prefix = pd_json_get(s, "prefixItems"), *items = json_object_get(s, "items");
     const size_t n = json_array_size(prefix);
@@ -248,6 +252,7 @@ static unsigned types_of(pd__schema *w, const json_t *s, unsigned depth) {
     else if (pd_json_get(s, "properties")) all = OBJECT;
     else if (pd_json_get(s, "items") || pd_json_get(s, "prefixItems")) all = ARRAY;
     else return ALL;
+    if (!all) return ALL; /* nonsense */
     return json_is_true(pd_json_get(s, "nullable")) ? all | NUL : all;
 }
 
@@ -407,7 +412,7 @@ static pd_status check_narrower(pd__schema *w, const json_t *s, unsigned types, 
         {"minProperties", OBJECT}, {"maxProperties", OBJECT}, {"patternProperties", OBJECT}, {"propertyNames", OBJECT}, {"uniqueItems", ARRAY},
     };
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
-        if (!pd_json_get(s, row[i].key) || types & row[i].types) continue;
+        if (w->loose || !pd_json_get(s, row[i].key) || types & row[i].types) continue;
         char at[PD__SCHEMA_PATH_MAX];
         snprintf(at, sizeof at, "%s.%s", path, row[i].key);
         return pd__schema_bad(w, at, "this keyword is served beside a \"type\" it belongs to, and not beside $ref, anyOf, oneOf, enum or const");
@@ -461,30 +466,55 @@ static pd_status write_schema(pd__schema *w, const json_t *s, const char *path, 
     return open ? PD_OK : write_types(w, s, types, path, id, to);
 }
 
-pd_status pd__schema_rule(pd__schema *w, const json_t *s, const char *path, size_t *rule) {
+/* Every value of these types. */
+static void write_any_of(unsigned types, pd_buf *to) {
+    static const struct { unsigned types; const char *rule; } row[] = {
+        {NUL, "\"null\""}, {BOOL, "boolean"}, {REAL, "number"}, {INT, "integer"}, {STRING, "string"}, {ARRAY, "array"}, {OBJECT, "object"},
+    };
+    const char *sep = "";
+    for (size_t i = 0; i < sizeof row / sizeof row[0] && types != ALL; i++) {
+        if (!(types & row[i].types) || (row[i].types == INT && types & REAL)) continue;
+        pd_buf_printf(to, "%s%s", sep, row[i].rule);
+        sep = " | ";
+    }
+    if (!*sep) pd_buf_puts(to, "value");
+}
+
+static pd_status check_known(pd__schema *w, const json_t *s, const char *path) {
     const char *key;
     json_t *v;
+    if (w->loose) return PD_OK;
+    if (!json_is_object(s) && !json_is_true(s)) return pd__schema_bad(w, path, "a schema is an object");
+    json_object_foreach((json_t *)(uintptr_t)s, key, v)
+        if (!known(key)) return pd__schema_bad_key(w, path, key, "this keyword is not served");
+    return PD_OK;
+}
+
+pd_status pd__schema_rule(pd__schema *w, const json_t *s, const char *path, size_t *rule) {
     for (size_t i = 0; i < w->n_rule; i++) {
         if (w->schema[i] != s) continue;
-        *rule = i;
+        *rule = w->first + i;
         return PD_OK;
     }
-    if (!json_is_object(s) && !json_is_true(s)) return pd__schema_bad(w, path, "a schema is an object");
-    if (w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX)
+    PD_TRY(check_known(w, s, path));
+    w->full = w->full || w->depth == PD_SCHEMA_DEPTH_MAX || w->n_rule == PD_SCHEMA_RULES_MAX || ++w->work > WORK_MAX;
+    if (w->full)
         return pd_fail(w->err, PD_EINVAL, path, "%s: the schema has more than %d parts or is deeper than %d", path, PD_SCHEMA_RULES_MAX, PD_SCHEMA_DEPTH_MAX);
-    json_object_foreach((json_t *)(uintptr_t)s, key, v) {
-        if (known(key)) continue;
-        char at[PD__SCHEMA_PATH_MAX];
-        snprintf(at, sizeof at, "%s.%s", path, key);
-        return pd__schema_bad(w, at, "this keyword is not served");
-    }
-    w->schema[w->n_rule] = s;
-    *rule = w->n_rule++;
+    const size_t before = w->out->len;
+    w->schema[w->n_rule++] = s;
+    *rule = w->first + w->n_rule - 1;
     pd_buf body = {0};
     pd_buf_init(&body, 1 << 20);
     w->depth++;
-    const pd_status rc = write_schema(w, s, path, *rule, &body);
+    pd_status rc = write_schema(w, s, path, *rule, &body);
     w->depth--;
+    if (rc == PD_EINVAL && w->loose && !w->full) { /* with it go the rules of its parts */
+        w->n_rule = *rule - w->first + 1;
+        pd_buf_cut(w->out, before);
+        pd_buf_clear(&body);
+        write_any_of(types_of(w, s, 0), &body);
+        rc = PD_OK;
+    }
     pd_buf_printf(w->out, "s%zu ::= ", *rule);
     pd_buf_add(w->out, body.data, body.len);
     pd_buf_putc(w->out, '\n');
@@ -493,17 +523,29 @@ pd_status pd__schema_rule(pd__schema *w, const json_t *s, const char *path, size
     return rc;
 }
 
-pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
+pd_status pd_schema_rules(const json_t *schema, const char *path, size_t *next, bool loose, pd_buf *out, pd_err *err) {
     pd_err own = {0};
     pd__schema *w = calloc(1, sizeof *w);
     size_t rule = 0;
     if (!w) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a schema");
-    *w = (pd__schema){.root = schema, .out = out, .err = err ? err : &own};
-    pd_buf_puts(out, base);
-    const pd_status rc = pd__schema_rule(w, schema, path, &rule);
-    pd_buf_printf(out, "root ::= s%zu\n", rule);
+    *w = (pd__schema){.root = schema, .loose = loose, .first = *next, .out = out, .err = err ? err : &own};
+    pd_status rc = PD_OK;
+    if (loose && types_of(w, schema, 0) != OBJECT) {
+        pd_buf_printf(out, "s%zu ::= object\n", *next);
+        w->n_rule = 1;
+    } else {
+        rc = pd__schema_rule(w, schema, path, &rule);
+    }
+    *next += w->n_rule;
     for (size_t i = 0; i < w->n_merged; i++) json_decref(w->merged[i]);
     free(w);
     if (rc != PD_OK) return rc;
     return out->failed ? pd_fail(err, PD_EINVAL, path, "%s: the schema's grammar is too large", path) : PD_OK;
+}
+
+pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err) {
+    size_t next = 0;
+    pd_json_rules(out);
+    pd_buf_puts(out, "root ::= s0\n");
+    return pd_schema_rules(schema, path, &next, false, out, err);
 }

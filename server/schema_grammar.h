@@ -29,6 +29,13 @@ enum { PD_SCHEMA_RULES_MAX = 2000, PD_SCHEMA_DEPTH_MAX = 32 };
  * that is wrong; the limits above; ENOMEM. */
 pd_status pd_schema_grammar(const json_t *schema, const char *path, pd_buf *out, pd_err *err);
 
+/* Several schemas in one grammar: the rules that all use, once, then each one's.  Its rules
+ * begin with s<*next>, which is the schema, and *next moves behind them.  `loose`: an object
+ * in any case; a keyword that is not served says nothing, and a part that cannot be read is
+ * any value of its types.  Errors: as above; of a loose one the limits alone. */
+void pd_json_rules(pd_buf *out);
+pd_status pd_schema_rules(const json_t *schema, const char *path, size_t *next, bool loose, pd_buf *out, pd_err *err);
+
 /* Any JSON object. */
 void pd_json_grammar(pd_buf *out);
 

@@ -9,9 +9,10 @@ enum { PD__SCHEMA_PATH_MAX = 256, PD__SCHEMA_MERGED_MAX = 256 };
 
 typedef struct {
     const json_t *root;
+    bool loose, full;                          /* as near as may be; out of rules, which nothing helps */
     pd_buf *out;                               /* rules */
-    const json_t *schema[PD_SCHEMA_RULES_MAX]; /* of each rule s<i> */
-    size_t n_rule, work;
+    const json_t *schema[PD_SCHEMA_RULES_MAX]; /* of each rule s<first + i> */
+    size_t first, n_rule, work;
     unsigned depth;
     json_t *merged[PD__SCHEMA_MERGED_MAX]; /* what allOf and propertyNames became; owned */
     size_t n_merged;

@@ -178,7 +178,7 @@ pd_status pd__schema_object(pd__schema *w, const json_t *s, const char *path, si
     if (o.max >= 0 && o.max < o.min) return pd__schema_bad(w, path, "maxProperties is below minProperties");
     for (size_t k = 0; k < json_array_size(list); k++) {
         const char *name = json_string_value(json_array_get(list, k));
-        if (!name || !json_object_get(props, name)) return pd__schema_bad(w, path, "required names something that is not in properties");
+        if (!w->loose && (!name || !json_object_get(props, name))) return pd__schema_bad(w, path, "required names something that is not in properties");
     }
     PD_TRY(find_others(&o, s, path, props));
     if (o.min > (int64_t)o.n + o.open)

@@ -121,6 +121,14 @@ static pd_status any_object(const json_t *v, const char *path, pd_grammar **ret,
     return json_is_true(v) ? object(path, ret, err) : PD_OK;
 }
 
+const json_t *pd_structured_form(const json_t *body) {
+    const json_t *v = pd_json_get(body, "response_format"), *schema = pd_json_get(v, "schema");
+    const char *type = json_string_value(pd_json_get(v, "type"));
+    if (!type || strcmp(type, "text") == 0) return NULL;
+    if (strcmp(type, "json_schema") == 0) return pd_json_get(pd_json_get(v, "json_schema"), "schema");
+    return schema ? schema : json_true();
+}
+
 static pd_status structured_outputs(const json_t *v, const char *path, pd_grammar **ret, pd_err *err) {
     static const struct {
         const char *name, *path;

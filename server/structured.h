@@ -16,7 +16,11 @@ enum { PD_CHOICE_LIST_MAX = 1000 };
  * (two forms at once among them), ENOMEM. */
 pd_status pd_structured_decode(const json_t *body, pd_grammar **ret, pd_err *err);
 
-/* The grammar of one schema; for a tool's arguments too. */
+/* The schema of a response_format that was decoded, true for any object, NULL if it asks
+ * for no JSON. */
+const json_t *pd_structured_form(const json_t *body);
+
+/* The grammar of one schema. */
 pd_status pd_structured_schema(const json_t *schema, const char *path, pd_grammar **ret, pd_err *err);
 
 #endif

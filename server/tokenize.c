@@ -7,7 +7,7 @@
  *
  * The answer is written where the body is decoded: off the loop when it is long. */
 #include "server/reply.h"
-#include "server/request.h"
+#include "server/request_int.h"
 #include "server/router.h"
 #include "server/server.h"
 
@@ -16,16 +16,15 @@
 static pd_status tokenize_body(pd_req *q, const json_t *body, pd_request *r, pd_err *err) {
     const pd_server *s = q->srv;
     bool add_special = true, strings = false;
-    r->add_generation_prompt = true;
     PD_TRY(pd_request_prompts(r, 1, err));
     pd_ids *ids = &r->prompt->ids;
     PD_TRY(pd_json_bool(body, "", "add_special_tokens", &add_special, err));
     PD_TRY(pd_json_bool(body, "", "return_token_strs", &strings, err));
-    PD_TRY(pd_json_bool(body, "", "add_generation_prompt", &r->add_generation_prompt, err));
     if (pd_json_get(body, "messages")) {
         const pd_request_env env = {.tok = s->tok, .chat = s->chat};
         r->kind = PD_REQUEST_CHAT;
         PD_TRY(pd_request_messages(body, r, err));
+        PD_TRY(pd__request_template(body, r, err));
         PD_TRY(pd_request_tokenize(r, &env, err));
     } else {
         const json_t *v = pd_json_get(body, "prompt");

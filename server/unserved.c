@@ -17,21 +17,20 @@ typedef enum {
 static const struct {
     const char *name;
     neutral ok;
-    bool chat_only; /* a completion has it */
+    enum { EITHER, CHAT, COMPLETION } of; /* the other one has it */
 } field[] = {
-    {"best_of", ONE, true},
-    {"echo", FALSE, true},
-    {"suffix", EMPTY, false},
-    {"repeat_penalty", ONE, false},
-    {"use_beam_search", FALSE, false},
-    {"continue_final_message", FALSE, false},
-    {"chat_template", ABSENT, false},
-    {"tools", EMPTY, false},
-    {"functions", EMPTY, false},
-    {"tool_choice", NO_TOOL, false},
-    {"function_call", NO_TOOL, false},
-    {"modalities", ONLY_TEXT, false},
-    {"audio", ABSENT, false},
+    {"best_of", ONE, CHAT},
+    {"echo", FALSE, CHAT},
+    {"suffix", EMPTY, EITHER},
+    {"repeat_penalty", ONE, EITHER},
+    {"use_beam_search", FALSE, EITHER},
+    {"chat_template", ABSENT, EITHER},
+    {"tools", EMPTY, COMPLETION},
+    {"functions", EMPTY, EITHER},
+    {"tool_choice", NO_TOOL, COMPLETION},
+    {"function_call", NO_TOOL, EITHER},
+    {"modalities", ONLY_TEXT, EITHER},
+    {"audio", ABSENT, EITHER},
 };
 
 static bool is_string(const json_t *v, const char *s) {
@@ -63,7 +62,7 @@ pd_status pd_unserved_check(const json_t *body, bool chat, pd_err *err) {
     };
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
         const json_t *v = pd_json_get(body, field[i].name);
-        if (!v || is_neutral(v, field[i].ok) || (field[i].chat_only && !chat)) continue;
+        if (!v || is_neutral(v, field[i].ok) || field[i].of == (chat ? COMPLETION : CHAT)) continue;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         pd_fail(err, PD_EINVAL, field[i].name, "%s is %.60s; it is not served, only %s is accepted",
                 field[i].name, text ? text : "?", accepted[field[i].ok]);

@@ -65,7 +65,7 @@ prepare() {
         pd_model_gemma3
         export PRESSD_TEST_MODEL_GEMMA=$PD_MODEL
     fi
-    if [ -x tests/golden/fetch_vocabs.sh ] && { wanted unit || wanted asan; }; then
+    if [ -x tests/golden/fetch_vocabs.sh ] && { wanted unit || wanted asan || wanted golden; }; then
         export PRESSD_TEST_VOCABS=$PRESSD_CACHE/vocabs
         tests/golden/fetch_vocabs.sh "$PRESSD_TEST_VOCABS" >"$logs/vocabs.log" 2>&1 ||
             { tail -n 20 "$logs/vocabs.log" >&2; pd_die "tests/golden/fetch_vocabs.sh failed"; }

@@ -23,6 +23,11 @@ void pd_buf_clear(pd_buf *b) {
     if (b->data) b->data[0] = '\0';
 }
 
+void pd_buf_cut(pd_buf *b, size_t len) {
+    b->len = len;
+    if (b->data) b->data[len] = '\0';
+}
+
 /* Room for n more bytes and the NUL. */
 static bool reserve(pd_buf *b, size_t n) {
     if (b->failed) return false;

@@ -24,6 +24,7 @@ typedef struct pd_buf {
 void pd_buf_init(pd_buf *b, size_t limit);
 void pd_buf_done(pd_buf *b); /* frees; b may be NULL or half-made; b is empty again */
 void pd_buf_clear(pd_buf *b); /* len = 0, failed = false, memory kept */
+void pd_buf_cut(pd_buf *b, size_t len); /* to its first len bytes, len <= b->len; failed stays */
 
 void pd_buf_add(pd_buf *b, const void *data, size_t n);
 void pd_buf_puts(pd_buf *b, const char *s);

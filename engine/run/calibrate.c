@@ -113,7 +113,8 @@ static pd_status split_template(run *r, const pd_chat *chat, pd_buf *before, pd_
     static const char mark[] = "CONTEXT-STANDS-HERE";
     pd_buf text = {0};
     const pd_chat_msg msg = {"user", mark};
-    pd_status rc = pd_chat_render(chat, pd_engine_tokenizer(r->e), &msg, 1, true, &text, err);
+    const pd_chat_talk talk = {.msg = &msg, .n_msg = 1, .add_generation_prompt = true};
+    pd_status rc = pd_chat_render(chat, pd_engine_tokenizer(r->e), &talk, &text, err);
     const char *at = rc == PD_OK && text.data ? strstr(text.data, mark) : NULL;
     if (at) {
         pd_buf_add(before, text.data, (size_t)(at - text.data));

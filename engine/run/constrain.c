@@ -10,7 +10,7 @@ pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, const pd_token
     *c = (pd_constraint){0};
     if (!job->grammar) return PD_OK;
     c->tree = tree;
-    c->first_space = pd_tokenizer_get_info(job->tok)->add_space_prefix;
+    c->first_space = pd_tokenizer_get_info(job->tok)->add_space_prefix && !job->detok.started;
     return pd_matcher_open(&c->m, job->grammar, err);
 }
 

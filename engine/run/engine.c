@@ -87,15 +87,24 @@ static pd_status open_press_data(pd_engine *e, const pd_engine_opts *o, const pd
     return PD_OK;
 }
 
+/* Behind what else start-up found. */
+static void warn(pd_engine *e, const char *text) {
+    const size_t n = strlen(e->warning);
+    snprintf(e->warning + n, sizeof e->warning - n, "%s%s", n ? "; " : "", text);
+}
+
 static pd_status open_tokenizer(pd_engine *e, const pd_gguf *g, const char *chat, pd_chat_origin *origin, pd_err *err) {
     PD_TRY(pd_tokenizer_open(&e->tok, g, err));
     pd_err none = {0};
     const pd_status rc = pd_chat_open(&e->chat, g, chat, origin, &none);
-    if (rc == PD_OK) return PD_OK;
+    if (rc == PD_OK) {
+        if (pd_chat_warning(e->chat)) warn(e, pd_chat_warning(e->chat));
+        return PD_OK;
+    }
     if (chat && *chat) return pd_fail(err, none.code, "chat-template", "%s", none.msg);
     /* Completions work without a template; chat requests get this answer. */
     e->chat = NULL;
-    snprintf(e->warning, sizeof e->warning, "%.190s", none.msg);
+    warn(e, none.msg);
     return PD_OK;
 }
 
@@ -176,6 +185,7 @@ void pd_engine_close(pd_engine *e) {
     free(e->seq);
     if (e->run.model) pd_run_done(&e->run);
     pd_model_close(e->model);
+    pd_chat_close(e->chat);
     pd_tokenizer_close(e->tok);
     pd_workers_close(e->workers);
     pd_press_data_close(e->press_data);

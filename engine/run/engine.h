@@ -30,7 +30,7 @@ typedef enum { PD_COMPUTE_INT8, PD_COMPUTE_F32 } pd_compute;
 
 typedef struct pd_engine_opts {
     const char *model_path;
-    const char *chat_template; /* family, NULL = the file's own */
+    const char *chat_template; /* as pd_chat_open takes it: NULL = the file's own */
     const char *press_data;    /* file of press data (compression/press_data.h), NULL or "" = none */
     pd_compute compute;
     unsigned n_threads;   /* 0 = choose */
@@ -65,7 +65,7 @@ typedef struct pd_engine_info {
     size_t page_tokens, page_bytes;
     size_t kv_token_bytes;               /* dense f16 bytes per token, all layers, no window */
     uint64_t kv_pool_bytes;              /* bound of the pool */
-    const char *chat_template;           /* family name or NULL */
+    const char *chat_template;           /* pd_chat_name, or NULL */
     pd_chat_origin chat_origin;
     pd_press_model press_model;
 } pd_engine_info;
@@ -114,6 +114,7 @@ typedef struct pd_job_params {
     size_t n_tokens;
     pd_chat_marks marks;   /* scope CONTEXT and protect_system; zeros for completions */
     bool has_marks;        /* a chat: the answer is a text of its own, not the prompt's continuation */
+    bool continues;        /* a chat whose answer goes on inside the last message all the same */
     size_t max_tokens;     /* 0 with max_given = prompt only; not given: as many as context and pool allow */
     bool max_given;
     pd_sampling sampling;

@@ -113,7 +113,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
     job->notify = p->notify;
     job->notify_arg = p->notify_arg;
     job->tok = tok;
-    job->detok.started = !p->has_marks; /* a completion goes on with its prompt: its first space stays */
+    job->detok.started = !p->has_marks || p->continues; /* a completion goes on with its prompt: its first space stays */
     job->t_submit = pd_now_ns();
     pd_buf_init(&job->text, (size_t)64 << 20);
     job->ev = malloc((max_tokens + 1) * sizeof *job->ev);

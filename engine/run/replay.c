@@ -14,6 +14,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct pd_replay {
     pd_context c;
@@ -58,7 +59,8 @@ static pd_status template_marks(pd_context *c, const pd_chat *chat, pd_err *err)
     const pd_chat_msg msg = {"user", mark};
     const int32_t *prefix = NULL;
     size_t n = 0;
-    pd_status rc = pd_chat_render(chat, c->tok, &msg, 1, true, &text, err);
+    const pd_chat_talk talk = {.msg = &msg, .n_msg = 1, .add_generation_prompt = true, .now = (int64_t)time(NULL)};
+    pd_status rc = pd_chat_render(chat, c->tok, &talk, &text, err);
     const char *at = rc == PD_OK ? memmem(text.data, text.len, mark, sizeof mark - 1) : NULL;
     if (rc == PD_OK && !at) rc = pd_fail(err, PD_EINTERNAL, NULL, "the chat template drops a user message");
     if (rc == PD_OK) rc = ids_of(c, text.data, (size_t)(at - text.data), PD_TOK_BOS | PD_TOK_SPECIAL, &prefix, &n, err);

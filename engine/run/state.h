@@ -10,12 +10,12 @@
 struct pd_engine {
     pd_engine_info info;
     pd_tokenizer *tok;
-    const pd_chat *chat;
+    pd_chat *chat; /* NULL: the model has none */
     pd_model *model;
     pd_kernels kern;
     pd_workers *workers;
     pd_press_data *press_data; /* NULL = none; info.press_model borrows it */
-    char warning[200];
+    char warning[500];
 
     pthread_t thread;
     bool thread_started, sync_ready;

@@ -1,142 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Choosing a chat family, and turning its text into ids (see chat.h). */
-#include "engine/tokenizer/chat_family.h"
+/* Choosing a chat template, rendering it, and turning its text into ids (see chat.h). */
+#include "engine/tokenizer/chat_int.h"
 
-#include "engine/base/num.h"
+#include "engine/base/file.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define JINJA_MAX ((size_t)1 << 20)
-
-/* ---- recognising ---- */
-
-/* The Jinja text with everything that does not change its output made equal:
- * white space outside strings gone, strings in single quotes with their \n
- * spelt out, no whitespace-control signs, comments gone, x.role as x['role'].
- * dst has 8 bytes for each of the text's. */
-static size_t canonical(const char *s, size_t n, char *dst) {
-    size_t k = 0, i = 0;
-    bool tag = false;
-    char quote = 0;
-    while (i < n) {
-        const char c = s[i], d = i + 1 < n ? s[i + 1] : '\0';
-        if (quote) {
-            if (c == '\\' && d == 'n') {
-                dst[k++] = '\n';
-                i += 2;
-                continue;
-            }
-            if (c == '\\' && d != '\0') {
-                dst[k++] = d;
-                i += 2;
-                continue;
-            }
-            dst[k++] = c == quote ? '\'' : c;
-            if (c == quote) quote = 0;
-            i++;
-        } else if (!tag && c == '{' && d == '#') {
-            const char *end = memmem(s + i, n - i, "#}", 2);
-            i = end ? (size_t)(end - s) + 2 : n;
-        } else if (!tag && c == '{' && (d == '{' || d == '%')) {
-            tag = true;
-            dst[k++] = c;
-            dst[k++] = d;
-            i += 2;
-            if (i < n && (s[i] == '-' || s[i] == '+')) i++;
-        } else if (tag && (c == '-' || c == '+') && i + 2 < n && (d == '}' || d == '%') && s[i + 2] == '}') {
-            i++;
-        } else if (tag && (c == '}' || c == '%') && d == '}') {
-            tag = false;
-            dst[k++] = c;
-            dst[k++] = d;
-            i += 2;
-        } else if (c == ' ' || (c >= '\t' && c <= '\r')) {
-            i++;
-        } else if (tag && (c == '\'' || c == '"')) {
-            quote = c;
-            dst[k++] = '\'';
-            i++;
-        } else if (tag && n - i > 5 && memcmp(s + i, ".role", 5) == 0) {
-            memcpy(dst + k, "['role']", 8);
-            k += 8;
-            i += 5;
-        } else if (tag && n - i > 8 && memcmp(s + i, ".content", 8) == 0) {
-            memcpy(dst + k, "['content']", 11);
-            k += 11;
-            i += 8;
-        } else {
-            dst[k++] = c;
-            i++;
-        }
-    }
-    return k;
-}
-
-#define CHATML_TURN "{{'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>'+'\n'}}"
-#define CHATML_TURN2 "{{'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>\n'}}"
-#define ALTERNATE "(message['role']=='user')!=(loop.index0%2==0)"
-
-/* Marks of a family in canonical text: all of `must`, none of `never`.  They
- * are whole expressions, so a template that writes anything else is not taken. */
-static const struct {
-    const char *name;
-    const char *must[4], *never[4];
-} signs[] = {
-    {"smollm2", {CHATML_TURN, "named SmolLM, trained by Hugging Face<|im_end|>\n'}}"}, {"tool", "raise_exception"}},
-    {"qwen1.5", {CHATML_TURN, "'<|im_start|>system\nYou are a helpful assistant<|im_end|>\n'"}, {"tool", "raise_exception"}},
-    {"qwen2", {CHATML_TURN, "'<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'"}, {"tool", "raise_exception"}},
-    {"qwen2.5", {CHATML_TURN, "'<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n'",
-                 "\n<tool_response>\n"}, {"<think>", "raise_exception"}},
-    {"chatml", {CHATML_TURN}, {"tool", "raise_exception", "system", "think"}},
-    {"chatml", {CHATML_TURN2}, {"tool", "raise_exception", "system", "think"}},
-    {"llama3.1", {"'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'",
-                  "'Cutting Knowledge Date: December 2023\n'", "'26 Jul 2024'"}, {"<think>"}},
-    {"llama3", {"'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'",
-                "bos_token+content"}, {"tool", "Cutting Knowledge", "raise_exception"}},
-    {"gemma", {"'<start_of_turn>'+role+'\n'+(first_user_prefixifloop.firstelse'')", ALTERNATE, "message['content']|trim"}, {"tool"}},
-    {"gemma2", {"'<start_of_turn>'+role+'\n'+message['content']|trim+'<end_of_turn>\n'", ALTERNATE, "System role not supported"}, {"tool"}},
-    {"phi3.5", {"message['role']=='system'andmessage['content']%}{{'<|system|>\n'+message['content']+'<|end|>\n'}}",
-                "{{'<|assistant|>\n'+message['content']+'<|end|>\n'}}", "{%else%}{{eos_token}}"}, {"tool"}},
-    {"phi3", {"message['role']=='system'%}{{'<|system|>\n'+message['content']+'<|end|>\n'}}",
-              "{{'<|assistant|>\n'+message['content']+'<|end|>\n'}}", "{%else%}{{eos_token}}"}, {"tool"}},
-    {"phi3-first", {"{{bos_token}}", "{{'<|user|>'+'\n'+message['content']+'<|end|>'+'\n'+'<|assistant|>'+'\n'}}",
-                    "{{message['content']+'<|end|>'+'\n'}}"}, {"tool", "system"}},
-    {"mistral", {"'[INST]'+system_message+'\n\n'+message['content']+'[/INST]'", "{{message['content']+eos_token}}",
-                 "loop.lastandsystem_messageisdefined", "(message['role']=='user')!=(ns.index%2==0)"}, {"SYSTEM_PROMPT"}},
-    {"mistral-v3", {"'[INST] '+system_message+'\n\n'+message['content']+'[/INST]'", "' '+message['content']|trim+eos_token",
-                    "loop.lastandsystem_messageisdefined", "(message['role']=='user')!=(ns.index%2==0)"}, {"SYSTEM_PROMPT"}},
-    {"mistral-v1", {"' [INST] '+system_message+'\n\n'+message['content']+' [/INST]'", "{{' '+message['content']+eos_token}}",
-                    "loop.firstandsystem_messageisdefined", ALTERNATE}, {"tool"}},
-    {"mistral-v0.1", {"{{'[INST] '+message['content']+' [/INST]'}}", "{{message['content']+eos_token+' '}}", ALTERNATE}, {"tool", "system"}},
-    {"mistral-v0.2", {"{{'[INST] '+message['content']+' [/INST]'}}", "{{message['content']+eos_token}}", ALTERNATE}, {"tool", "system"}},
-    {"llama2", {"{{bos_token+'[INST] '+content.strip()+' [/INST]'}}", "{{' '+content.strip()+' '+eos_token}}",
-                "'<<SYS>>\n'+system_message+'\n<</SYS>>\n\n'+message['content']", ALTERNATE}, {"tool"}},
+struct pd_chat {
+    char name[32];
+    char *text;
+    pd_jinja *jinja, *with_tools; /* a model may bring another one for requests with tools; or NULL */
+    char warning[200];            /* of a model's own template that is not used; "" = none */
 };
 
-static bool holds(const char *s, size_t n, const char *part) {
-    return memmem(s, n, part, strlen(part)) != NULL;
-}
-
-const pd_chat *pd__chat_recognise(const char *jinja, size_t len) {
-    if (len > JINJA_MAX) return NULL;
-    char *s = malloc(8 * len + 1);
-    if (!s) return NULL;
-    const size_t n = canonical(jinja, len, s);
-    const pd_chat *found = NULL;
-    for (size_t i = 0; !found && i < sizeof signs / sizeof *signs; i++) {
-        bool fits = true;
-        for (size_t k = 0; k < 4; k++) {
-            if (signs[i].must[k] && !holds(s, n, signs[i].must[k])) fits = false;
-            if (signs[i].never[k] && holds(s, n, signs[i].never[k])) fits = false;
-        }
-        if (fits) found = pd__chat_find(signs[i].name, strlen(signs[i].name));
-    }
-    free(s);
-    return found;
-}
-
 /* ---- opening ---- */
+
+pd_status pd__chat_from_text(pd_chat **ret, const char *name, const char *text, size_t n, pd_err *err) {
+    pd_chat *c = calloc(1, sizeof *c);
+    if (c) c->text = strndup(text, n);
+    if (!c || !c->text) {
+        pd_chat_close(c);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the chat template");
+    }
+    snprintf(c->name, sizeof c->name, "%s", name);
+    const pd_status rc = pd_jinja_compile(&c->jinja, text, n, err);
+    if (rc == PD_OK) *ret = c;
+    else pd_chat_close(c);
+    return rc;
+}
+
+void pd_chat_close(pd_chat *c) {
+    if (!c) return;
+    pd_jinja_close(c->jinja);
+    pd_jinja_close(c->with_tools);
+    free(c->text);
+    free(c);
+}
 
 /* Without a template the vocabulary tells: a model trained on a family has its
  * markers as tokens of their own.  First row whose markers are all there. */
@@ -156,110 +57,226 @@ static bool has_token(const pd_gguf_kv *tokens, const char *text) {
     return false;
 }
 
-static const pd_chat *from_vocabulary(const pd_gguf *g) {
+static const char *from_vocabulary(const pd_gguf *g) {
     const pd_gguf_kv *arch = pd_gguf_find(g, "general.architecture");
     if (arch && arch->type == PD_GGUF_STRING && (pd_str_eq(arch->v.s, "gemma") || pd_str_eq(arch->v.s, "gemma2")))
-        return pd__chat_find("gemma2", 6);
+        return "gemma2";
     const pd_gguf_kv *tokens = pd_gguf_find(g, "tokenizer.ggml.tokens");
     if (!tokens || tokens->type != PD_GGUF_ARRAY || tokens->elem != PD_GGUF_STRING) return NULL;
     for (size_t i = 0; i < sizeof by_markers / sizeof *by_markers; i++) {
         if (has_token(tokens, by_markers[i].marker[0]) && has_token(tokens, by_markers[i].marker[1]))
-            return pd__chat_find(by_markers[i].name, strlen(by_markers[i].name));
+            return by_markers[i].name;
     }
     return NULL;
 }
 
-pd_status pd_chat_open(const pd_chat **ret, const pd_gguf *g, const char *name, pd_chat_origin *origin, pd_err *err) {
+static pd_status open_named(pd_chat **ret, const char *name, pd_err *err) {
+    const pd__chat_builtin *b = pd__chat_find(name, strlen(name));
+    return pd__chat_from_text(ret, b->name, b->text, strlen(b->text), err);
+}
+
+static pd_status open_custom(pd_chat **ret, const char *text, size_t n, pd_err *err) {
+    pd_err why = {0};
+    const pd_status rc = pd__chat_from_text(ret, "custom", text, n, &why);
+    return rc == PD_OK ? rc : pd_fail(err, rc, "chat_template", "the chat template given cannot be used: %.250s", why.msg);
+}
+
+static pd_status open_spec(pd_chat **ret, const char *spec, pd_err *err) {
+    if (pd__chat_find(spec, strlen(spec))) return open_named(ret, spec, err);
+    if (strstr(spec, "{{") || strstr(spec, "{%")) return open_custom(ret, spec, strlen(spec), err);
+    char *text = NULL;
+    size_t n = 0;
+    pd_err why = {0};
+    if (pd_file_read(spec, PD_JINJA_TEXT_MAX, &text, &n, &why) != PD_OK)
+        return pd_fail(err, PD_EINVAL, "chat_template",
+                       "'%.60s' is no chat template: neither Jinja text, nor a file that can be read, nor one of %s", spec,
+                       pd_chat_names());
+    const pd_status rc = open_custom(ret, text, n, err);
+    free(text);
+    return rc;
+}
+
+/* The file's own.  EINVAL: it cannot be read, and why. */
+static pd_status open_own(pd_chat **ret, const pd_gguf *g, const pd_gguf_kv *kv, pd_err *err) {
+    pd_err why = {0};
+    const pd_gguf_kv *tools = pd_gguf_find(g, "tokenizer.chat_template.tool_use");
+    if (kv->type != PD_GGUF_STRING) return pd_fail(err, PD_EINVAL, NULL, "it is not a string");
+    PD_TRY(pd__chat_from_text(ret, "model", kv->v.s.data, kv->v.s.len, err));
+    if (!tools || tools->type != PD_GGUF_STRING) return PD_OK;
+    const pd_status rc = pd_jinja_compile(&(*ret)->with_tools, tools->v.s.data, tools->v.s.len, &why);
+    if (rc == PD_ENOMEM) {
+        pd_chat_close(*ret);
+        return pd_fail(err, rc, NULL, "%s", why.msg);
+    }
+    if (rc != PD_OK)
+        snprintf((*ret)->warning, sizeof (*ret)->warning,
+                 "tokenizer.chat_template.tool_use cannot be used (%.90s): the plain one is, with tools too", why.msg);
+    return PD_OK;
+}
+
+/* The family's, for a file that brings none or (why not NULL) one that cannot be used. */
+static pd_status open_family(pd_chat **ret, const pd_gguf *g, const pd_err *why, pd_err *err) {
+    const char *family = from_vocabulary(g);
+    if (!family && why)
+        return pd_fail(err, PD_EFILE, NULL, "tokenizer.chat_template cannot be used: %.120s; choose another with --chat-template",
+                       why->msg);
+    if (!family)
+        return pd_fail(err, PD_EFILE, NULL,
+                       "the file has no chat template and its vocabulary no known markers; choose one with "
+                       "--chat-template (%s)",
+                       pd_chat_names());
+    PD_TRY(open_named(ret, family, err));
+    if (why)
+        snprintf((*ret)->warning, sizeof (*ret)->warning, "tokenizer.chat_template cannot be used (%.100s): %s is, by the vocabulary",
+                 why->msg, family);
+    return PD_OK;
+}
+
+pd_status pd_chat_open(pd_chat **ret, const pd_gguf *g, const char *spec, pd_chat_origin *origin, pd_err *err) {
     pd_chat_origin from = PD_CHAT_FROM_OPTION;
-    const pd_chat *c = NULL;
-    if (name && *name) {
-        c = pd__chat_find(name, strlen(name));
-        if (!c)
-            return pd_fail(err, PD_EINVAL, "chat_template", "unknown chat template '%.40s'; known are %s", name,
-                           pd_chat_names());
+    if (spec && *spec) {
+        PD_TRY(open_spec(ret, spec, err));
     } else {
         const pd_gguf_kv *kv = pd_gguf_find(g, "tokenizer.chat_template");
-        from = kv ? PD_CHAT_FROM_FILE : PD_CHAT_FROM_ARCH;
-        if (kv && kv->type != PD_GGUF_STRING)
-            return pd_fail(err, PD_EFILE, NULL, "tokenizer.chat_template is not a string");
-        c = kv ? pd__chat_recognise(kv->v.s.data, kv->v.s.len) : from_vocabulary(g);
-        if (!c)
-            return pd_fail(err, PD_EFILE, NULL, "%s; choose one with --chat-template (%s)",
-                           kv ? "tokenizer.chat_template is of no known family"
-                              : "the file has no chat template and its vocabulary no known markers", pd_chat_names());
+        pd_err why = {0};
+        const pd_status rc = kv ? open_own(ret, g, kv, &why) : PD_EINVAL;
+        if (rc != PD_OK && rc != PD_EINVAL) return pd_fail(err, rc, NULL, "%s", why.msg);
+        from = rc == PD_OK ? PD_CHAT_FROM_FILE : PD_CHAT_FROM_ARCH;
+        if (rc != PD_OK) PD_TRY(open_family(ret, g, kv ? &why : NULL, err));
     }
-    *ret = c;
     if (origin) *origin = from;
     return PD_OK;
+}
+
+const char *pd_chat_warning(const pd_chat *c) {
+    return c->warning[0] ? c->warning : NULL;
 }
 
 const char *pd_chat_name(const pd_chat *c) {
     return c->name;
 }
 
-const char *pd_chat_names(void) {
-    return "chatml, smollm2, qwen1.5, qwen2, qwen2.5, llama2, llama3, llama3.1, gemma, gemma2, phi3, phi3.5, phi3-first, "
-           "mistral, mistral-v0.1, mistral-v0.2, mistral-v1, mistral-v3";
+const char *pd_chat_text(const pd_chat *c) {
+    return c->text;
+}
+
+bool pd_chat_uses(const pd_chat *c, const char *variable) {
+    return pd_jinja_uses(c->jinja, variable) || (c->with_tools && pd_jinja_uses(c->with_tools, variable));
+}
+
+/* ---- the variables ---- */
+
+static pd_jval special(pd_jheap *h, const pd_tokenizer *t, int32_t id) {
+    const pd_str s = id >= 0 ? pd__piece_text(t, id) : (pd_str){"", 0};
+    return pd_jstr(h, s.data, s.len, PD_JORIGIN_TEMPLATE);
+}
+
+/* Templates write roles into their markers ('<|' + role + '|>'): the ones they are made
+ * for count as their own words, any other as the client's. */
+static uint16_t role_origin(const char *role, uint16_t message) {
+    static const char *const known[] = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(role, known[i]) == 0) return PD_JORIGIN_TEMPLATE;
+    }
+    return message;
+}
+
+static pd_jval message(pd_jheap *h, const pd_chat_talk *talk, size_t i) {
+    const pd_chat_msg *m = &talk->msg[i];
+    const uint16_t origin = (uint16_t)(i + 1);
+    pd_jval v = pd_jdict(h, 2, origin);
+    pd_jdict_set(h, v, "role", pd_jstr(h, m->role, strlen(m->role), role_origin(m->role, origin)));
+    if (!talk->value) {
+        pd_jdict_set(h, v, "content", pd_jstr(h, m->content, strlen(m->content), origin));
+        return v;
+    }
+    pd_jdict_extend(h, v, talk->value[i], "role");
+    return v;
+}
+
+static pd_jval variables(pd_jheap *h, const pd_tokenizer *t, const pd_chat_talk *talk) {
+    pd_jval vars = pd_jdict(h, 12, PD_JORIGIN_TEMPLATE), list = pd_jlist(h, talk->n_msg, PD_JORIGIN_TEMPLATE);
+    for (size_t i = 0; i < talk->n_msg; i++) pd_jlist_add(h, list, message(h, talk, i));
+    if (talk->vars) pd_jdict_extend(h, vars, *talk->vars, NULL);
+    pd_jdict_set(h, vars, "messages", list);
+    pd_jdict_set(h, vars, "add_generation_prompt", pd_jbool(talk->add_generation_prompt));
+    pd_jdict_set(h, vars, "continue_final_message", pd_jbool(talk->continue_final));
+    pd_jdict_set(h, vars, "bos_token", special(h, t, t->info.bos));
+    pd_jdict_set(h, vars, "eos_token", special(h, t, t->info.eos));
+    if (t->info.unk >= 0) pd_jdict_set(h, vars, "unk_token", special(h, t, t->info.unk));
+    if (t->info.pad >= 0) pd_jdict_set(h, vars, "pad_token", special(h, t, t->info.pad));
+    return vars;
 }
 
 /* ---- rendering ---- */
 
-static pd_status write_prompt(const pd_chat *c, pd__prompt *p, const pd_chat_msg *msg, size_t n, bool generate,
-                              pd_err *err) {
-    p->base = p->text->len;
-    p->system_begin = p->system_end = p->last_user = SIZE_MAX;
-    PD_TRY(c->render(c, p, msg, n, generate, err));
-    if (p->failed || p->text->failed) return pd_fail(err, PD_ENOMEM, NULL, "no memory to render the messages");
+/* The prompt ends behind the last word that is the final message's. */
+static pd_status cut_final(const pd_chat_talk *talk, pd_jout *out, pd_err *err) {
+    size_t i = out->n_client;
+    while (i > 0 && out->client[i - 1].origin != talk->n_msg) i--;
+    if (i == 0)
+        return pd_fail(err, PD_EINVAL, "continue_final_message",
+                       "continue_final_message is true, but the chat template writes nothing of the last message");
+    out->len = out->client[i - 1].end;
+    out->n_client = i;
+    while (out->n_turn && out->turn[out->n_turn - 1].begin >= out->len) out->n_turn--;
     return PD_OK;
 }
 
-pd_status pd_chat_render(const pd_chat *c, const pd_tokenizer *t, const pd_chat_msg *msg, size_t n_msg,
-                         bool add_generation_prompt, pd_buf *out, pd_err *err) {
-    pd__prompt p = {.t = t, .text = out};
-    const size_t len = out->len;
-    const pd_status rc = write_prompt(c, &p, msg, n_msg, add_generation_prompt, err);
-    free(p.plain);
-    if (rc != PD_OK && out->data) {
-        out->len = len;
-        out->data[len] = '\0';
+static pd_status render(const pd_chat *c, const pd_tokenizer *t, const pd_chat_talk *talk, pd_jheap *h, pd_jout *out,
+                        pd_err *err) {
+    const pd_jval *tools = talk->vars ? pd_jdict_get(*talk->vars, "tools") : NULL;
+    const bool with_tools = c->with_tools && tools && tools->kind == PD_JLIST;
+    const pd_jval vars = variables(h, t, talk);
+    PD_TRY(pd_jinja_render(with_tools ? c->with_tools : c->jinja, h, vars, talk->now, out, err));
+    return talk->continue_final && talk->n_msg ? cut_final(talk, out, err) : PD_OK;
+}
+
+pd_status pd_chat_render(const pd_chat *c, const pd_tokenizer *t, const pd_chat_talk *talk, pd_buf *text, pd_err *err) {
+    pd_jheap h = {0};
+    pd_jout out = {0};
+    pd_status rc = render(c, t, talk, &h, &out, err);
+    if (rc == PD_OK) {
+        pd_buf_add(text, out.text, out.len);
+        if (text->failed) rc = pd_fail(err, PD_ENOMEM, NULL, "no memory for the prompt of %zu bytes", out.len);
     }
+    pd_jheap_done(&h);
     return rc;
 }
 
-static pd_status encode(const pd__prompt *p, pd_ids *out, pd_chat_marks *marks, pd_err *err) {
+static pd_status encode(const pd_tokenizer *t, const pd_jout *text, const pd_chat_talk *talk, pd_jheap *h, pd_ids *out,
+                        pd_chat_marks *marks, pd_err *err) {
+    const pd__chat_places p = pd__chat_locate(t, text, talk->msg, talk->n_msg);
     pd_chat_marks m = {0};
-    size_t user = 0;
+    size_t user = 0, n = 0;
     pd__mark at[3];
-    size_t n = 0;
-    if (p->system_begin != SIZE_MAX) {
-        at[n++] = (pd__mark){p->system_begin, false, &m.system_begin};
-        at[n++] = (pd__mark){p->system_end, true, &m.system_end};
+    if (p.system_begin != SIZE_MAX) {
+        at[n++] = (pd__mark){p.system_begin, false, &m.system_begin};
+        at[n++] = (pd__mark){p.system_end, true, &m.system_end};
     }
-    if (p->last_user != SIZE_MAX) {
+    if (p.last_user != SIZE_MAX) {
         /* Before the system's where that one stands inside the user's message. */
         size_t i = n;
-        while (i > 0 && at[i - 1].at > p->last_user) {
-            at[i] = at[i - 1];
-            i--;
-        }
-        at[i] = (pd__mark){p->last_user, false, &user};
+        for (; i > 0 && at[i - 1].at > p.last_user; i--) at[i] = at[i - 1];
+        at[i] = (pd__mark){p.last_user, false, &user};
         n++;
     }
-    PD_TRY(pd__tokenize_mixed(p->t, p->text->data ? p->text->data : "", p->text->len,
-                              PD_TOK_SPECIAL | (p->bos ? 0 : PD_TOK_BOS), p->plain, p->n_plain, at, n, out, err));
-    m.last_user_begin = p->last_user != SIZE_MAX ? user : out->n;
+    pd__span *plain = PD_JNEW(h, text->n_client ? text->n_client : 1, pd__span);
+    if (!plain) return pd_fail(err, PD_ENOMEM, NULL, "no memory to tokenize the messages");
+    for (size_t i = 0; i < text->n_client; i++) plain[i] = (pd__span){text->client[i].begin, text->client[i].end};
+    const unsigned bos = pd__chat_bos_len(t, text) ? 0u : PD_TOK_BOS;
+    PD_TRY(pd__tokenize_mixed(t, text->text, text->len, PD_TOK_SPECIAL | bos, plain, text->n_client, at, n, out, err));
+    m.last_user_begin = p.last_user != SIZE_MAX ? user : out->n;
     if (marks) *marks = m;
     return PD_OK;
 }
 
-pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_msg *msg, size_t n_msg,
-                         bool add_generation_prompt, pd_ids *out, pd_chat_marks *marks, pd_err *err) {
-    pd_buf text;
-    pd_buf_init(&text, 0);
-    pd__prompt p = {.t = t, .text = &text};
-    pd_status rc = write_prompt(c, &p, msg, n_msg, add_generation_prompt, err);
-    if (rc == PD_OK) rc = encode(&p, out, marks, err);
-    pd_buf_done(&text);
-    free(p.plain);
+pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_talk *talk, pd_ids *ids,
+                         pd_chat_marks *marks, pd_err *err) {
+    pd_jheap h = {0};
+    pd_jout out = {0};
+    pd_status rc = render(c, t, talk, &h, &out, err);
+    if (rc == PD_OK) rc = encode(t, &out, talk, &h, ids, marks, err);
+    pd_jheap_done(&h);
     return rc;
 }

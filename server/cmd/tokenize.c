@@ -10,6 +10,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define INPUT_MAX ((size_t)64 << 20)
@@ -35,10 +36,13 @@ static pd_status encode(const options *o, const pd_gguf *g, const pd_tokenizer *
     if (!o->chat) return pd_tokenize(t, text, in->len, PD_TOK_BOS | (o->special ? PD_TOK_SPECIAL : 0), ids, err);
     if (!pd_utf8_valid(text, in->len) || memchr(text, 0, in->len))
         return pd_fail(err, PD_EINVAL, NULL, "a chat message must be UTF-8 without NUL");
-    const pd_chat *c;
+    pd_chat *c;
     PD_TRY(pd_chat_open(&c, g, NULL, NULL, err));
     const pd_chat_msg msg = {"user", text};
-    return pd_chat_encode(c, t, &msg, 1, true, ids, NULL, err);
+    const pd_chat_talk talk = {.msg = &msg, .n_msg = 1, .add_generation_prompt = true, .now = (int64_t)time(NULL)};
+    const pd_status rc = pd_chat_encode(c, t, &talk, ids, NULL, err);
+    pd_chat_close(c);
+    return rc;
 }
 
 /* A piece on one line: control characters, the backslash and broken UTF-8 as

@@ -100,7 +100,7 @@ TABLE = [
     (CHAT, chat([{"role": "user", "content": 5}]), 400, "messages[0].content", None, ""),
     (CHAT, chat([{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages[0].content[0]", None, "image_url"),
     (CHAT, chat(ASK, top_logprobs=2), 400, "top_logprobs", None, "logprobs"),
-    (CHAT, chat(ASK, tools=[{"type": "function"}]), 400, "tools", None, "tools"),
+    (CHAT, chat(ASK, tools=[{"type": "function"}]), 400, "tools[0]", None, "name"),
     (CHAT, chat(ASK, response_format={"type": "xml"}), 400, "response_format", None, "xml"),
     (EXPLAIN, {"prompt": "a b c", "compression": "knorm@0.5", "ratios": [2]}, 400, "ratios[0]", None, ""),
     (EXPLAIN, {"prompt": "a b c", "compression": "knorm@0.5", "compare": ["knorm@0.5"]}, 400, "compare", None, ""),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make data/tokenizer/chat.bin: what Jinja2 writes for every chat family and many conversations.
 
-    chat.py VOCABS      (fetch_vocabs.sh's folder: its templates/ are judged too)
+    chat.py VOCABS      (fetch_vocabs.sh's folder: some of its templates/ are rendered)
 
 Rendered as transformers does (sandboxed, trim_blocks, lstrip_blocks) with bos "<s>" and eos "</s>".
 A template here is the published text of its family without its tool parts; FILES names published
@@ -9,8 +9,7 @@ ones whose text stays where it is.
 
 "PDTC" | u32 n_template | n x { str8 family | str32 jinja ("" = in the file) | str8 file
                                 | u32 n_case | n_case x case }
-case: u8 generate | u8 n | n x { str8 role | str16 content } | u8 error_at (255 none, 254 "messages") | str32 text
-then u32 n_file | n x { str8 file | str8 family ("" = not ours) }      for every file of templates/
+case: u8 generate | u8 n | n x { str8 role | str16 content } | u8 refused | str32 text
 """
 import os
 import struct
@@ -191,18 +190,11 @@ def render(template, messages, generate):
 
 
 def case(template, messages, generate):
-    """(error_at, text): the first message the template refuses is the last of the shortest refused start."""
+    """(refused, text)"""
     try:
-        return 255, render(template, messages, generate)
-    except UndefinedError:
-        return 254, ""
-    except Refused:
-        for k in range(1, len(messages) + 1):
-            try:
-                render(template, messages[:k], generate)
-            except Refused:
-                return k - 1, ""
-        raise
+        return 0, render(template, messages, generate)
+    except (UndefinedError, Refused):
+        return 1, ""
 
 
 def packed(fmt, s):
@@ -223,20 +215,16 @@ def main(vocabs):
         out += packed("<B", family) + packed("<I", "" if file else text) + packed("<B", file) + struct.pack("<I", 2 * len(rows))
         for messages in rows:
             for generate in (False, True):
-                at, rendered = case(template, messages, generate)
+                refused, rendered = case(template, messages, generate)
                 out += struct.pack("<BB", generate, len(messages))
                 for role, content in messages:
                     out += packed("<B", role) + packed("<H", content)
-                out += struct.pack("<B", at) + packed("<I", rendered)
+                out += struct.pack("<B", refused) + packed("<I", rendered)
                 cases += 1
-    files = sorted(f for f in os.listdir(folder) if f.endswith(".jinja"))
-    out += struct.pack("<I", len(files))
-    for f in files:
-        out += packed("<B", f) + packed("<B", FILES.get(f, ""))
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "tokenizer", "chat.bin")
     with open(path, "wb") as f:
         f.write(out)
-    print("%d templates, %d cases, %d files, %d bytes" % (len(todo), cases, len(files), len(out)))
+    print("%d templates, %d cases, %d bytes" % (len(todo), cases, len(out)))
 
 
 if __name__ == "__main__":

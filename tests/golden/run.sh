@@ -4,7 +4,8 @@
 #
 #   PRESSD_BIN               the server's binary (build/server/pressd)
 #   PRESSD_TEST_MODEL        SmolLM2-135M-Instruct Q4_1     PRESSD_TEST_MODEL_GEMMA  Gemma 3 270M Q4_K_M
-#   PRESSD_PYTHON            python3 >= 3.9, standard library only
+#   PRESSD_PYTHON            python3 >= 3.9, standard library only but for the templates (jinja2)
+#   PRESSD_TEST_VOCABS       a folder filled by fetch_vocabs.sh: published chat templates
 #   PRESSD_GOLDEN_MODES      "f32 int8"
 #   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
 #   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
@@ -81,6 +82,20 @@ architectures() {
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
 
+# Published chat templates by our interpreter and by Jinja2.
+templates() {
+    local out vocabs=${PRESSD_TEST_VOCABS:-} program
+    program=$(dirname "${PRESSD_BIN:-build/server/pressd}")/../tests/unit/render_template
+    if [ -z "$vocabs" ]; then
+        echo "skipped templates: no PRESSD_TEST_VOCABS"
+        return
+    fi
+    out=$("$python" "$here/test_templates.py" "$program" "$vocabs"/templates* 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+}
+
+templates
 architectures
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random JSON schemas against PyPI's jsonschema: what the schema's grammar derives is valid, a valid instance
 made from the schema is accepted, and a changed instance that jsonschema refuses is refused.  Random regular
-expressions against Python's re: the same texts match.
+expressions against Python's re: the same texts match.  The same schemas, and ones with keywords in them that are not
+served, followed as a tool's are: objects always, and valid ones where the whole schema is served.
 
     PRESSD_GRAMMAR_TEXTS   the built tests/grammar/grammar_texts (default beside PRESSD_BIN's build)
     PRESSD_TEST_LONG=1     10,000 schemas instead of 1,000
@@ -509,6 +510,22 @@ def dump(v, tight):  # a name or a constant has one spelling: no \\u where none 
     return json.dumps(v, ensure_ascii=False, separators=(",", ":") if tight else (", ", ": "))
 
 
+JUNK = [("pattern", "^a+$"), ("format", "uri"), ("not", {"type": "null"}), ("additionalProperties", True), ("minimum", 0.5),
+        ("uniqueItems", True), ("patternProperties", {}), ("type", "any"), ("if", {}), ("required", ["nobody"]), ("maxLength", -1), ("enum", [])]
+
+
+def with_junk(r, s):
+    """Here and there a keyword that is not served, or makes no sense."""
+    if isinstance(s, list):
+        return [with_junk(r, x) for x in s]
+    if not isinstance(s, dict):
+        return s
+    s = {k: with_junk(r, v) for k, v in s.items()}
+    if "type" in s and r.random() < 0.3:
+        s.update([r.choice(JUNK)])
+    return s
+
+
 def main():
     tool = os.environ.get("PRESSD_GRAMMAR_TEXTS")
     if not tool:
@@ -517,7 +534,7 @@ def main():
     n_schema = 10000 if os.environ.get("PRESSD_TEST_LONG") else 1000
     first = int(os.environ.get("PRESSD_TEST_SEED", "0"))
     p = subprocess.Popen([tool], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    count = dict.fromkeys("served refused samples cut accepted refusals".split(), 0)
+    count = dict.fromkeys("served refused samples cut accepted refusals followed".split(), 0)
     why, wrong, slowest = {}, [], 0
 
     def ask(**q):
@@ -560,6 +577,14 @@ def main():
         texts = [dump(v, tight) for v in good + bad]
         a = ask(schema=s, texts=texts, samples=10, seed=seed)
         slowest = max(slowest, a["us"])
+        for other in (s, with_junk(r, s)):
+            b = ask(schema=other, samples=3, seed=seed, loose=True)
+            for text in b.get("samples", ["null"]):
+                count["followed"] += 1
+                if not isinstance(json.loads(text), dict):
+                    wrong.append((seed, f"no object: {b}", other))
+                elif other is s and "error" not in a and s.get("type") == "object" and not check.is_valid(json.loads(text)):
+                    wrong.append((seed, f"followed, derives {text}", s))
         if "error" in a:
             count["refused"] += 1
             key = a["error"].split(": ", 1)[-1]

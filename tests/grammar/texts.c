@@ -3,9 +3,11 @@
  * line on stdin is {"schema": ..., "texts": [...], "samples": n, "seed": n}, or with
  * "regex" for "schema"; the line
  * that answers it is {"error": message, "param": path} or {"accepts": [...],
- * "samples": [...], "cut": n}, both with "us", the microseconds of schema to grammar. */
+ * "samples": [...], "cut": n}, both with "us", the microseconds of schema to grammar.
+ * With "loose" the schema is followed as far as it can be, as a tool's is. */
 #include "engine/base/clock.h"
 #include "engine/grammar/grammar.h"
+#include "server/schema_grammar.h"
 #include "server/structured.h"
 
 #include <stdio.h>
@@ -60,13 +62,28 @@ static bool accepts(pd_grammar *g, const json_t *text) {
     return ok;
 }
 
+static pd_status loose(const json_t *schema, pd_grammar **ret, pd_err *err) {
+    pd_buf gbnf = {0};
+    pd_buf_init(&gbnf, PD_GRAMMAR_TEXT_MAX);
+    pd_json_rules(&gbnf);
+    size_t next = 7; /* as behind others */
+    pd_buf_puts(&gbnf, "root ::= s7\n");
+    pd_status rc = pd_schema_rules(schema, "schema", &next, true, &gbnf, err);
+    if (rc == PD_OK) rc = pd_grammar_parse(ret, gbnf.data, gbnf.len, "schema", err);
+    pd_buf_done(&gbnf);
+    return rc;
+}
+
 static void answer(const json_t *ask, pd_buf *out) {
     pd_grammar *g;
     pd_err err = {0};
     const uint64_t t0 = pd_now_ns();
-    const json_t *regex = json_object_get(ask, "regex");
+    const json_t *schema = json_object_get(ask, "schema"), *regex = json_object_get(ask, "regex");
     json_t *body = regex ? json_pack("{s:O}", "guided_regex", regex) : NULL;
-    const pd_status rc = body ? pd_structured_decode(body, &g, &err) : pd_structured_schema(json_object_get(ask, "schema"), "schema", &g, &err);
+    pd_status rc;
+    if (body) rc = pd_structured_decode(body, &g, &err);
+    else if (json_is_true(json_object_get(ask, "loose"))) rc = loose(schema, &g, &err);
+    else rc = pd_structured_schema(schema, "schema", &g, &err);
     json_decref(body);
     const uint64_t us = (pd_now_ns() - t0) / 1000;
     if (rc != PD_OK) {

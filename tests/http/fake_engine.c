@@ -162,10 +162,13 @@ size_t pd_detok_next(const pd_tokenizer *t, pd_detok *d, int32_t id, bool specia
 size_t pd_detok_end(pd_detok *d, char *dst, size_t cap) { return 0; }
 
 const char *pd_chat_name(const pd_chat *c) { return "chatml"; }
+const char *pd_chat_text(const pd_chat *c) { return ""; }
+bool pd_chat_uses(const pd_chat *c, const char *variable) { return false; }
 
-pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_msg *msg,
-                         size_t n_msg, bool add_generation_prompt, pd_ids *out,
-                         pd_chat_marks *marks, pd_err *err) {
+pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_talk *talk,
+                         pd_ids *out, pd_chat_marks *marks, pd_err *err) {
+    const pd_chat_msg *msg = talk->msg;
+    const size_t n_msg = talk->n_msg;
     *marks = (pd_chat_marks){0};
     size_t last_user = SIZE_MAX;
     for (size_t i = 0; i < n_msg; i++) {
@@ -185,7 +188,7 @@ pd_status pd_chat_encode(const pd_chat *c, const pd_tokenizer *t, const pd_chat_
         PD_TRY(pd_ids_push(out, IM_END, err));
         if (system) marks->system_end = out->n;
     }
-    if (add_generation_prompt) {
+    if (talk->add_generation_prompt) {
         PD_TRY(pd_ids_push(out, IM_START, err));
         PD_TRY(pd_tokenize(t, "assistant\n", 10, 0, out, err));
     }

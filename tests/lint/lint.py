@@ -140,6 +140,7 @@ RANK = {
     "engine/base": 0,
     "engine/kernels": 1,
     "engine/gguf": 1,
+    "engine/jinja": 1,
     "engine/tokenizer": 2,
     "engine/cache": 2,
     "compression": 3,
