@@ -540,7 +540,7 @@ static void types_have_names(void **state) {
     assert_true(pd_kv_type_parse("f16", &t) && t == PD_KV_F16);
     assert_false(pd_kv_type_parse("f32", &t)); /* the engine's business */
     assert_false(pd_kv_type_parse("q8", &t));
-    static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 4.5};
+    static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 5}; /* q4: 5.5 of keys, 4.5 of values */
     for (t = PD_KV_F16; t < PD_KV_TYPES; t++) {
         const pd_codec c = pd_codec_of(t, t);
         assert_true((double)pd_codec_page_bytes(&c, 64) * 8 == bits[t] * 2 * N * 64);
