@@ -314,6 +314,11 @@ pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value) {
     return (pd_codec){.key = key, .value = value, .k = &types[key].k, .v = &types[value].v};
 }
 
+bool pd_codec_recent(const pd_codec *c, pd_codec *ret) {
+    *ret = pd_codec_of(c->key == PD_KV_Q4 ? PD_KV_Q8_0 : c->key, c->value == PD_KV_Q4 ? PD_KV_Q8_0 : c->value);
+    return c->key == PD_KV_Q4 || c->value == PD_KV_Q4;
+}
+
 const char *pd_kv_type_name(pd_kv_type t) {
     return t == PD_KV_NATIVE ? "native" : types[t].name;
 }
