@@ -33,16 +33,16 @@ void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_repor
 static void layers(pd_buf *out, const pd_kv_report *kv) {
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer; l++) {
-        uint64_t pages = 0;
+        uint64_t bytes = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
-            pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
+            bytes += kv->head_pages ? pd_kv_report_bytes(kv, kv->head_pages[l * kv->n_head_kv + h]) : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
-                      (unsigned long long)(pages * kv->page_bytes));
+                      (unsigned long long)bytes);
         for (size_t h = 0; h < kv->n_head_kv; h++) {
             const size_t i = l * kv->n_head_kv + h;
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
                           (unsigned long long)(kv->head_pages
-                                                   ? (uint64_t)kv->head_pages[i] * kv->page_bytes
+                                                   ? pd_kv_report_bytes(kv, kv->head_pages[i])
                                                    : 0));
         }
         pd_buf_puts(out, "]}");
@@ -58,6 +58,7 @@ void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
         pd_buf_printf(out, ",\"kv_type\":{\"key\":\"%s\",\"value\":\"%s\"}", key, value);
     const size_t values = 2 * info->page_tokens * info->head_dim;
     member_num(out, "bits_per_value", 8.0 * (double)kv->page_bytes / (double)values);
+    if (kv->recent_page_bytes) member_u64(out, "bytes_recent", kv->bytes - kv->pages * kv->page_bytes);
 }
 
 /* Without the closing brace. */

@@ -101,6 +101,10 @@ static size_t q8_bytes(size_t d) {
     return N * d + d / GROUP * N * 2;
 }
 
+static size_t q5_bytes(size_t d) {
+    return N * d * 5 / 8 + d / GROUP * N * 2;
+}
+
 static size_t q4_bytes(size_t d) {
     return N * d / 2 + d / GROUP * N * 2;
 }
@@ -177,7 +181,7 @@ static void q8_move_v(const void *src, size_t from, void *dst, size_t to, size_t
     move_steps(src, from, dst, to, N * d, d);
 }
 
-/* ---- q4: number = d * (n - 7.5), d = max / 7.5, of the rotated row ---- */
+/* ---- q4: of the rotated row, number = d * (n - top / 2), d = max / (top / 2); top is 31 in keys, 15 in values ---- */
 
 /* x = H x, H orthonormal and its own inverse (Sylvester's Hadamard matrix of the
  * largest power of two that divides d, repeated along the diagonal). */
@@ -199,34 +203,54 @@ static void rotate(float *x, size_t d) {
     for (size_t i = 0; i < d; i++) x[i] *= scale;
 }
 
-/* n in 0..15 of one row, and the groups' steps. */
-static void q4_quantise(const float *x, size_t d, uint8_t *n, float *step) {
+/* n in 0..top of one row, and the groups' steps. */
+static void q4_quantise(const float *x, size_t d, int top, uint8_t *n, float *step) {
     float y[ROW_MAX];
+    const float half = (float)top / 2.0f;
     memcpy(y, x, d * sizeof *y);
     rotate(y, d);
     for (size_t b = 0; b < d / GROUP; b++) {
         const float *g = y + b * GROUP;
         float max = 0.0f;
         for (size_t i = 0; i < GROUP; i++) max = fmaxf(max, fabsf(g[i]));
-        const bool zero = max / 7.5f < FLT_MIN; /* 7.5 / max could overflow */
-        const float inv = zero ? 0.0f : 7.5f / max;
-        step[b] = zero ? 0.0f : max / 7.5f;
+        const bool zero = max / half < FLT_MIN; /* half / max could overflow */
+        const float inv = zero ? 0.0f : half / max;
+        step[b] = zero ? 0.0f : max / half;
         for (size_t i = 0; i < GROUP; i++) {
-            const long v = lrintf(g[i] * inv + 7.5f);
-            n[b * GROUP + i] = (uint8_t)(v < 0 ? 0 : v > 15 ? 15 : v);
+            const long v = lrintf(g[i] * inv + half);
+            n[b * GROUP + i] = (uint8_t)(v < 0 ? 0 : v > top ? top : v);
         }
     }
+}
+
+/* The fifth bits of channels [4q, 4q + 4) of a slot share half a byte. */
+static uint8_t *fifth(void *part, size_t d, size_t slot, size_t q) {
+    return (uint8_t *)part + N * d / 2 + q * (N / 2) + slot / 2;
+}
+
+static unsigned get_fifth(const void *part, size_t d, size_t slot, size_t q) {
+    return ((const uint8_t *)part)[N * d / 2 + q * (N / 2) + slot / 2] >> 4 * (slot % 2) & 15;
+}
+
+static void put_fifth(void *part, size_t d, size_t slot, size_t q, unsigned bits) {
+    uint8_t *at = fifth(part, d, slot, q);
+    *at = (uint8_t)((*at & (slot % 2 ? 0x0f : 0xf0)) | bits << 4 * (slot % 2));
 }
 
 static void q4_write_k(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
     uint8_t row[ROW_MAX];
     float step[ROW_MAX / GROUP];
     for (size_t i = 0; i < n; i++) {
-        q4_quantise(x + i * stride, d, row, step);
+        q4_quantise(x + i * stride, d, 31, row, step);
         for (size_t c = 0; c < d; c += 8)
             for (size_t j = 0; j < 4; j++)
-                ((uint8_t *)part)[(c / 8 * N + slot + i) * 4 + j] = (uint8_t)(row[c + j] | row[c + 4 + j] << 4);
-        put_steps(kern, part, N * d / 2, d, slot + i, step);
+                ((uint8_t *)part)[(c / 8 * N + slot + i) * 4 + j] = (uint8_t)((row[c + j] & 15) | row[c + 4 + j] << 4);
+        for (size_t q = 0; q < d / 4; q++) {
+            unsigned bits = 0;
+            for (size_t j = 0; j < 4; j++) bits |= (unsigned)(row[4 * q + j] >> 4) << j;
+            put_fifth(part, d, slot + i, q, bits);
+        }
+        put_steps(kern, part, N * d * 5 / 8, d, slot + i, step);
     }
 }
 
@@ -234,7 +258,7 @@ static void q4_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot
     uint8_t row[ROW_MAX];
     float step[ROW_MAX / GROUP];
     for (size_t i = 0; i < n; i++) {
-        q4_quantise(x + i * stride, d, row, step);
+        q4_quantise(x + i * stride, d, 15, row, step);
         uint8_t *at = (uint8_t *)part + (slot + i) * d / 2;
         for (size_t c = 0; c < d; c += GROUP)
             for (size_t j = 0; j < 16; j++) at[c / 2 + j] = (uint8_t)(row[c + j] | row[c + 16 + j] << 4);
@@ -244,10 +268,11 @@ static void q4_write_v(const pd_kernels *kern, void *part, size_t d, size_t slot
 
 static void q4_read_k(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
     float step[ROW_MAX / GROUP];
-    get_steps(kern, part, N * d / 2, d, slot, step);
+    get_steps(kern, part, N * d * 5 / 8, d, slot, step);
     for (size_t c = 0; c < d; c++) {
         const unsigned byte = ((const uint8_t *)part)[(c / 8 * N + slot) * 4 + c % 4];
-        x[c] = step[c / GROUP] * ((float)(byte >> (c % 8 < 4 ? 0 : 4) & 15) - 7.5f);
+        const unsigned four = byte >> (c % 8 < 4 ? 0 : 4) & 15, high = get_fifth(part, d, slot, c / 4) >> c % 4 & 1;
+        x[c] = step[c / GROUP] * ((float)(four | high << 4) - 15.5f);
     }
     rotate(x, d);
 }
@@ -264,7 +289,8 @@ static void q4_read_v(const pd_kernels *kern, const void *part, size_t d, size_t
 
 static void q4_move_k(const void *src, size_t from, void *dst, size_t to, size_t d) {
     move_quads(src, from, dst, to, d / 8);
-    move_steps(src, from, dst, to, N * d / 2, d);
+    for (size_t q = 0; q < d / 4; q++) put_fifth(dst, d, to, q, get_fifth(src, d, from, q));
+    move_steps(src, from, dst, to, N * d * 5 / 8, d);
 }
 
 static void q4_move_v(const void *src, size_t from, void *dst, size_t to, size_t d) {
@@ -281,11 +307,16 @@ static const struct {
     [PD_KV_F16] = {"f16", {f16_bytes, f16_write_k, f16_read_k, f16_move_k}, {f16_bytes, f16_write_v, f16_read_v, f16_move_v}},
     [PD_KV_F32] = {"f32", {f32_bytes, f32_write_k, f32_read_k, f32_move_k}, {f32_bytes, f32_write_v, f32_read_v, f32_move_v}},
     [PD_KV_Q8_0] = {"q8_0", {q8_bytes, q8_write_k, q8_read_k, q8_move_k}, {q8_bytes, q8_write_v, q8_read_v, q8_move_v}},
-    [PD_KV_Q4] = {"q4", {q4_bytes, q4_write_k, q4_read_k, q4_move_k}, {q4_bytes, q4_write_v, q4_read_v, q4_move_v}},
+    [PD_KV_Q4] = {"q4", {q5_bytes, q4_write_k, q4_read_k, q4_move_k}, {q4_bytes, q4_write_v, q4_read_v, q4_move_v}},
 };
 
 pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value) {
     return (pd_codec){.key = key, .value = value, .k = &types[key].k, .v = &types[value].v};
+}
+
+bool pd_codec_recent(const pd_codec *c, pd_codec *ret) {
+    *ret = pd_codec_of(c->key == PD_KV_Q4 ? PD_KV_Q8_0 : c->key, c->value == PD_KV_Q4 ? PD_KV_Q8_0 : c->value);
+    return c->key == PD_KV_Q4 || c->value == PD_KV_Q4;
 }
 
 const char *pd_kv_type_name(pd_kv_type t) {
@@ -378,7 +409,7 @@ static void scores(const pd_codec *c, const pd_kernels *kern, const pd_part_pass
     switch (c->key) {
     case PD_KV_F16: kern->scores_f16(p); break;
     case PD_KV_Q8_0: kern->scores_q8(p); break;
-    case PD_KV_Q4: kern->scores_q4(p); break;
+    case PD_KV_Q4: kern->scores_q5(p); break;
     default: kern->scores_f32(p);
     }
 }

@@ -5,7 +5,7 @@
  *     f16, f32   K: [head_dim][16]   V: [16][head_dim]             (kernels.h, attention)
  *     q8_0, q4   the same in groups of 32 numbers with one step    (kernels.h, few bits)
  *
- * q4 stores rows rotated by an orthonormal Hadamard matrix over head_dim (its
+ * q4 means 5 bits of a key's numbers and 4 of a value's; it stores rows rotated by an orthonormal Hadamard matrix over head_dim (its
  * largest power of two, repeated), which spreads a large channel over all of them;
  * the query is rotated likewise and the output back (QuaRot, 2404.00456).
  *
@@ -51,6 +51,10 @@ typedef struct pd_codec {
 } pd_codec;
 
 pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value);
+
+/* How the last tokens are held beside pages of this codec (kv.h): q4's part as q8_0.
+ * false: their pages are enough. */
+bool pd_codec_recent(const pd_codec *c, pd_codec *ret);
 
 const char *pd_kv_type_name(pd_kv_type t); /* "q8_0" */
 /* false: no such type a request may ask for. */

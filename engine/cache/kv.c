@@ -38,6 +38,25 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
     return PD_OK;
 }
 
+pd_status pd_kv_hold_recent(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, pd_err *err) {
+    assert(kv->n_pages == 0);
+    kv->recent_tmp = malloc(PD_KV_RECENT * pool->page_bytes + 2 * kv->head_dim * sizeof(float));
+    if (!kv->recent_tmp) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the page lists of a sequence");
+    kv->recent_pool = pool;
+    kv->recent_codec = *codec;
+    return PD_OK;
+}
+
+static uint32_t *ring(pd_kv_head *kh, uint32_t page) {
+    return &kh->recent[(kh->turn + page) % PD_KV_RECENT];
+}
+
+/* Ring pages [from, to) go back. */
+static void give_recent(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
+    for (uint32_t p = from; p < to; p++) pd_kvpool_give(kv->recent_pool, *ring(kh, p));
+    if (from < to) kv->n_recent -= to - from;
+}
+
 static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
     for (uint32_t i = from; i < to; i++) pd_kvpool_give(kv->pool, kh->page[i]);
     kv->n_pages -= to - from;
@@ -45,10 +64,13 @@ static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
 
 void pd_kv_done(pd_kv *kv) {
     if (kv->head) {
-        for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++)
+        for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
+            give_recent(kv, &kv->head[i], pd_kv_recent_from(kv, &kv->head[i]), kv->head[i].n_page);
             give_pages(kv, &kv->head[i], 0, kv->head[i].n_page);
-        assert(kv->n_pages == 0);
+        }
+        assert(kv->n_pages == 0 && kv->n_recent == 0);
     }
+    free(kv->recent_tmp);
     free(kv->head);
     free(kv->page_list);
     free(kv->centre);
@@ -56,8 +78,14 @@ void pd_kv_done(pd_kv *kv) {
 }
 
 static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
-    if (kh->n_page == kh->cap_page || !pd_kvpool_take(kv->pool, PD_PAGE_SEQ, &kh->page[kh->n_page]))
+    const bool recent = kv->recent_pool && kh->n_page < PD_KV_RECENT; /* else the oldest of the ring makes room */
+    if (kh->n_page == kh->cap_page || (recent && !pd_kvpool_take(kv->recent_pool, PD_PAGE_SEQ, ring(kh, kh->n_page))))
         return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
+    if (!pd_kvpool_take(kv->pool, PD_PAGE_SEQ, &kh->page[kh->n_page])) {
+        if (recent) pd_kvpool_give(kv->recent_pool, *ring(kh, kh->n_page));
+        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
+    }
+    kv->n_recent += recent;
     kh->n_page++;
     kv->n_pages++;
     if (kv->n_pages > kv->peak_pages) kv->peak_pages = kv->n_pages;
@@ -78,6 +106,8 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    const size_t pages = pd_div_up((size_t)kh->first + kh->n + n, N); /* of the head, when all is in */
     for (size_t i = 0; i < n;) {
         const size_t at = (size_t)kh->first + kh->n, slot = at % N;
         if (at == (size_t)kh->n_page * N) PD_TRY(add_page(kv, kh, err));
@@ -87,8 +117,10 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
         size_t run = pd_min_size(N - slot, n - i);
         if (idx) run = 1;
         const size_t row = idx ? idx[i] : i;
-        pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride,
-                       pd_kv_centre(kv, layer, head));
+        pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
+        if (kv->recent_pool && at / N + PD_KV_RECENT >= pages)
+            pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, (uint32_t)(at / N))), kv->head_dim,
+                           slot, run, k + row * stride, v + row * stride, stride, centre);
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
         kh->n += (uint32_t)run;
         i += run;
@@ -96,22 +128,64 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     return PD_OK;
 }
 
+void pd_kv_row(const pd_kv *kv, size_t layer, size_t head, size_t i, float *k, float *v, int32_t *pos) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t at = kh->first + i;
+    assert(i < kh->n);
+    if (k || v) {
+        const pd_codec *codec;
+        const void *page = pd_kv_page(kv, kh, (uint32_t)(at / N), &codec);
+        pd_codec_read(codec, kv->kern, page, kv->head_dim, at % N, k, v, pd_kv_centre(kv, layer, head));
+    }
+    if (pos) *pos = pd_kvpool_pos(kv->pool, kh->page[at / N])[at % N];
+}
+
+void pd_kv_set_row(pd_kv *kv, size_t layer, size_t head, size_t i, const float *k, const float *v) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t at = kh->first + i, d = kv->head_dim;
+    const uint32_t page = (uint32_t)(at / N);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    assert(i < kh->n);
+    pd_codec_write(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, at % N, 1, k, v, d, centre);
+    if (page >= pd_kv_recent_from(kv, kh))
+        pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, page)), d, at % N, 1, k, v, d, centre);
+}
+
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    for (size_t i = 0; i < kh->n; i++) {
-        const size_t at = kh->first + i;
-        const uint32_t id = kh->page[at / N];
-        if (k || v)
-            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
-                          k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL,
-                          pd_kv_centre(kv, layer, head));
-        if (pos) pos[i] = pd_kvpool_pos(kv->pool, id)[at % N];
+    for (size_t i = 0; i < kh->n; i++)
+        pd_kv_row(kv, layer, head, i, k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL, pos ? pos + i : NULL);
+}
+
+/* The ring of a head whose page lists are about to be compacted to `keep`: slots that it
+ * holds move as bits, older ones are read from their pages. */
+static void keep_recent(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t bytes = kv->recent_pool->page_bytes, d = kv->head_dim;
+    const uint32_t held = pd_kv_recent_from(kv, kh), n_page = (uint32_t)pd_div_up(n, N);
+    uint8_t *old = kv->recent_tmp;
+    float *k = (float *)(old + PD_KV_RECENT * bytes), *v = k + d;
+    for (uint32_t p = held; p < kh->n_page; p++)
+        memcpy(old + p % PD_KV_RECENT * bytes, pd_kvpool_page(kv->recent_pool, *ring(kh, p)), bytes);
+    for (size_t i = n_page > PD_KV_RECENT ? (size_t)(n_page - PD_KV_RECENT) * N : 0; i < n; i++) {
+        const size_t from = kh->first + keep[i];
+        void *to = pd_kvpool_page(kv->recent_pool, *ring(kh, (uint32_t)(i / N)));
+        if (from / N >= held) {
+            pd_codec_move(&kv->recent_codec, old + from / N % PD_KV_RECENT * bytes, from % N, to, i % N, d);
+        } else {
+            const float *centre = pd_kv_centre(kv, layer, head);
+            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[from / N]), d, from % N, k, v, centre);
+            pd_codec_write(&kv->recent_codec, kv->kern, to, d, i % N, 1, k, v, d, centre);
+        }
     }
+    const uint32_t before = kh->n_page < PD_KV_RECENT ? kh->n_page : PD_KV_RECENT;
+    give_recent(kv, kh, n_page, before);
 }
 
 void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(n >= 1 && n <= kh->n && keep[n - 1] < kh->n);
+    if (kv->recent_pool) keep_recent(kv, layer, head, keep, n);
     for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
         const size_t from = kh->first + keep[i];
         if (from == i) continue;
@@ -134,6 +208,10 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     const uint32_t dead = kh->n ? kh->first / N : kh->n_page;
     if (kh->n == 0) kh->first = 0;
     if (!dead) return;
+    if (kv->recent_pool) {
+        give_recent(kv, kh, pd_kv_recent_from(kv, kh), dead);
+        kh->turn = (kh->turn + dead) % PD_KV_RECENT;
+    }
     give_pages(kv, kh, 0, dead);
     memmove(kh->page, kh->page + dead, (kh->n_page - dead) * sizeof *kh->page);
     kh->n_page -= dead;
@@ -155,12 +233,16 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];
-        assert(kh->n_page == 0);
+        assert(kh->n_page == 0 && !kv->recent_pool == !from->recent_pool);
+        kh->turn = src->turn;
         for (uint32_t p = 0; p < src->n_page; p++) {
             PD_TRY(add_page(kv, kh, err));
             memcpy(pd_kvpool_page(kv->pool, kh->page[p]), pd_kvpool_page(from->pool, src->page[p]), kv->pool->page_bytes);
             memcpy(pd_kvpool_pos(kv->pool, kh->page[p]), pd_kvpool_pos(from->pool, src->page[p]), N * sizeof(int32_t));
         }
+        for (uint32_t p = pd_kv_recent_from(kv, kh); p < kh->n_page; p++)
+            memcpy(pd_kvpool_page(kv->recent_pool, *ring(kh, p)),
+                   pd_kvpool_page(from->recent_pool, src->recent[(src->turn + p) % PD_KV_RECENT]), kv->recent_pool->page_bytes);
         kh->first = src->first;
         kh->n = src->n;
     }

@@ -3,11 +3,12 @@
  *
  * Scores: a load of K has four channels of 8 slots, which vpmaddubsw multiplies by
  * the query's four.  q8 takes |k| and gives its sign to q, so that pairs stay below
- * 2 * 127 * 127 < 2^15; q4's pairs stay below 2 * 15 * 127, and the eight of a group
- * are added in 16 bits.
+ * 2 * 127 * 127 < 2^15; q5's pairs stay below 2 * 31 * 127, and four of a group are
+ * added in 16 bits.
  * Values: steps go into the weights once a page, integers become f32.
  *
- * Cost per 32 bytes of K: q8 4 operations a head, q4 4 for twice the channels. */
+ * Cost per 32 bytes of K: q8 4 operations a head, q5 4 for twice the channels, and 8 to
+ * put the fifth bits in their place. */
 #include "engine/kernels/rows.h"
 
 #include <immintrin.h>
@@ -28,40 +29,56 @@ FORCE_INLINE __m256i four(const int8_t *q) {
     return _mm256_set1_epi32(v);
 }
 
-/* Bytes of a part's numbers; the steps follow. */
-FORCE_INLINE size_t numbers(size_t dim, bool q4) {
-    return 16 * dim / (q4 ? 2 : 1);
+/* Bytes of a part's numbers of 8, 5 or 4 bits; the steps follow. */
+FORCE_INLINE size_t numbers(size_t dim, int bits) {
+    return 2 * dim * (size_t)bits;
 }
 
-FORCE_INLINE __m256 steps8(const uint8_t *part, size_t dim, size_t b, int half, bool q4) {
-    const uint8_t *d = part + numbers(dim, q4) + b * 32 + (size_t)half * 16;
+FORCE_INLINE __m256 steps8(const uint8_t *part, size_t dim, size_t b, int half, int bits) {
+    const uint8_t *d = part + numbers(dim, bits) + b * 32 + (size_t)half * 16;
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)d));
+}
+
+/* 32 bits, each as 16 or 0 in a byte. */
+FORCE_INLINE __m256i fifth_bits(const uint8_t *at) {
+    int32_t v;
+    memcpy(&v, at, sizeof v);
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    const __m256i x = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(v), byte), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(x, bit), _mm256_set1_epi8(16));
 }
 
 /* tmp[g][0..16) = the scores of a page's 16 slots. */
 FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const uint8_t *part,
-                              const uint8_t *later, bool q4, float *tmp) {
+                              const uint8_t *later, bool q5, float *tmp) {
+    const int bits = q5 ? 5 : 8;
     const size_t dim = p->head_dim, n_grp = dim / GROUP;
     const __m256i ones = _mm256_set1_epi16(1), low4 = _mm256_set1_epi8(15);
     const int8_t *q = p->q_n + g0 * dim;
     __m256 s[MAX_NG][2];
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm256_setzero_ps();
     for (size_t b = 0; b < n_grp; b++) {
-        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, bits) + b * 32, _MM_HINT_T0);
+        if (q5) _mm_prefetch((const char *)later + 8 * dim + b * 64, _MM_HINT_T0);
         for (int half = 0; half < 2; half++) {
-            __m256i dot[MAX_NG];
-            for (int g = 0; g < ng; g++) dot[g] = _mm256_setzero_si256();
-            for (size_t i = 0; i < (q4 ? 4 : 8); i++) {
-                const size_t at = (b * (q4 ? 4 : 8) + i) * 64 + (size_t)half * 32;
+            __m256i dot[MAX_NG], pair[MAX_NG]; /* pair: of two octets, in 16 bits */
+            for (int g = 0; g < ng; g++) dot[g] = pair[g] = _mm256_setzero_si256();
+            for (size_t i = 0; i < (q5 ? 4 : 8); i++) {
+                const size_t octet = b * (q5 ? 4 : 8) + i, at = octet * 64 + (size_t)half * 32;
                 const __m256i v = _mm256_loadu_si256((const __m256i *)(part + at));
                 if (half == 0) _mm_prefetch((const char *)later + at, _MM_HINT_T0);
-                if (q4) {
-                    const __m256i lo = _mm256_and_si256(v, low4);
-                    const __m256i hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), low4);
+                if (q5) {
+                    const uint8_t *high = part + 8 * dim + octet * 16 + (size_t)half * 4;
+                    const __m256i lo = _mm256_or_si256(_mm256_and_si256(v, low4), fifth_bits(high));
+                    const __m256i hi = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v, 4), low4), fifth_bits(high + 8));
                     for (int g = 0; g < ng; g++) {
                         const int8_t *at_q = q + (size_t)g * dim + b * GROUP + i * 8;
-                        dot[g] = _mm256_add_epi16(dot[g], _mm256_maddubs_epi16(lo, four(at_q)));
-                        dot[g] = _mm256_add_epi16(dot[g], _mm256_maddubs_epi16(hi, four(at_q + 4)));
+                        pair[g] = _mm256_add_epi16(pair[g], _mm256_maddubs_epi16(lo, four(at_q)));
+                        pair[g] = _mm256_add_epi16(pair[g], _mm256_maddubs_epi16(hi, four(at_q + 4)));
+                        if (i % 2 == 0) continue;
+                        dot[g] = _mm256_add_epi32(dot[g], _mm256_madd_epi16(pair[g], ones));
+                        pair[g] = _mm256_setzero_si256();
                     }
                 } else {
                     const __m256i mag = _mm256_abs_epi8(v);
@@ -72,11 +89,11 @@ FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const ui
                     }
                 }
             }
-            const __m256 d = steps8(part, dim, b, half, q4);
+            const __m256 d = steps8(part, dim, b, half, bits);
             for (int g = 0; g < ng; g++) {
                 const size_t at = (g0 + (size_t)g) * n_grp + b;
-                __m256 x = _mm256_cvtepi32_ps(q4 ? _mm256_madd_epi16(dot[g], ones) : dot[g]);
-                if (q4) x = _mm256_sub_ps(x, _mm256_set1_ps(7.5f * p->q_sum[at]));
+                __m256 x = _mm256_cvtepi32_ps(dot[g]);
+                if (q5) x = _mm256_sub_ps(x, _mm256_set1_ps(15.5f * p->q_sum[at]));
                 s[g][half] = _mm256_fmadd_ps(d, _mm256_mul_ps(_mm256_set1_ps(p->q_d[at]), x), s[g][half]);
             }
         }
@@ -123,44 +140,45 @@ FORCE_INLINE void group_values(float w[MAX_NG][16], int ng, size_t dim, const ui
 FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const uint8_t *part,
                               const uint8_t *later, bool q4, size_t j0, size_t j1, const float *tmp) {
     const size_t dim = p->head_dim;
+    const int bits = q4 ? 4 : 8;
     float w[MAX_NG][16];
     for (size_t b = 0; b < dim / GROUP; b++) {
         for (size_t i = 0; i < (q4 ? 4 : 8); i++)
             _mm_prefetch((const char *)later + (b * (q4 ? 4 : 8) + i) * 64, _MM_HINT_T0);
-        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, bits) + b * 32, _MM_HINT_T0);
         for (int g = 0; g < ng; g++)
             for (int half = 0; half < 2; half++)
                 _mm256_storeu_ps(w[g] + 8 * half,
                                  _mm256_mul_ps(_mm256_loadu_ps(tmp + (size_t)g * p->tmp_stride + 8 * half),
-                                               steps8(part, dim, b, half, q4)));
+                                               steps8(part, dim, b, half, bits)));
         group_values(w, ng, dim, part, b, q4, j0, j1, p->acc + g0 * dim);
     }
 }
 
-FORCE_INLINE size_t pages_ahead(size_t dim, bool q4) {
-    const size_t bytes = numbers(dim, q4);
+FORCE_INLINE size_t pages_ahead(size_t dim, int bits) {
+    const size_t bytes = numbers(dim, bits);
     return bytes < AHEAD_KV ? AHEAD_KV / bytes : 1;
 }
 
-FORCE_INLINE void scores(const pd_part_pass *p, bool q4) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4);
+FORCE_INLINE void scores(const pd_part_pass *p, bool q5) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q5 ? 5 : 8);
     for (size_t i = p0; i < p1; i++) {
         const uint8_t *part = (const uint8_t *)p->pages[i] + p->at;
         const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 ? i + ahead : i] + p->at;
         for (size_t g = 0; g < p->n_group; g += MAX_NG) {
             float *tmp = p->tmp + g * p->tmp_stride + (i - p0) * 16;
             switch (p->n_group - g) {
-            case 1: page_scores(p, g, 1, part, later, q4, tmp); break;
-            case 2: page_scores(p, g, 2, part, later, q4, tmp); break;
-            case 3: page_scores(p, g, 3, part, later, q4, tmp); break;
-            default: page_scores(p, g, 4, part, later, q4, tmp);
+            case 1: page_scores(p, g, 1, part, later, q5, tmp); break;
+            case 2: page_scores(p, g, 2, part, later, q5, tmp); break;
+            case 3: page_scores(p, g, 3, part, later, q5, tmp); break;
+            default: page_scores(p, g, 4, part, later, q5, tmp);
             }
         }
     }
 }
 
 FORCE_INLINE void values(const pd_part_pass *p, bool q4) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4);
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4 ? 4 : 8);
     const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
     memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
     for (size_t i = p0; i < p1; i++) {
@@ -183,7 +201,7 @@ static void scores_q8(const pd_part_pass *p) {
     scores(p, false);
 }
 
-static void scores_q4(const pd_part_pass *p) {
+static void scores_q5(const pd_part_pass *p) {
     scores(p, true);
 }
 
@@ -197,7 +215,7 @@ static void values_q4(const pd_part_pass *p) {
 
 void pd__kernels_init_few_avx2(pd_kernels *k) {
     k->scores_q8 = scores_q8;
-    k->scores_q4 = scores_q4;
+    k->scores_q5 = scores_q5;
     k->values_q8 = values_q8;
     k->values_q4 = values_q4;
 }

@@ -6,8 +6,8 @@
  * Values: steps go into the weights once a page; q8's integers become f32, q4's
  * choose n - 7.5 from a table of 16.
  *
- * Cost per 64 bytes of K: q8 1 operation a head, q4 2 (16 in f16).  Values cost what
- * f16's cost and read half or a quarter. */
+ * Cost per 64 bytes of K: q8 1 operation a head, q5 2 (16 in f16), and 2 to add the fifth
+ * bits.  Values cost what f16's cost and read half or a quarter. */
 #include "engine/kernels/rows.h"
 
 #include <immintrin.h>
@@ -28,19 +28,26 @@ FORCE_INLINE __m512i four(const int8_t *q) {
     return _mm512_set1_epi32(v);
 }
 
-/* Bytes of a part's numbers; the steps follow. */
-FORCE_INLINE size_t numbers(size_t dim, bool q4) {
-    return 16 * dim / (q4 ? 2 : 1);
+/* Bytes of a part's numbers of 8, 5 or 4 bits; the steps follow. */
+FORCE_INLINE size_t numbers(size_t dim, int bits) {
+    return 2 * dim * (size_t)bits;
 }
 
-FORCE_INLINE __m512 steps(const uint8_t *part, size_t dim, size_t b, bool q4) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(part + numbers(dim, q4) + b * 32)));
+FORCE_INLINE __m512 steps(const uint8_t *part, size_t dim, size_t b, int bits) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(part + numbers(dim, bits) + b * 32)));
+}
+
+FORCE_INLINE __m512i add_fifth(__m512i v, const uint8_t *at) {
+    uint64_t bits;
+    memcpy(&bits, at, sizeof bits);
+    return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16));
 }
 
 /* tmp[g][0..16) = the scores of a page's 16 slots.  Integer sums are exact in any
  * order: two chains a head hide the latency. */
 FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const uint8_t *part,
-                              const uint8_t *later, bool q4, float *tmp) {
+                              const uint8_t *later, bool q5, float *tmp) {
+    const int bits = q5 ? 5 : 8;
     const size_t dim = p->head_dim, n_grp = dim / GROUP;
     const __m512i sign = _mm512_set1_epi8(-128), low4 = _mm512_set1_epi8(15);
     const int8_t *q = p->q_n + g0 * dim;
@@ -50,12 +57,12 @@ FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const ui
         __m512i dot[MAX_NG][2];
         for (int g = 0; g < ng; g++) dot[g][0] = dot[g][1] = _mm512_setzero_si512();
         for (size_t i = 0; i < 4; i++) { /* 8 channels */
-            const uint8_t *at = part + (b * 4 + i) * (q4 ? 64 : 128);
+            const uint8_t *at = part + (b * 4 + i) * (q5 ? 64 : 128), *high = part + 8 * dim + (b * 4 + i) * 16;
             __m512i v[2];
-            if (q4) {
+            if (q5) {
                 const __m512i x = _mm512_loadu_si512(at);
-                v[0] = _mm512_and_si512(x, low4);
-                v[1] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low4);
+                v[0] = add_fifth(_mm512_and_si512(x, low4), high);
+                v[1] = add_fifth(_mm512_and_si512(_mm512_srli_epi16(x, 4), low4), high + 8);
             } else {
                 v[0] = _mm512_xor_si512(_mm512_loadu_si512(at), sign);
                 v[1] = _mm512_xor_si512(_mm512_loadu_si512(at + 64), sign);
@@ -68,12 +75,13 @@ FORCE_INLINE void page_scores(const pd_part_pass *p, size_t g0, int ng, const ui
                 dot[g][1] = _mm512_dpbusd_epi32(dot[g][1], v[1], four(at_q + 4));
             }
         }
-        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
-        const __m512 d = steps(part, dim, b, q4);
+        if (q5) _mm_prefetch((const char *)later + 8 * dim + b * 64, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, bits) + b * 32, _MM_HINT_T0);
+        const __m512 d = steps(part, dim, b, bits);
         for (int g = 0; g < ng; g++) {
             const size_t at = (g0 + (size_t)g) * n_grp + b;
             const __m512 n = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[g][0], dot[g][1])); /* < 2^24 */
-            const __m512 x = _mm512_sub_ps(n, _mm512_set1_ps((q4 ? 7.5f : 128.0f) * p->q_sum[at]));
+            const __m512 x = _mm512_sub_ps(n, _mm512_set1_ps((q5 ? 15.5f : 128.0f) * p->q_sum[at]));
             s[g] = _mm512_fmadd_ps(d, _mm512_mul_ps(_mm512_set1_ps(p->q_d[at]), x), s[g]);
         }
     }
@@ -119,14 +127,15 @@ FORCE_INLINE void group_values(float w[2][MAX_NG][16], int ng, int nb, size_t di
 FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const uint8_t *part,
                               const uint8_t *later, bool q4, size_t j0, size_t j1, const float *tmp) {
     const size_t dim = p->head_dim, n_grp = dim / GROUP;
+    const int bits = q4 ? 4 : 8;
     float w[2][MAX_NG][16];
     for (size_t b = 0; b < n_grp; b += 2) {
         const int nb = b + 1 < n_grp ? 2 : 1;
         for (size_t i = 0; i < (size_t)nb * (q4 ? 4 : 8); i++)
             _mm_prefetch((const char *)later + (b * (q4 ? 4 : 8) + i) * 64, _MM_HINT_T0);
-        _mm_prefetch((const char *)later + numbers(dim, q4) + b * 32, _MM_HINT_T0);
+        _mm_prefetch((const char *)later + numbers(dim, bits) + b * 32, _MM_HINT_T0);
         for (int i = 0; i < nb; i++) {
-            const __m512 d = steps(part, dim, b + (size_t)i, q4);
+            const __m512 d = steps(part, dim, b + (size_t)i, bits);
             for (int g = 0; g < ng; g++)
                 _mm512_storeu_ps(w[i][g], _mm512_mul_ps(d, _mm512_loadu_ps(tmp + (size_t)g * p->tmp_stride)));
         }
@@ -137,30 +146,30 @@ FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const ui
     }
 }
 
-FORCE_INLINE size_t pages_ahead(size_t dim, bool q4) {
-    const size_t bytes = numbers(dim, q4);
+FORCE_INLINE size_t pages_ahead(size_t dim, int bits) {
+    const size_t bytes = numbers(dim, bits);
     return bytes < AHEAD_KV ? AHEAD_KV / bytes : 1;
 }
 
-FORCE_INLINE void scores(const pd_part_pass *p, bool q4) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4);
+FORCE_INLINE void scores(const pd_part_pass *p, bool q5) {
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q5 ? 5 : 8);
     for (size_t i = p0; i < p1; i++) {
         const uint8_t *part = (const uint8_t *)p->pages[i] + p->at;
         const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 ? i + ahead : i] + p->at;
         for (size_t g = 0; g < p->n_group; g += MAX_NG) {
             float *tmp = p->tmp + g * p->tmp_stride + (i - p0) * 16;
             switch (p->n_group - g) {
-            case 1: page_scores(p, g, 1, part, later, q4, tmp); break;
-            case 2: page_scores(p, g, 2, part, later, q4, tmp); break;
-            case 3: page_scores(p, g, 3, part, later, q4, tmp); break;
-            default: page_scores(p, g, 4, part, later, q4, tmp);
+            case 1: page_scores(p, g, 1, part, later, q5, tmp); break;
+            case 2: page_scores(p, g, 2, part, later, q5, tmp); break;
+            case 3: page_scores(p, g, 3, part, later, q5, tmp); break;
+            default: page_scores(p, g, 4, part, later, q5, tmp);
             }
         }
     }
 }
 
 FORCE_INLINE void values(const pd_part_pass *p, bool q4) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4);
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4 ? 4 : 8);
     const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
     memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
     for (size_t i = p0; i < p1; i++) {
@@ -183,7 +192,7 @@ static void scores_q8(const pd_part_pass *p) {
     scores(p, false);
 }
 
-static void scores_q4(const pd_part_pass *p) {
+static void scores_q5(const pd_part_pass *p) {
     scores(p, true);
 }
 
@@ -197,7 +206,7 @@ static void values_q4(const pd_part_pass *p) {
 
 void pd__kernels_init_few_vnni(pd_kernels *k) {
     k->scores_q8 = scores_q8;
-    k->scores_q4 = scores_q4;
+    k->scores_q5 = scores_q5;
     k->values_q8 = values_q8;
     k->values_q4 = values_q4;
 }

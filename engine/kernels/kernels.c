@@ -182,24 +182,27 @@ static pd_status test_attention(st *t, bool f16, float cap) {
     return same(t, entry, acc[0], acc[1], ST_GROUP * ST_DIM, 1e-5f * N);
 }
 
-/* Both passes in one type.  Random bytes are numbers in few bits, with steps of 1 / 64. */
-static pd_status test_part(st *t, const char *const entry[2], size_t bits,
+/* The numbers of a page: random ones.  Random bytes are numbers in few bits, with steps of 1 / 64. */
+static void fill_part(st *t, size_t dim, size_t bits, float *part) {
+    float x[ST_PAGE_ELEMS];
+    fill(t, x, ST_PAGE_ELEMS);
+    fill(t, part, ST_PAGE_ELEMS);
+    if (bits == 16) t->ref->f32_to_f16(x, (uint16_t *)part, ST_PAGE_ELEMS);
+    if (bits >= 16) return;
+    uint8_t *n = (uint8_t *)part;
+    for (size_t i = 0; i < PD_PAGE_TOKENS * dim * bits / 8; i++) n[i] = (uint8_t)(int8_t)(100.0f * x[i % ST_PAGE_ELEMS]);
+    for (size_t i = 0; i < dim / PD_KV_GROUP * PD_PAGE_TOKENS; i++) ((uint16_t *)(n + PD_PAGE_TOKENS * dim * bits / 8))[i] = 0x2400;
+}
+
+/* Both passes in one type; bits of a key's and of a value's number. */
+static pd_status test_part(st *t, const char *const entry[2], size_t key_bits, size_t value_bits,
                            void (*const scores[2])(const pd_part_pass *),
                            void (*const values[2])(const pd_part_pass *)) {
     enum { DIM = 96 /* a pair of groups and one more */, FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = ST_PAGE * PD_PAGE_TOKENS };
-    const bool few = bits < 16;
-    float x[ST_PAGE_ELEMS], part[ST_PAGE][ST_PAGE_ELEMS];
+    float part[ST_PAGE][ST_PAGE_ELEMS];
     const void *pages[ST_PAGE];
-    for (size_t p = 0; p < ST_PAGE; p++) {
-        fill(t, x, ST_PAGE_ELEMS);
-        fill(t, part[p], ST_PAGE_ELEMS);
-        if (bits == 16) t->ref->f32_to_f16(x, (uint16_t *)part[p], ST_PAGE_ELEMS);
-        for (size_t i = 0; few && i < PD_PAGE_TOKENS * DIM * bits / 8; i++)
-            ((uint8_t *)part[p])[i] = (uint8_t)(int8_t)(100.0f * x[i % ST_PAGE_ELEMS]);
-        for (size_t i = 0; few && i < DIM / PD_KV_GROUP * PD_PAGE_TOKENS; i++)
-            ((uint16_t *)((uint8_t *)part[p] + PD_PAGE_TOKENS * DIM * bits / 8))[i] = 0x2400;
-        pages[p] = part[p];
-    }
+    for (size_t p = 0; p < ST_PAGE; p++) pages[p] = part[p];
+    for (size_t p = 0; p < ST_PAGE; p++) fill_part(t, DIM, key_bits, part[p]);
     float q[ST_GROUP * DIM], tmp[2][ST_GROUP * STRIDE], acc[2][ST_GROUP * DIM];
     float q_d[ST_GROUP * DIM / PD_KV_GROUP], q_sum[ST_GROUP * DIM / PD_KV_GROUP], s[ST_GROUP * DIM / 16];
     int8_t q_n[ST_GROUP * DIM];
@@ -217,6 +220,7 @@ static pd_status test_part(st *t, const char *const entry[2], size_t bits,
     }
     for (size_t g = 0; g < ST_GROUP; g++) /* numbers are below 2 */
         PD_TRY(same(t, entry[0], tmp[0] + g * STRIDE + FIRST, tmp[1] + g * STRIDE + FIRST, N, 1e-5f * DIM));
+    for (size_t p = 0; p < ST_PAGE; p++) fill_part(t, DIM, value_bits, part[p]);
     for (int i = 0; i < 2; i++) {
         pass.tmp = tmp[0];
         pass.acc = acc[i];
@@ -226,14 +230,14 @@ static pd_status test_part(st *t, const char *const entry[2], size_t bits,
 }
 
 static pd_status test_parts(st *t) {
-#define PART(type, bits)                                                                                       \
-    PD_TRY(test_part(t, (const char *[]){"scores_" #type, "values_" #type}, bits,                              \
-                     (void (*const[])(const pd_part_pass *)){t->ref->scores_##type, t->k->scores_##type},      \
-                     (void (*const[])(const pd_part_pass *)){t->ref->values_##type, t->k->values_##type}))
-    PART(f16, 16);
-    PART(f32, 32);
-    PART(q8, 8);
-    PART(q4, 4);
+#define PART(key, key_bits, value, value_bits)                                                                 \
+    PD_TRY(test_part(t, (const char *[]){"scores_" #key, "values_" #value}, key_bits, value_bits,              \
+                     (void (*const[])(const pd_part_pass *)){t->ref->scores_##key, t->k->scores_##key},        \
+                     (void (*const[])(const pd_part_pass *)){t->ref->values_##value, t->k->values_##value}))
+    PART(f16, 16, f16, 16);
+    PART(f32, 32, f32, 32);
+    PART(q8, 8, q8, 8);
+    PART(q5, 5, q4, 4);
 #undef PART
     return PD_OK;
 }

@@ -44,7 +44,7 @@ typedef struct pd_part_pass {
     size_t tmp_stride;
     /* scores: the queries, scaled */
     const float *q;    /* [n_group][head_dim]; f16 and f32 */
-    const int8_t *q_n; /* q8, q4: number = q_d * q_n, as quantize_act leaves them */
+    const int8_t *q_n; /* q8, q5: number = q_d * q_n, as quantize_act leaves them */
     const float *q_d, *q_sum; /* [n_group][head_dim / 32]; q_sum: sum of the group's q_n */
     float *acc;        /* values: [n_group][head_dim], set */
 } pd_part_pass;
@@ -146,18 +146,20 @@ typedef struct pd_kernels {
      *
      * Few bits: each group of 32 numbers of a row has a step d, f16.
      *   q8  number = d * n            K: n [head_dim/4][16][4], V: n [16][head_dim]   int8
+     *   q5  number = d * (n - 15.5)   n in 0..31
+     *       K four bits [head_dim/8][16][4]: byte (c, s, i) has channel 8c + i of slot s in
+     *       its low and 8c + 4 + i in its high half; behind them the fifth [head_dim/4][8]:
+     *       bit 4 (s % 2) + i of byte (c, s / 2) is that of channel 4c + i of slot s
      *   q4  number = d * (n - 7.5)    n in 0..15
-     *       K [head_dim/8][16][4]: byte (c, s, i) has channel 8c + i of slot s in its low
-     *       and 8c + 4 + i in its high four bits
      *       V [16][head_dim/2]: byte 16g + i of a row has channel 32g + i in its low and
      *       32g + 16 + i in its high four bits
      * and behind n, for both parts, d [head_dim/32][16].
      * A score is the sum over groups of d * (q_d * (exact integer sum of q_n times n, of
-     * n - 7.5 in q4)), each operation in f32: K is never made f32. */
+     * n - 15.5 in q5)), each operation in f32: K is never made f32. */
     void (*scores_f16)(const pd_part_pass *p);
     void (*scores_f32)(const pd_part_pass *p);
     void (*scores_q8)(const pd_part_pass *p);
-    void (*scores_q4)(const pd_part_pass *p);
+    void (*scores_q5)(const pd_part_pass *p);
     void (*values_f16)(const pd_part_pass *p);
     void (*values_f32)(const pd_part_pass *p);
     void (*values_q8)(const pd_part_pass *p);

@@ -240,10 +240,12 @@ static const void *part_of(const pd_part_pass *p, size_t slot) {
     return (const char *)p->pages[slot / PD_PAGE_TOKENS] + p->at;
 }
 
-/* n of channel c of a slot's key; in q4 from 0 to 15. */
-static int key_n(const void *part, size_t slot, size_t c, bool q4) {
-    if (!q4) return ((const int8_t *)part)[(c / 4 * PD_PAGE_TOKENS + slot) * 4 + c % 4];
-    return ((const uint8_t *)part)[(c / 8 * PD_PAGE_TOKENS + slot) * 4 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 15;
+/* n of channel c of a slot's key; in q5 from 0 to 31. */
+static int key_n(const void *part, size_t dim, size_t slot, size_t c, bool q5) {
+    if (!q5) return ((const int8_t *)part)[(c / 4 * PD_PAGE_TOKENS + slot) * 4 + c % 4];
+    const uint8_t *low = part, *high = low + dim / 2 * PD_PAGE_TOKENS;
+    const int four = low[(c / 8 * PD_PAGE_TOKENS + slot) * 4 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 15;
+    return four | (high[c / 4 * (PD_PAGE_TOKENS / 2) + slot / 2] >> (4 * (slot % 2) + c % 4) & 1) << 4;
 }
 
 static int value_n(const void *part, size_t dim, size_t slot, size_t c, bool q4) {
@@ -251,12 +253,12 @@ static int value_n(const void *part, size_t dim, size_t slot, size_t c, bool q4)
     return ((const uint8_t *)part)[slot * dim / 2 + c / 32 * 16 + c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
 }
 
-static float step_of(const void *part, size_t dim, size_t slot, size_t group, bool q4) {
-    const uint16_t *d = (const uint16_t *)((const char *)part + PD_PAGE_TOKENS * dim / (q4 ? 2 : 1));
+static float step_of(const void *part, size_t dim, size_t slot, size_t group, size_t bits) {
+    const uint16_t *d = (const uint16_t *)((const char *)part + PD_PAGE_TOKENS * dim * bits / 8);
     return f16_decode(d[group * PD_PAGE_TOKENS + slot]);
 }
 
-static void scores_few(const pd_part_pass *p, bool q4) {
+static void scores_few(const pd_part_pass *p, bool q5) {
     const size_t first = p->first / PD_PAGE_TOKENS * PD_PAGE_TOKENS, n_grp = p->head_dim / PD_KV_GROUP;
     for (size_t g = 0; g < p->n_group; g++) {
         for (size_t i = first; i < p->first + p->n; i++) {
@@ -265,10 +267,10 @@ static void scores_few(const pd_part_pass *p, bool q4) {
             for (size_t b = 0; b < n_grp; b++) {
                 int dot = 0;
                 for (size_t c = b * PD_KV_GROUP; c < (b + 1) * PD_KV_GROUP; c++)
-                    dot += p->q_n[g * p->head_dim + c] * key_n(part, i % PD_PAGE_TOKENS, c, q4);
+                    dot += p->q_n[g * p->head_dim + c] * key_n(part, p->head_dim, i % PD_PAGE_TOKENS, c, q5);
                 /* below 2^24 and a multiple of 1/2: exact */
-                const float x = (float)dot - (q4 ? 7.5f * p->q_sum[g * n_grp + b] : 0.0f);
-                s += step_of(part, p->head_dim, i % PD_PAGE_TOKENS, b, q4) * (p->q_d[g * n_grp + b] * x);
+                const float x = (float)dot - (q5 ? 15.5f * p->q_sum[g * n_grp + b] : 0.0f);
+                s += step_of(part, p->head_dim, i % PD_PAGE_TOKENS, b, q5 ? 5 : 8) * (p->q_d[g * n_grp + b] * x);
             }
             p->tmp[g * p->tmp_stride + i - first] = s;
         }
@@ -285,7 +287,7 @@ static void values_few(const pd_part_pass *p, bool q4) {
             for (size_t c = 0; c < p->head_dim; c++) {
                 const float n = (float)value_n(part, p->head_dim, i % PD_PAGE_TOKENS, c, q4) - (q4 ? 7.5f : 0.0f);
                 p->acc[g * p->head_dim + c] +=
-                    w * step_of(part, p->head_dim, i % PD_PAGE_TOKENS, c / PD_KV_GROUP, q4) * n;
+                    w * step_of(part, p->head_dim, i % PD_PAGE_TOKENS, c / PD_KV_GROUP, q4 ? 4 : 8) * n;
             }
         }
     }
@@ -326,7 +328,7 @@ static void scores_q8(const pd_part_pass *p) {
     scores_few(p, false);
 }
 
-static void scores_q4(const pd_part_pass *p) {
+static void scores_q5(const pd_part_pass *p) {
     scores_few(p, true);
 }
 
@@ -418,7 +420,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .scores_f16 = scores_f16,
         .scores_f32 = scores_f32,
         .scores_q8 = scores_q8,
-        .scores_q4 = scores_q4,
+        .scores_q5 = scores_q5,
         .values_f16 = values_f16,
         .values_f32 = values_f32,
         .values_q8 = values_q8,

@@ -140,12 +140,13 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_byte
         job->budget = (pd_budget){.by_count = true, .count = (size_t)c->amount};
         break;
     case PD_BUDGET_BYTES: {
-        const size_t n = tokens_for_bytes(c->press, hp, job->scope, c->amount, page_bytes);
+        const uint64_t recent = job->recent_bytes;
+        const size_t n = c->amount <= recent ? 0 : tokens_for_bytes(c->press, hp, job->scope, c->amount - recent, page_bytes);
         if (n == 0)
             return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
                            "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",
                            (unsigned long long)c->amount,
-                           (unsigned long long)(pages_for_count(c->press, hp, 1, job->scope) * page_bytes));
+                           (unsigned long long)(pages_for_count(c->press, hp, 1, job->scope) * page_bytes + recent));
         job->budget = (pd_budget){.by_count = true, .count = n};
         break;
     }
@@ -167,6 +168,10 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     job->kv_value = c && c->kv_value ? c->kv_value : native;
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim);
+    pd_codec recent;
+    const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->max_tokens, PD_PAGE_TOKENS) + 1);
+    job->recent_page_bytes = pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim) : 0;
+    job->recent_bytes = (uint64_t)hp->n_layer * hp->n_head_kv * twice * job->recent_page_bytes;
     const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
     if (hp->head_dim % group == 0) return PD_OK;
     return pd_fail(err, PD_EINVAL, "compression.kv_type",

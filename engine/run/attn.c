@@ -3,8 +3,8 @@
  *
  * Tile: one task = 32 tokens (16 if that gives too few tasks), all query heads of one KV
  * head (kernels.h, attn_tile); blocks above the diagonal or below the window are skipped.
- * Step: a chunk = up to 16 pages of one (sequence, KV head); the group's query
- * heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
+ * Step: a chunk = up to 16 pages of one (sequence, KV head), those held a second time in
+ * one of their own (kv.h); the group's query heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
  * the next is prefetched while one is computed. */
 #include "engine/run/attn.h"
@@ -41,7 +41,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
-    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 2);
+    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 3);
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
@@ -145,10 +145,10 @@ typedef struct {
 } step_job;
 
 /* The chunk's pages; their number. */
-static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages) {
+static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages, const pd_codec **codec) {
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    for (size_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[c->page0 + i]);
+    for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_kv_page(kv, kh, c->page0 + i, codec);
     return c->n_page;
 }
 
@@ -160,14 +160,15 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const void *pages[2 * PAGES];
-    const size_t n_page = pages_of(j, c, pages), n_next = more ? pages_of(j, c + 1, pages + n_page) : 0;
+    const pd_codec *codec, *next;
+    const size_t n_page = pages_of(j, c, pages, &codec), n_next = more ? pages_of(j, c + 1, pages + n_page, &next) : 0;
     const size_t first = c->page0 == 0 ? kh->first : 0;
     const size_t end = pd_min_size((size_t)(c->page0 + c->n_page) * N, (size_t)kh->first + kh->n) - (size_t)c->page0 * N;
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     float *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
-    pd_codec_attn(&kv->codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
+    pd_codec_attn(codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
                   PAGES * N + 2 * N, q + group * d, m, l, acc);
 }
 
@@ -203,9 +204,11 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, cons
     size_t n = 0;
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
-            const uint32_t n_page = pd_kv_at(kv[s], layer, h)->n_page;
-            for (uint32_t p = 0; p < n_page; p += PAGES)
-                a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, n_page - p < PAGES ? n_page - p : PAGES};
+            const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
+            const uint32_t old = pd_kv_recent_from(kv[s], kh);
+            for (uint32_t p = 0; p < old; p += PAGES)
+                a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, old - p < PAGES ? old - p : PAGES};
+            if (old < kh->n_page) a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, old, kh->n_page - old};
         }
     }
     const size_t run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));

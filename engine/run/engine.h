@@ -15,6 +15,7 @@
 #include "compression/compress.h"
 #include "engine/base/buf.h"
 #include "engine/base/err.h"
+#include "engine/cache/kv.h"
 #include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -241,16 +242,22 @@ typedef struct pd_kv_report {
     const char *skipped;     /* reason, or NULL */
     uint64_t tokens_seen, tokens_evicted; /* evicted: pairs, summed over layers and heads */
     double tokens_kept;      /* mean over the layers and heads, at the end */
-    uint64_t bytes;          /* resident pages when the answer ended */
+    uint64_t bytes;          /* resident pages when the answer ended, those held twice with them */
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;
     pd_kv_type kv_key, kv_value; /* how the pages store numbers, never NATIVE */
     size_t page_bytes;
+    size_t recent_page_bytes; /* of a page that holds last tokens a second time (cache/kv.h); 0 = none does */
     double press_ms;
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
     const uint32_t *head_pages; /* likewise */
 } pd_kv_report;
+
+/* What a head of so many pages holds, its last ones twice. */
+static inline uint64_t pd_kv_report_bytes(const pd_kv_report *r, uint64_t pages) {
+    return pages * r->page_bytes + (pages < PD_KV_RECENT ? pages : PD_KV_RECENT) * r->recent_page_bytes;
+}
 
 typedef struct pd_job_timing {
     double queue_ms, prompt_ms, predicted_ms, ttft_ms; /* ttft from submit */
@@ -288,7 +295,7 @@ const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  
 
 /* Bytes the pool would hold for `n` prompt tokens under a uniform ratio in pages of
  * this size (explain's forecast); page rounding included.  Thread: any. */
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, size_t page_bytes);
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, const pd_kv_report *kv);
 
 /* ---- counters, for /metrics: plain atomics, never block.  Thread: any ---- */
 

@@ -155,6 +155,8 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->kv_key = leader->kv_key;
     job->kv_value = leader->kv_value;
     job->page_bytes = leader->page_bytes;
+    job->recent_page_bytes = leader->recent_page_bytes;
+    job->recent_bytes = leader->recent_bytes;
     job->pages_reserved = job->pages_promised = leader->pages_reserved;
     job->sampling.seed = choice->seed;
     job->notify_arg = choice->notify_arg;
@@ -164,6 +166,7 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->result.kv.kv_key = leader->kv_key;
     job->result.kv.kv_value = leader->kv_value;
     job->result.kv.page_bytes = leader->page_bytes;
+    job->result.kv.recent_page_bytes = leader->recent_page_bytes;
     job->engine = leader->engine;
     *ret = job;
     return PD_OK;

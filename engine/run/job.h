@@ -71,6 +71,8 @@ struct pd_job {
     const char *skipped;
     pd_kv_type kv_key, kv_value; /* how its pages store numbers, never NATIVE */
     size_t page_bytes;           /* of its pages */
+    size_t recent_page_bytes;    /* of one held a second time (kv.h), 0 = none is */
+    uint64_t recent_bytes;       /* of the most of those */
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t pages_promised;     /* of them, what it may still come to; less when the prompt is pressed */
     uint64_t staging_bytes;      /* dense layer of its prefill */
@@ -119,11 +121,11 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
 
 /* Bytes of the most pages it may ever hold. */
 static inline uint64_t pd__job_reserved(const pd_job *job) {
-    return job->pages_reserved * job->page_bytes;
+    return job->pages_reserved * job->page_bytes + job->recent_bytes;
 }
 /* And of those it may still come to. */
 static inline uint64_t pd__job_promised(const pd_job *job) {
-    return job->pages_promised * job->page_bytes;
+    return job->pages_promised * job->page_bytes + job->recent_bytes;
 }
 
 void pd__job_set_state(pd_job *job, pd_job_state state);

@@ -356,8 +356,7 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
-                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
+            pd_kv_set_row(&s->kv, layer, h, i, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d);
     }
 }
 
@@ -405,13 +404,7 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
         k[h] = rows + 2 * h * n * d;
         v[h] = k[h] + n * d;
         tag[h] = pd_tags_layer(&s->tags, layer)[h] + kh->n - n;
-        for (size_t i = 0; i < n; i++) {
-            const size_t slot = kh->first + kh->n - n + i;
-            const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
-            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d,
-                          v[h] + i * d, pd_kv_centre(&s->kv, layer, h));
-            pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
-        }
+        for (size_t i = 0; i < n; i++) pd_kv_row(&s->kv, layer, h, kh->n - n + i, k[h] + i * d, v[h] + i * d, &pos_h[h][i]);
     }
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
     view.n = n;

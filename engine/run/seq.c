@@ -98,6 +98,11 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     pd_kvpool *pool;
     PD_TRY(pd_kvpools_get(&run->pools, &codec, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
+    pd_codec recent;
+    if (pd_codec_recent(&codec, &recent)) {
+        PD_TRY(pd_kvpools_get(&run->pools, &recent, &pool, err));
+        PD_TRY(pd_kv_hold_recent(&s->kv, pool, &recent, err));
+    }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);
     if (!s->shift || !s->guard) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");

@@ -72,8 +72,9 @@ static void unpack_keys(const attend_job *j, const pd_kv_head *kh, size_t p, siz
     const size_t d = j->kv->head_dim;
     float tmp[HEAD_DIM_MAX * N];
     for (size_t at = 0; at < n; at += N, p++) {
-        const float *page = pd_codec_keys(&j->kv->codec, j->a->kern, pd_kvpool_page(j->kv->pool, kh->page[p]), d, tmp,
-                                           centre);
+        const pd_codec *codec;
+        const void *at_page = pd_kv_page(j->kv, kh, (uint32_t)p, &codec);
+        const float *page = pd_codec_keys(codec, j->a->kern, at_page, d, tmp, centre);
         for (size_t c = 0; c < d; c++) memcpy(k + c * KEYS + at, page + c * N, N * sizeof *k);
     }
 }

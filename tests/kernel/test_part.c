@@ -12,7 +12,7 @@
 enum { MAX_G = 16, MAX_D = 256, MAX_PAGE = 5, AT = 12 };
 
 typedef enum { F16, F32, Q8, Q4 } type;
-static const char *const names[] = {"f16", "f32", "q8", "q4"};
+static const char *const names[2][4] = {{"f16", "f32", "q8", "q5"}, {"f16", "f32", "q8", "q4"}}; /* scores, values */
 
 typedef struct {
     type t;
@@ -29,9 +29,13 @@ typedef struct {
     size_t n_page, stride;
 } world;
 
-static size_t part_bytes(type t, size_t dim) {
-    static const size_t bits[] = {16, 32, 8, 4};
-    return 16 * dim * bits[t] / 8 + (t >= Q8 ? dim / 32 * 32 : 0);
+static size_t number_bytes(type t, int v, size_t dim) {
+    static const size_t bits[2][4] = {{16, 32, 8, 5}, {16, 32, 8, 4}};
+    return 16 * dim * bits[v][t] / 8;
+}
+
+static size_t part_bytes(type t, int v, size_t dim) {
+    return number_bytes(t, v, dim) + (t >= Q8 ? dim / 32 * 32 : 0);
 }
 
 static void put_number(const params *p, uint8_t *part, bool v, size_t s, size_t c, int n) {
@@ -42,12 +46,16 @@ static void put_number(const params *p, uint8_t *part, bool v, size_t s, size_t 
     }
     uint8_t *at = v ? part + s * d / 2 + c / 32 * 16 + c % 16 : part + (c / 8 * 16 + s) * 4 + c % 4;
     const bool high = v ? c % 32 >= 16 : c % 8 >= 4;
-    *at = (uint8_t)(high ? (*at & 15) | n << 4 : (*at & 0xf0) | n);
+    *at = (uint8_t)(high ? (*at & 15) | (n & 15) << 4 : (*at & 0xf0) | (n & 15));
+    if (v) return;
+    uint8_t *fifth = part + 8 * d + c / 4 * 8 + s / 2;
+    const int bit = 1 << (4 * (s % 2) + c % 4);
+    *fifth = (uint8_t)(n > 15 ? *fifth | bit : *fifth & ~bit);
 }
 
 static void fill_few(pd_rng *rng, const params *p, world *w, int v, size_t slot, uint8_t *part) {
     const pd_kernels ref = scalar_row();
-    const size_t s = slot % 16, d = p->dim, bytes = 16 * d / (p->t == Q4 ? 2 : 1);
+    const size_t s = slot % 16, d = p->dim, bytes = number_bytes(p->t, v, d);
     const bool dead = slot < p->first || slot >= p->first + p->n;
     for (size_t b = 0; b < d / 32; b++) {
         uint16_t h;
@@ -57,10 +65,11 @@ static void fill_few(pd_rng *rng, const params *p, world *w, int v, size_t slot,
         ref.f16_to_f32(&h, &step, 1);
         w->step[v][slot * (d / 32) + b] = step;
         for (size_t c = b * 32; c < b * 32 + 32; c++) {
-            const int n = p->t == Q4 ? (int)random_below(rng, 16) : (int)random_below(rng, 255) - 127;
-            const int top = p->t == Q4 ? 15 : c % 3 ? 127 : -127;
+            const int most = v ? 15 : 31;
+            const int n = p->t == Q4 ? (int)random_below(rng, (unsigned)most + 1) : (int)random_below(rng, 255) - 127;
+            const int top = p->t == Q4 ? most : c % 3 ? 127 : -127;
             put_number(p, part, v, s, c, p->extreme ? top : n);
-            w->value[v][slot * d + c] = (p->extreme ? top : n) - (p->t == Q4 ? 7.5 : 0.0);
+            w->value[v][slot * d + c] = (p->extreme ? top : n) - (p->t == Q4 ? 0.5 * most : 0.0);
         }
     }
 }
@@ -92,7 +101,7 @@ static world world_new(pd_rng *rng, const params *p) {
         w.value[v] = malloc(w.stride * d * sizeof(double));
         w.step[v] = malloc(w.stride * (d / 32 + 1) * sizeof(float));
         for (size_t i = 0; i < w.n_page; i++) {
-            w.page[v][i] = block_new(AT + part_bytes(p->t, d));
+            w.page[v][i] = block_new(AT + part_bytes(p->t, v, d));
             for (size_t s = 0; s < 16; s++)
                 (p->t >= Q8 ? fill_few : fill_plain)(rng, p, &w, v, 16 * i + s, w.page[v][i] + AT);
         }
@@ -144,7 +153,7 @@ static void check_scores(const pd_kernels *k, const params *p, const world *w, s
         }
     }
     CHECK(near(want, got, roundings * EPS / 2 * abs), "%s scores_%s G=%zu D=%zu first=%zu n=%zu g=%zu slot=%zu want %.9g got %.9g",
-          k->isa, names[p->t], p->n_group, d, p->first, p->n, g, slot, want, (double)got);
+          k->isa, names[0][p->t], p->n_group, d, p->first, p->n, g, slot, want, (double)got);
 }
 
 static void check_values(const pd_kernels *k, const params *p, const world *w, size_t g, const float *acc) {
@@ -158,13 +167,13 @@ static void check_values(const pd_kernels *k, const params *p, const world *w, s
             abs += fabs(x);
         }
         CHECK(near(want, acc[c], (double)(p->n + 3) * EPS / 2 * abs),
-              "%s values_%s G=%zu D=%zu first=%zu n=%zu g=%zu c=%zu want %.9g got %.9g", k->isa, names[p->t],
+              "%s values_%s G=%zu D=%zu first=%zu n=%zu g=%zu c=%zu want %.9g got %.9g", k->isa, names[1][p->t],
               p->n_group, d, p->first, p->n, g, c, want, (double)acc[c]);
     }
 }
 
 static void check(const pd_kernels *k, const params *p, const world *w) {
-    void (*const scores[])(const pd_part_pass *) = {k->scores_f16, k->scores_f32, k->scores_q8, k->scores_q4};
+    void (*const scores[])(const pd_part_pass *) = {k->scores_f16, k->scores_f32, k->scores_q8, k->scores_q5};
     void (*const values[])(const pd_part_pass *) = {k->values_f16, k->values_f32, k->values_q8, k->values_q4};
     float *tmp = block_new(p->n_group * w->stride * sizeof *tmp), *acc = block_new(p->n_group * p->dim * sizeof *acc);
     pd_part_pass pass = {.pages = (const void *const *)w->page[0], .at = AT, .first = p->first, .n = p->n,

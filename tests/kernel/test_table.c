@@ -127,20 +127,20 @@ static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *c
 }
 
 /* The last slot is wrong, or left out. */
-#define BAD_PART(type)                                     \
-    static void bad_scores_##type(const pd_part_pass *p) { \
-        scalar_row().scores_##type(p);                     \
+#define BAD_PART(key, value)                               \
+    static void bad_scores_##key(const pd_part_pass *p) {  \
+        scalar_row().scores_##key(p);                      \
         p->tmp[p->first % 16 + p->n - 1] += 0.1f;          \
     }                                                      \
-    static void bad_values_##type(const pd_part_pass *p) { \
+    static void bad_values_##value(const pd_part_pass *p) { \
         pd_part_pass late = *p;                            \
         late.n--;                                          \
-        scalar_row().values_##type(&late);                 \
+        scalar_row().values_##value(&late);                \
     }
-BAD_PART(f16)
-BAD_PART(f32)
-BAD_PART(q8)
-BAD_PART(q4)
+BAD_PART(f16, f16)
+BAD_PART(f32, f32)
+BAD_PART(q8, q8)
+BAD_PART(q5, q4)
 #undef BAD_PART
 
 static void bad_tile(const pd_attn_rows *t) {
@@ -186,7 +186,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(scores_f16, bad_scores_f16);
     BREAK(scores_f32, bad_scores_f32);
     BREAK(scores_q8, bad_scores_q8);
-    BREAK(scores_q4, bad_scores_q4);
+    BREAK(scores_q5, bad_scores_q5);
     BREAK(values_f16, bad_values_f16);
     BREAK(values_f32, bad_values_f32);
     BREAK(values_q8, bad_values_q8);

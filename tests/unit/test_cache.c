@@ -194,12 +194,13 @@ enum { LAYERS = 2, HEADS = 3, SLOTS = 400 };
 
 typedef struct {
     float *k, *v; /* [SLOTS][d] */
+    float *recent_k, *recent_v; /* what is read while the row is among the last */
     int32_t pos[SLOTS];
     size_t n, first; /* first: dead slots of the oldest page */
 } naive_head;
 
 typedef struct {
-    pd_kvpool pool;
+    pd_kvpool pool, recent;
     pd_kv kv;
     size_t d;
     naive_head head[LAYERS * HEADS];
@@ -223,9 +224,15 @@ static void open_world(world *w, pd_kv_type key, pd_kv_type value, size_t d, siz
     w->scratch = calloc(1, pd_codec_page_bytes(&codec, d));
     const size_t slots[LAYERS] = {SLOTS, SLOTS};
     assert_int_equal(pd_kv_init(&w->kv, &w->pool, &codec, &kern, LAYERS, HEADS, d, slots, NULL), PD_OK);
+    pd_codec recent;
+    if (pd_codec_recent(&codec, &recent)) {
+        w->recent = new_pool(pd_codec_page_bytes(&recent, d), LAYERS * HEADS * PD_KV_RECENT, 0);
+        assert_int_equal(pd_kv_hold_recent(&w->kv, &w->recent, &recent, NULL), PD_OK);
+    }
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
-        w->head[i].k = malloc(SLOTS * d * sizeof(float));
-        w->head[i].v = malloc(SLOTS * d * sizeof(float));
+        naive_head *nh = &w->head[i];
+        float **const rows[] = {&nh->k, &nh->v, &nh->recent_k, &nh->recent_v};
+        for (size_t r = 0; r < 4; r++) *rows[r] = malloc(SLOTS * d * sizeof(float));
     }
 }
 
@@ -235,15 +242,36 @@ static void close_world(world *w) {
     assert_true(pd_kvpool_check(&w->pool));
     pd_kv_done(&w->kv); /* all-zero is fine */
     pd_kvpool_done(&w->pool);
+    if (w->recent.base) {
+        assert_int_equal(w->recent.n_free, w->recent.n_total);
+        pd_kvpool_done(&w->recent);
+    }
     free(w->scratch);
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
         free(w->head[i].k);
         free(w->head[i].v);
+        free(w->head[i].recent_k);
+        free(w->head[i].recent_v);
     }
 }
 
 static size_t held_pages(const naive_head *h) {
     return h->n ? pd_div_up(h->first + h->n, N) : 0;
+}
+
+/* What a type makes of a row: another test's business. */
+static void recode(world *w, const pd_codec *c, size_t l, size_t h, size_t slot, const float *k, const float *v, float *to_k, float *to_v) {
+    const float *centre = pd_kv_centre(&w->kv, l, h);
+    void *page = calloc(1, pd_codec_page_bytes(c, w->d));
+    pd_codec_write(c, w->kv.kern, page, w->d, slot, 1, k, v, w->d, centre);
+    pd_codec_read(c, w->kv.kern, page, w->d, slot, to_k, to_v, centre);
+    free(page);
+}
+
+/* First row that is among the last. */
+static size_t recent_row(const world *w, const naive_head *h) {
+    const size_t pages = held_pages(h), row = pages > PD_KV_RECENT ? (pages - PD_KV_RECENT) * N - h->first : 0;
+    return w->recent.base ? row : h->n;
 }
 
 /* Rows of K and V interleaved with others, as prefill has them; by index or all. */
@@ -266,12 +294,10 @@ static void do_append(world *w, size_t l, size_t h) {
     assert_int_equal(pd_kv_append(&w->kv, l, h, k + h * w->d, v + h * w->d, stride, pos, by_index ? idx : NULL, n, NULL), PD_OK);
     for (size_t i = 0; i < n; i++) {
         const size_t row = by_index ? idx[i] : i;
-        /* what the type makes of a row is another test's business */
-        const pd_codec *c = &w->kv.codec;
-        pd_codec_write(c, w->kv.kern, w->scratch, w->d, i % N, 1, k + row * stride + h * w->d, v + row * stride + h * w->d, w->d,
-                       pd_kv_centre(&w->kv, l, h));
-        pd_codec_read(c, w->kv.kern, w->scratch, w->d, i % N, nh->k + (nh->n + i) * w->d, nh->v + (nh->n + i) * w->d,
-                      pd_kv_centre(&w->kv, l, h));
+        const float *row_k = k + row * stride + h * w->d, *row_v = v + row * stride + h * w->d;
+        const size_t at = (nh->n + i) * w->d;
+        recode(w, &w->kv.codec, l, h, i % N, row_k, row_v, nh->k + at, nh->v + at);
+        if (w->recent.base) recode(w, &w->kv.recent_codec, l, h, i % N, row_k, row_v, nh->recent_k + at, nh->recent_v + at);
         nh->pos[nh->n + i] = pos[row];
     }
     nh->n += n;
@@ -284,6 +310,8 @@ static void do_append(world *w, size_t l, size_t h) {
 static void drop_naive(world *w, naive_head *nh, size_t n) {
     memmove(nh->k, nh->k + n * w->d, (nh->n - n) * w->d * sizeof(float));
     memmove(nh->v, nh->v + n * w->d, (nh->n - n) * w->d * sizeof(float));
+    memmove(nh->recent_k, nh->recent_k + n * w->d, (nh->n - n) * w->d * sizeof(float));
+    memmove(nh->recent_v, nh->recent_v + n * w->d, (nh->n - n) * w->d * sizeof(float));
     memmove(nh->pos, nh->pos + n, (nh->n - n) * sizeof *nh->pos);
     nh->n -= n;
     nh->first = nh->n ? (nh->first + n) % N : 0;
@@ -297,10 +325,16 @@ static void do_keep(world *w, size_t l, size_t h) {
     const size_t odds = 1 + below(&w->rng, 5);
     for (size_t i = 0; i < nh->n; i++)
         if (below(&w->rng, 5) < odds || (i + 1 == nh->n && n == 0)) keep[n++] = (uint32_t)i;
+    const size_t recent = recent_row(w, nh);
     pd_kv_keep(&w->kv, l, h, keep, n);
     for (size_t i = 0; i < n; i++) {
-        memmove(nh->k + i * w->d, nh->k + keep[i] * w->d, w->d * sizeof(float));
-        memmove(nh->v + i * w->d, nh->v + keep[i] * w->d, w->d * sizeof(float));
+        const size_t from = keep[i] * w->d, to = i * w->d;
+        if (w->recent.base && keep[i] < recent) /* it was not there: only what its page says is left */
+            recode(w, &w->kv.recent_codec, l, h, i % N, nh->k + from, nh->v + from, nh->recent_k + from, nh->recent_v + from);
+        memmove(nh->k + to, nh->k + from, w->d * sizeof(float));
+        memmove(nh->v + to, nh->v + from, w->d * sizeof(float));
+        memmove(nh->recent_k + to, nh->recent_k + from, w->d * sizeof(float));
+        memmove(nh->recent_v + to, nh->recent_v + from, w->d * sizeof(float));
         nh->pos[i] = nh->pos[keep[i]];
     }
     nh->n = n;
@@ -309,13 +343,16 @@ static void do_keep(world *w, size_t l, size_t h) {
 
 static void check_head(world *w, size_t l, size_t h, float *k, float *v, int32_t *pos) {
     const naive_head *nh = &w->head[l * HEADS + h];
+    const size_t old = recent_row(w, nh) * w->d, all = nh->n * w->d;
     pd_kv_read(&w->kv, l, h, k, v, pos);
-    assert_memory_equal(k, nh->k, nh->n * w->d * sizeof *k);
-    assert_memory_equal(v, nh->v, nh->n * w->d * sizeof *v);
+    assert_memory_equal(k, nh->k, old * sizeof *k);
+    assert_memory_equal(v, nh->v, old * sizeof *v);
+    assert_memory_equal(k + old, nh->recent_k + old, (all - old) * sizeof *k);
+    assert_memory_equal(v + old, nh->recent_v + old, (all - old) * sizeof *v);
     assert_memory_equal(pos, nh->pos, nh->n * sizeof *pos);
     pd_kv_read(&w->kv, l, h, NULL, NULL, pos); /* any may be absent */
     pd_kv_read(&w->kv, l, h, k, NULL, NULL);
-    assert_memory_equal(k, nh->k, nh->n * w->d * sizeof *k);
+    assert_memory_equal(k, nh->k, old * sizeof *k);
 }
 
 static void kv_agrees_with_plain_arrays(void **state) {
@@ -351,16 +388,19 @@ static void kv_agrees_with_plain_arrays(void **state) {
                     if (nh->n == 0) nh->first = 0;
                 }
             }
-            size_t pages = 0;
+            size_t pages = 0, recent = 0;
             for (size_t i = 0; i < LAYERS * HEADS; i++) {
                 assert_int_equal(w.kv.head[i].n, w.head[i].n);
                 assert_int_equal(w.kv.head[i].n_page, held_pages(&w.head[i]));
                 pages += held_pages(&w.head[i]);
+                if (w.recent.base) recent += pd_min_size(held_pages(&w.head[i]), PD_KV_RECENT);
             }
             w.peak = pd_max_size(w.peak, pages);
             assert_int_equal(w.kv.n_pages, pages);
             assert_int_equal(w.pool.n_seq, pages);
-            assert_int_equal(pd_kv_bytes(&w.kv), pages * w.pool.page_bytes);
+            assert_int_equal(w.kv.n_recent, recent);
+            assert_int_equal(w.recent.n_seq, recent);
+            assert_int_equal(pd_kv_bytes(&w.kv), pages * w.pool.page_bytes + recent * w.recent.page_bytes);
             assert_int_equal(w.kv.peak_pages, w.peak);
             if (step % 16 == 0) check_head(&w, l, h, k, v, pos);
         }
@@ -546,7 +586,7 @@ static void types_have_names(void **state) {
     assert_true(pd_kv_type_parse("f16", &t) && t == PD_KV_F16);
     assert_false(pd_kv_type_parse("f32", &t)); /* the engine's business */
     assert_false(pd_kv_type_parse("q8", &t));
-    static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 4.5};
+    static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 5}; /* q4: 5.5 of keys, 4.5 of values */
     for (t = PD_KV_F16; t < PD_KV_TYPES; t++) {
         const pd_codec c = pd_codec_of(t, t);
         assert_true((double)pd_codec_page_bytes(&c, 64) * 8 == bits[t] * 2 * N * 64);
