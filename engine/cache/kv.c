@@ -224,6 +224,7 @@ void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n) {
     kh->n -= (uint32_t)n;
     if (kh->n == 0) kh->first = 0;
     const uint32_t n_page = (uint32_t)pd_div_up((size_t)kh->first + kh->n, N);
+    assert(!kv->recent_pool || n_page == kh->n_page);
     give_pages(kv, kh, n_page, kh->n_page);
     kh->n_page = n_page;
 }

@@ -45,6 +45,7 @@ static void view_of(const row *r, size_t layer, pd_kv *view) {
         to->n -= gone;
         to->first = at % PD_PAGE_TOKENS;
         to->page += at / PD_PAGE_TOKENS;
+        to->turn += at / PD_PAGE_TOKENS;
         to->n_page = (uint32_t)pd_div_up((size_t)to->first + to->n, PD_PAGE_TOKENS);
     }
 }
@@ -147,5 +148,8 @@ size_t pd_decode_room(const pd_seq *s) {
     size_t room = more ? more - 1 : 0; /* the last one is not fed */
     for (size_t l = 0; l < hp->n_layer; l++) /* what the pages promised to a window hold beside it (admit.c) */
         if (hp->window[l]) room = pd_min_size(room, PD_PAGE_TOKENS - hp->window[l] % PD_PAGE_TOKENS);
+    /* a page that is begun takes the place of one held twice, which could not come back */
+    for (size_t i = 0; s->kv.recent_pool && i < s->kv.n_layer * s->kv.n_head_kv; i++)
+        room = pd_min_size(room, PD_PAGE_TOKENS - 1 - (s->kv.head[i].first + s->kv.head[i].n) % PD_PAGE_TOKENS);
     return s->rule.prune || s->tags.kind ? 0 : room;
 }

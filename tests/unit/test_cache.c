@@ -382,7 +382,8 @@ static void kv_agrees_with_plain_arrays(void **state) {
                 pd_kv_drop_front(&w.kv, l, h, n);
                 drop_naive(&w, nh, n);
                 if (nh->n && what == 9) {
-                    const size_t back = below(&w.rng, nh->n + 1);
+                    const size_t in_page = (nh->first + nh->n - 1) % N, most = w.kv.recent_pool ? pd_min_size(in_page, nh->n - 1) : nh->n;
+                    const size_t back = below(&w.rng, most + 1);
                     pd_kv_drop_back(&w.kv, l, h, back);
                     nh->n -= back;
                     if (nh->n == 0) nh->first = 0;

@@ -91,20 +91,22 @@ typedef struct {
     pd_compute compute;
     const char *press, *decode;
     float temperature;
-    bool kv_q8;
+    pd_kv_type kv; /* NATIVE, or another */
 } ask_case;
 
 static const ask_case cases[] = {
-    {TINY_LLAMA, TINY_F32, PD_COMPUTE_F32, NULL, NULL, 0.0f, false},
-    {TINY_LLAMA, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.0f, false},
-    {TINY_LLAMA, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.3f, false},
-    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, "knorm@0.5", NULL, 0.0f, false},
-    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, "key_rerotation(knorm)@0.5", NULL, 0.0f, false},
-    {TINY_GEMMA3, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.0f, true},
-    {TINY_GEMMA3, TINY_Q8_0, PD_COMPUTE_INT8, NULL, NULL, 0.0f, false}, /* windows of 32 */
-    {TINY_GEMMA3, TINY_F32, PD_COMPUTE_F32, NULL, NULL, 0.2f, false},
-    {TINY_GEMMA3, TINY_Q8_0, PD_COMPUTE_INT8, "snapkv:window_size=8@0.6", NULL, 0.0f, true},
-    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, NULL, "knorm", 0.0f, false},
+    {TINY_LLAMA, TINY_F32, PD_COMPUTE_F32, NULL, NULL, 0.0f, PD_KV_NATIVE},
+    {TINY_LLAMA, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.0f, PD_KV_NATIVE},
+    {TINY_LLAMA, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.3f, PD_KV_NATIVE},
+    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, "knorm@0.5", NULL, 0.0f, PD_KV_NATIVE},
+    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, "key_rerotation(knorm)@0.5", NULL, 0.0f, PD_KV_NATIVE},
+    {TINY_GEMMA3, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.0f, PD_KV_Q8_0},
+    {TINY_GEMMA3, TINY_Q8_0, PD_COMPUTE_INT8, NULL, NULL, 0.0f, PD_KV_NATIVE}, /* windows of 32 */
+    {TINY_GEMMA3, TINY_F32, PD_COMPUTE_F32, NULL, NULL, 0.2f, PD_KV_NATIVE},
+    {TINY_GEMMA3, TINY_Q4_1, PD_COMPUTE_INT8, NULL, NULL, 0.0f, PD_KV_Q4}, /* the last pages twice */
+    {TINY_GEMMA3, TINY_Q4_1, PD_COMPUTE_INT8, "adakv(knorm)@0.4", NULL, 0.0f, PD_KV_Q4},
+    {TINY_GEMMA3, TINY_Q8_0, PD_COMPUTE_INT8, "snapkv:window_size=8@0.6", NULL, 0.0f, PD_KV_Q8_0},
+    {TINY_LLAMA, TINY_Q8_0, PD_COMPUTE_INT8, NULL, "knorm", 0.0f, PD_KV_NATIVE},
 };
 
 static answer *ask_it(pd_engine *e, const ask_case *c, size_t max_tokens, const char *stop) {
@@ -114,7 +116,7 @@ static answer *ask_it(pd_engine *e, const ask_case *c, size_t max_tokens, const 
     ask q = {.tokens = prompt, .n = N, .max_tokens = max_tokens, .press = c->press, .decode = c->decode, .logprobs = 3,
              .temperature = c->temperature, .seed = 5, .stop = stop};
     if (c->decode) q.interval = 8, q.target = 64;
-    if (c->kv_q8) q.kv_key = q.kv_value = PD_KV_Q8_0;
+    q.kv_key = q.kv_value = c->kv;
     return case_run(e, &q);
 }
 
@@ -157,7 +159,7 @@ static void answers_are_the_same(void **state) {
 static void an_answer_ends_where_it_would(void **state) {
     (void)state;
     size_t drafted = 0;
-    for (size_t c = 0; c < 7; c++) {
+    for (size_t c = 0; c < 8; c++) {
         case_opts o = {.compute = cases[c].compute};
         pd_engine *plain = case_open(cases[c].arch, cases[c].type, &o);
         o.draft_tokens = PD_DRAFT_MAX;
