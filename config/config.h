@@ -22,6 +22,7 @@ typedef struct pd_config {
     char *alias;          /* -a, --alias NAME: model id in the API */
     uint64_t ctx_size;    /* -c, --ctx-size N; 0 = the model's */
     uint64_t threads;     /* -t, --threads N; 0 = choose */
+    uint64_t draft_tokens; /* --draft-tokens N */
     uint64_t parallel;    /* -np, --parallel N */
     char *host;           /* --host */
     uint64_t port;        /* --port */

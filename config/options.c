@@ -36,6 +36,9 @@ const pd__option pd__options[] = {
      .doc = "Compute threads."},
     {"Compute", "parallel", "np", "N", PD__UINT, FIELD(parallel), .def = 16, .min = 1, .max = 1024,
      .doc = "Most requests that run at the same time; further ones wait in the queue."},
+    {"Compute", "draft-tokens", NULL, "N", PD__UINT, FIELD(draft_tokens), .def = 8, .max = 8, .zero = "off",
+     .doc = "Most tokens that a request alone at work guesses per step, from what its text said before in "
+            "the same place; its answer stays the same, and it stops guessing where that is slower."},
     {"Compute", "compute", NULL, "TYPE", PD__CHOICE, FIELD(compute), .def_text = "int8",
      .choices = compute_names,
      .doc = "Arithmetic: int8 multiplies quantised blocks, f32 is exact and slow and keeps K and V "

@@ -91,7 +91,7 @@ static void load(void *arg) {
         .n_threads = (unsigned)c->threads,
         .cpu_mask = s->cpu_mask,
         .ctx_size = (size_t)c->ctx_size,
-        .parallel = (unsigned)c->parallel,
+        .parallel = (unsigned)c->parallel, .draft_tokens = (unsigned)c->draft_tokens,
         .kv_bytes = c->kv_cache_bytes,
         .queue_max = (unsigned)c->queue,
     };

@@ -94,6 +94,10 @@ void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
     member_u64(out, "predicted_n", t->predicted_n);
     member_ms(out, "predicted_ms", t->predicted_ms);
     member_ms(out, "predicted_per_second", per_second(t->predicted_n, t->predicted_ms));
+    if (t->draft_n) { /* as llama.cpp tells it */
+        member_u64(out, "draft_n", t->draft_n);
+        member_u64(out, "draft_n_accepted", t->draft_n_accepted);
+    }
     member_ms(out, "queue_ms", t->queue_ms);
     pd_buf_putc(out, '}');
 }
@@ -115,6 +119,8 @@ static void add_timing(pd_job_timing *sum, const pd_job_timing *t) {
     sum->prompt_n += t->prompt_n;
     sum->prompt_ms += t->prompt_ms;
     sum->predicted_n += t->predicted_n;
+    sum->draft_n += t->draft_n;
+    sum->draft_n_accepted += t->draft_n_accepted;
     if (t->predicted_ms > sum->predicted_ms) sum->predicted_ms = t->predicted_ms;
     if (t->queue_ms > sum->queue_ms) sum->queue_ms = t->queue_ms;
 }

@@ -227,6 +227,8 @@ static void write_requests(pd_buf *out, const pd_metrics *m, const pd_engine_sta
     gauge(out, "pressd_requests_waiting", "Accepted requests not yet scheduled.", s->waiting);
     counter(out, "pressd_prompt_tokens_total", "Prompt tokens processed.", s->prompt_tokens);
     counter(out, "pressd_generated_tokens_total", "Tokens generated.", s->generated_tokens);
+    counter(out, "pressd_draft_tokens_total", "Tokens that prompt look-up proposed.", s->drafted_tokens);
+    counter(out, "pressd_draft_accepted_tokens_total", "Proposed tokens that were right.", s->draft_taken_tokens);
     counter(out, "pressd_decode_steps_total", "Decode steps of the batch.", s->decode_steps);
     counter(out, "pressd_prefill_units_total", "Prefill work units.", s->prefill_units);
     pd_prom_family(out, "pressd_requests_finished_total", "counter",

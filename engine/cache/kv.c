@@ -140,6 +140,16 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     kh->first %= N;
 }
 
+void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(n <= kh->n);
+    kh->n -= (uint32_t)n;
+    if (kh->n == 0) kh->first = 0;
+    const uint32_t n_page = (uint32_t)pd_div_up((size_t)kh->first + kh->n, N);
+    give_pages(kv, kh, n_page, kh->n_page);
+    kh->n_page = n_page;
+}
+
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     if (kv->centre) memcpy(kv->centre, from->centre, pd_kv_centre_bytes(kv));
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {

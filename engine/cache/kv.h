@@ -72,6 +72,9 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
 /* Forget the first n slots (n <= live slots); pages wholly dead go back. */
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 
+/* Forget the last n slots (n <= live slots); pages without a slot go back. */
+void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n);
+
 /* What `from` holds into an empty cache of the same shape, page by page.  Errors: EINTERNAL as
  * pd_kv_append; then some of it is there. */
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err);

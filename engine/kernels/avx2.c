@@ -2,9 +2,8 @@
 /* AVX2 + FMA + F16C row: vectors of 8 f32; tails go through scalar code or a
  * zero-padded copy on the stack.
  *
- * The shape of each kernel is that of avx512.c: a page's 16 slots, or a panel's
- * 16 rows, are two vectors here.  16 registers allow 4 tokens a tile in
- * gemm_panel and 4 heads by 2 vectors in attention. */
+ * The shape of each kernel is that of avx512.c: a page's 16 slots are two vectors
+ * here.  16 registers allow 4 heads by 2 vectors in attention. */
 #include "engine/kernels/rows.h"
 #include "engine/kernels/tile.h"
 
@@ -252,118 +251,6 @@ static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s
         s[2 * b] = step * (float)sum0;
         s[2 * b + 1] = step * (float)sum1;
     }
-}
-
-/* vpmaddubsw adds two u8 x s8 products in 16 bits and saturates.  A weight is
- * cut in 4-bit planes, so that a pair is at most 2 * 15 * 127 and 8 groups of
- * them stay below 2^15.
- *
- * The empty asm pins the order: GCC would delay and regroup the additions, and
- * spill (4 bits, 64 tokens on Cascade Lake: about 15 % slower). */
-FORCE_INLINE __m256i dot_u4(__m256i sum16, __m256i w, const int8_t *a) {
-    int32_t four;
-    memcpy(&four, a, sizeof four);
-    sum16 = _mm256_add_epi16(sum16, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
-    __asm__ volatile("" : "+x"(sum16));
-    return sum16;
-}
-
-/* Integer dot products of 8 rows of one block (n_group groups of 4 columns) with
- * nt tokens. */
-FORCE_INLINE void dot_block(const uint8_t *w, unsigned bits, int n_group, const int8_t *a,
-                            size_t lda, int nt, __m256i *ret) {
-    const __m256i low4 = _mm256_set1_epi8(15);
-    __m256i lo[4], hi[4];
-    for (int t = 0; t < nt; t++) lo[t] = hi[t] = _mm256_setzero_si256();
-    const int n_load = bits == 4 ? n_group / 2 : n_group;
-#pragma GCC unroll 8
-    for (int g = 0; g < n_load; g++) {
-        const __m256i v = _mm256_load_si256((const __m256i *)(w + 64 * g));
-        const __m256i v0 = _mm256_and_si256(v, low4);
-        const __m256i v1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low4);
-        for (int t = 0; t < nt; t++) {
-            const int8_t *at = a + t * lda + 4 * g;
-            lo[t] = dot_u4(lo[t], v0, at);
-            if (bits == 4)
-                lo[t] = dot_u4(lo[t], v1, at + 2 * n_group); /* 4 * n_group / 2 columns on */
-            else
-                hi[t] = dot_u4(hi[t], v1, at);
-        }
-    }
-    for (int t = 0; t < nt; t++) {
-        ret[t] = _mm256_madd_epi16(lo[t], _mm256_set1_epi16(1));
-        if (bits == 8)
-            ret[t] = _mm256_add_epi32(ret[t], _mm256_madd_epi16(hi[t], _mm256_set1_epi16(16)));
-    }
-}
-
-enum { AHEAD = 2048 }; /* bytes of weights prefetched ahead of use: the hardware stops at 4 KiB */
-
-/* Rows 8 h0 to 8 h1 of one panel by nt tokens.  All but y, w and a are constants
- * after inlining; the float operations on one output are the same for every nt. */
-FORCE_INLINE void panel_tile(const uint8_t *w, unsigned bits, unsigned block, int h0, int h1,
-                             const pd_qact *a, size_t t0, int nt, float *y, size_t ldy,
-                             size_t n_row) {
-    const size_t n_blk = a->n_col / block, n_blk32 = a->n_col / 32;
-    const size_t q_bytes = (size_t)PD_PANEL_ROWS * block * bits / 8;
-    const int8_t *q = a->q + t0 * a->n_col;
-    const float *d = a->d + t0 * n_blk32, *s = a->s + t0 * 2 * n_blk32;
-    __m256 acc[2][4];
-    for (int t = 0; t < nt; t++) acc[0][t] = acc[1][t] = _mm256_setzero_ps();
-    for (size_t b = 0; b < n_blk; b++, w += q_bytes + 64) {
-        if (h0 == 0)
-            for (size_t i = 0; i < q_bytes + 64; i += 64)
-                _mm_prefetch((const char *)((uintptr_t)w + AHEAD + i), _MM_HINT_T0);
-        for (int h = h0; h < h1; h++) {
-            __m256i dot[4];
-            dot_block(w + 32 * h, bits, (int)(block / 4), q + b * block, a->n_col, nt, dot);
-            const __m128i *scale = (const __m128i *)(w + q_bytes + 16 * h);
-            const __m256 d_w = _mm256_cvtph_ps(_mm_load_si128(scale));
-            const __m256 m_w = _mm256_cvtph_ps(_mm_load_si128(scale + 2));
-            for (int t = 0; t < nt; t++) {
-                const float *st = s + 2 * (size_t)t * n_blk32;
-                const float s_a = block == 32 ? st[2 * b] + st[2 * b + 1] : st[b];
-                const float d_a = d[(size_t)t * n_blk32 + b * block / 32];
-                acc[h][t] = _mm256_fmadd_ps(_mm256_mul_ps(d_w, _mm256_set1_ps(d_a)),
-                                            _mm256_cvtepi32_ps(dot[t]), acc[h][t]);
-                acc[h][t] = _mm256_fmadd_ps(m_w, _mm256_set1_ps(s_a), acc[h][t]);
-            }
-        }
-    }
-    for (int h = h0; h < h1; h++)
-        for (int t = 0; t < nt; t++)
-            if (n_row > 8 * (size_t)h)
-                store_upto8(y + (size_t)t * ldy + 8 * h, acc[h][t], n_row - 8 * (size_t)h);
-}
-
-/* One token reads the panel once, both halves of a block together.  Four tokens
- * take the halves one after the other, so that their sums stay in registers; the
- * second pass finds the panel in L1. */
-FORCE_INLINE void gemm(const pd_panels *w, unsigned bits, unsigned block, size_t p0, size_t p1,
-                       const pd_qact *a, size_t t0, size_t t1, float *y, size_t ldy) {
-    const size_t stride = pd_panels_stride(w);
-    for (size_t p = p0; p < p1; p++) {
-        const uint8_t *panel = w->data + p * stride;
-        const size_t n_row = w->n_row - p * PD_PANEL_ROWS;
-        float *yp = y + p * PD_PANEL_ROWS;
-        size_t t = t0;
-        for (; t + 4 <= t1; t += 4) {
-            panel_tile(panel, bits, block, 0, 1, a, t, 4, yp + t * ldy, ldy, n_row);
-            panel_tile(panel, bits, block, 1, 2, a, t, 4, yp + t * ldy, ldy, n_row);
-        }
-        for (; t < t1; t++)
-            panel_tile(panel, bits, block, 0, 2, a, t, 1, yp + t * ldy, ldy, n_row);
-    }
-}
-
-static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
-                       size_t t1, float *y, size_t ldy) {
-    if (w->bits == 4)
-        gemm(w, 4, 32, p0, p1, a, t0, t1, y, ldy);
-    else if (w->block == 32)
-        gemm(w, 8, 32, p0, p1, a, t0, t1, y, ldy);
-    else
-        gemm(w, 8, 16, p0, p1, a, t0, t1, y, ldy);
 }
 
 /* ---- attention over KV pages ---- */
@@ -729,13 +616,13 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     k->f32_to_f16 = f32_to_f16;
     k->f16_to_f32 = f16_to_f32;
     k->quantize_act = quantize_act;
-    k->gemm_panel = gemm_panel;
     k->attn_pages_f16 = attn_pages_f16;
     k->attn_pages_f32 = attn_pages_f32;
     k->scores_f16 = scores_f16;
     k->scores_f32 = scores_f32;
     k->values_f16 = values_f16;
     k->values_f32 = values_f32;
+    pd__kernels_init_gemm_avx2(k);
     pd__kernels_init_few_avx2(k);
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;

@@ -38,6 +38,7 @@ unsigned pd_cpu_detect(void) {
     if (!has(os, XCR0_AVX) || !has(c, bit_AVX | bit_FMA | bit_F16C) || !has(b7, bit_AVX2))
         return flags;
     flags |= PD_CPU_AVX2;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, bit_AVXVNNI)) flags |= PD_CPU_AVXVNNI;
     if (!has(os, XCR0_AVX512) ||
         !has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
         return flags;
@@ -59,10 +60,11 @@ static const struct {
 } words[] = {
     {"scalar", 0},
     {"avx2", PD_CPU_AVX2},
+    {"avxvnni", PD_CPU_AVXVNNI},
     {"avx512", PD_CPU_AVX512},
     {"vnni", PD_CPU_VNNI},
     {"bf16", PD_CPU_BF16},
-    {"all", PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16},
+    {"all", PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16},
 };
 
 pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
@@ -75,7 +77,7 @@ pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
             i++;
         if (i == sizeof words / sizeof *words)
             return pd_fail(err, PD_EINVAL, "cpu_mask",
-                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avx512, vnni, bf16, all",
+                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avxvnni, avx512, vnni, bf16, all",
                            (int)(n < 40 ? n : 40), p);
         bits |= words[i].bits;
         if (p[n] == '\0') break;

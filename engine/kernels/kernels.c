@@ -19,6 +19,7 @@ void pd_kernels_init(pd_kernels *k, unsigned flags) {
 #if defined(__x86_64__)
     if (!(flags & PD_CPU_AVX2)) return;
     pd__kernels_init_avx2(k);
+    if (flags & PD_CPU_AVXVNNI) pd__kernels_init_avxvnni(k);
     if (!(flags & PD_CPU_AVX512)) return;
     pd__kernels_init_avx512(k);
     if (!(flags & PD_CPU_VNNI)) return;

@@ -19,13 +19,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* CPU features that have a row.  A row needs the ones before it, and the
- * operating system's consent (xgetbv). */
+/* CPU features that have a row.  A row needs the ones before it (AVXVNNI only AVX2, and
+ * no row needs AVXVNNI), and the operating system's consent (xgetbv). */
 enum {
     PD_CPU_AVX2 = 1u << 0,   /* with FMA and F16C */
     PD_CPU_AVX512 = 1u << 1, /* F, BW, DQ, VL */
     PD_CPU_VNNI = 1u << 2,   /* AVX512_VNNI */
     PD_CPU_BF16 = 1u << 3,   /* AVX512_BF16 */
+    PD_CPU_AVXVNNI = 1u << 4, /* AVX_VNNI: VNNI on 256 bits, without AVX-512 */
 };
 
 enum { PD_PAGE_TOKENS = 16 }; /* slots of a KV page; a lane of the attention kernels */
@@ -73,7 +74,7 @@ static inline size_t pd_attn_rows_floats(size_t n_tok, size_t n_group, size_t he
 }
 
 typedef struct pd_kernels {
-    const char *isa; /* the strongest row in use: "scalar", "avx2", "avx512", "avx512+vnni", ... */
+    const char *isa; /* the strongest row in use: "scalar", "avx2", "avx512", "avx2+vnni", "avx512+vnni" ... */
 
     /* ---- vectors of f32 ---- */
     /* sum a[i]*b[i]; the order of additions is free (bound in tests/kernel). */

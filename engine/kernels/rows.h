@@ -10,9 +10,11 @@
 
 void pd__kernels_init_scalar(pd_kernels *k); /* fills every entry */
 void pd__kernels_init_avx2(pd_kernels *k);
+void pd__kernels_init_avxvnni(pd_kernels *k);
 void pd__kernels_init_avx512(pd_kernels *k);
 void pd__kernels_init_vnni(pd_kernels *k);
-void pd__kernels_init_few_avx2(pd_kernels *k); /* called by their rows */
+void pd__kernels_init_gemm_avx2(pd_kernels *k); /* called by their rows */
+void pd__kernels_init_few_avx2(pd_kernels *k);
 void pd__kernels_init_few_vnni(pd_kernels *k);
 void pd__kernels_init_bf16(pd_kernels *k);
 

@@ -112,6 +112,8 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
                        void (*progress)(void *, double), void *arg, pd_err *err) {
     if (o->parallel > PARALLEL_MAX)
         return pd_fail(err, PD_EINVAL, "parallel", "parallel must be 1..%d, not %u", PARALLEL_MAX, o->parallel);
+    if (o->draft_tokens > PD_DRAFT_MAX)
+        return pd_fail(err, PD_EINVAL, "draft-tokens", "draft-tokens must be 0..%d, not %u", PD_DRAFT_MAX, o->draft_tokens);
     openblas_set_num_threads(1); /* our threads do the splitting */
     PD_TRY(check_blas(err));
     choose_kernels(e, o->cpu_mask);
@@ -131,7 +133,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
         return pd_fail(err, PD_EINVAL, "ctx-size", "ctx-size %zu is not in 16..%u", e->info.ctx_size, 1u << 24);
     const pd_kv_type native = o->compute == PD_COMPUTE_F32 ? PD_KV_F32 : PD_KV_F16;
     PD_TRY(pd_run_init(&e->run, e->model, &e->kern, e->workers, native, o->kv_bytes ? o->kv_bytes : default_kv_bytes(e),
-                       e->info.parallel, e->info.ctx_size, err));
+                       e->info.parallel, o->draft_tokens, e->info.ctx_size, err));
     e->info.page_bytes = pd_codec_page_bytes(&e->run.codec, e->info.head_dim);
     e->info.kv_pool_bytes = e->run.pools.max_bytes;
     e->seq = calloc(e->info.parallel, sizeof *e->seq);
@@ -220,6 +222,7 @@ void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
         .kv_bytes_peak = atomic_load(&e->c_peak), .scratch_bytes = atomic_load(&e->c_scratch),
         .running = atomic_load(&e->n_running), .waiting = atomic_load(&e->n_waiting),
         .prompt_tokens = atomic_load(&e->c_prompt), .generated_tokens = atomic_load(&e->c_generated),
+        .drafted_tokens = atomic_load(&e->c_drafted), .draft_taken_tokens = atomic_load(&e->c_draft_taken),
         .decode_steps = atomic_load(&e->c_steps), .prefill_units = atomic_load(&e->c_units),
         .last_step_ns = atomic_load(&e->c_alive),
     };

@@ -39,6 +39,7 @@ typedef struct pd_engine_opts {
     unsigned parallel;    /* most running sequences; 0 = 16 */
     uint64_t kv_bytes;    /* bound of the pool; 0 = from the memory we may use */
     unsigned queue_max;   /* most waiting jobs; 0 = 128 */
+    unsigned draft_tokens; /* most tokens a request alone in the batch proposes to itself per step (draft.h), up to 8; 0 = none */
 } pd_engine_opts;
 
 /* Load, pack, start the engine thread.  `progress` (may be NULL) is called from
@@ -254,6 +255,7 @@ typedef struct pd_kv_report {
 typedef struct pd_job_timing {
     double queue_ms, prompt_ms, predicted_ms, ttft_ms; /* ttft from submit */
     size_t prompt_n, predicted_n;
+    size_t draft_n, draft_n_accepted; /* tokens prompt look-up proposed, and those of them that were right */
 } pd_job_timing;
 
 typedef struct pd_explain_head {
@@ -301,7 +303,7 @@ typedef struct pd_engine_stats {
     uint64_t kv_bytes_peak;     /* highest resident + staging since start */
     uint64_t scratch_bytes;     /* hidden states, tiles, query rings */
     unsigned running, waiting;
-    uint64_t prompt_tokens, generated_tokens, decode_steps, prefill_units;
+    uint64_t prompt_tokens, generated_tokens, drafted_tokens, draft_taken_tokens, decode_steps, prefill_units;
     uint64_t last_step_ns;      /* pd_now_ns of the engine's last sign of life */
 } pd_engine_stats;
 

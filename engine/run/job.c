@@ -264,6 +264,8 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err) {
     pd_job_timing *t = &r->timing;
     t->prompt_n = job->leader ? 0 : job->n_tokens;
     t->predicted_n = job->n_sampled;
+    t->draft_n = job->n_drafted;
+    t->draft_n_accepted = job->n_draft_taken;
     t->queue_ms = 1e-6 * (double)((job->t_start ? job->t_start : now) - job->t_submit);
     if (job->t_first) {
         if (!job->leader) t->prompt_ms = 1e-6 * (double)(job->t_first - job->t_start);

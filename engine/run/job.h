@@ -92,6 +92,7 @@ struct pd_job {
     pd_detok detok;
     char *piece; /* [pd_detok_max] */
     size_t n_sampled;
+    size_t n_drafted, n_draft_taken; /* of the tokens proposed to it, draft.h */
 
     pd_job_result result;
     pd_arena keep; /* arrays of the result */

@@ -297,6 +297,67 @@ static void note_step(pd_engine *e, double ns) {
     e->step_ns += e->step_ns == 0.0 ? ns : (ns - e->step_ns) / (ns < e->step_ns ? 2.0 : 16.0);
 }
 
+/* The step is half done for everyone: nobody's cache can be trusted. */
+static void end_all(pd_engine *e, const pd_err *err) {
+    while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_ERROR, err);
+}
+
+/* The next token of a sequence from its logits. */
+static pd_status sample(pd_engine *e, pd_seq *s, const float *logits, pd_finish *finish, pd_err *err) {
+    PD_TRY(pd_seq_sample(s, logits, finish, err));
+    count_token(e);
+    return PD_OK;
+}
+
+/* One token of every sequence. */
+static void decode_batch(pd_engine *e) {
+    size_t bad;
+    pd_err err = {0};
+    if (pd_decode_step(&e->run, e->seq, e->n_seq, &bad, &err) != PD_OK) {
+        end_all(e, &err);
+        return;
+    }
+    for (size_t i = e->n_seq; i-- > 0;) { /* from the end: leaving shifts the rest */
+        pd_seq *s = e->seq[i];
+        pd_finish finish = PD_FINISH_NONE;
+        pd_err fault = {0};
+        assert(s->kv.n_pages <= s->job->pages_promised);
+        pd_status rc = pd_presser_step(s, &fault);
+        if (rc == PD_OK) rc = sample(e, s, e->run.logits + i * e->model->hp.n_vocab, &finish, &fault);
+        if (rc != PD_OK)
+            end_running(e, i, PD_FINISH_ERROR, &fault);
+        else if (finish != PD_FINISH_NONE)
+            end_running(e, i, finish, NULL);
+    }
+}
+
+/* One token of the only sequence, and as many more as the draft had right. */
+static void decode_drafted(pd_engine *e, const int32_t *draft, size_t n, uint64_t t0) {
+    pd_seq *s = e->seq[0];
+    pd_finish finish;
+    pd_err err = {0};
+    if (pd_decode_drafted(&e->run, s, draft, n, &err) != PD_OK) {
+        end_all(e, &err);
+        return;
+    }
+    assert(s->kv.n_pages <= s->job->pages_promised);
+    size_t taken = 0;
+    pd_status rc = sample(e, s, e->run.logits, &finish, &err);
+    while (rc == PD_OK && finish == PD_FINISH_NONE && taken < n && s->next == draft[taken])
+        rc = sample(e, s, e->run.logits + ++taken * e->model->hp.n_vocab, &finish, &err);
+    pd_decode_settle(s, n, taken);
+    s->job->n_drafted += n;
+    s->job->n_draft_taken += taken;
+    atomic_fetch_add_explicit(&e->c_drafted, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&e->c_draft_taken, taken, memory_order_relaxed);
+    if (rc != PD_OK)
+        end_running(e, 0, PD_FINISH_ERROR, &err);
+    else if (finish != PD_FINISH_NONE)
+        end_running(e, 0, finish, NULL);
+    else
+        pd_draft_learn(&s->draft, n, taken, (double)(pd_now_ns() - t0));
+}
+
 static void decode(pd_engine *e) {
     for (size_t i = e->n_seq; i-- > 0;)
         if (cancelled(e->seq[i]->job)) end_running(e, i, PD_FINISH_CANCELLED, NULL);
@@ -304,29 +365,23 @@ static void decode(pd_engine *e) {
     fill_batch(e);
     if (e->n_seq == 0) return;
     const uint64_t t0 = pd_now_ns();
-    size_t bad;
-    pd_err err = {0};
     atomic_fetch_add_explicit(&e->c_steps, 1, memory_order_relaxed);
-    if (pd_decode_step(&e->run, e->seq, e->n_seq, &bad, &err) != PD_OK) {
-        /* The step is half done for everyone: nobody's cache can be trusted. */
-        while (e->n_seq) end_running(e, e->n_seq - 1, PD_FINISH_ERROR, &err);
-        return;
-    }
-    for (size_t i = e->n_seq; i-- > 0;) { /* from the end: leaving shifts the rest */
-        pd_seq *s = e->seq[i];
-        pd_finish finish = PD_FINISH_NONE;
-        pd_err fault = {0};
-        const float *logits = e->run.logits + i * e->model->hp.n_vocab;
-        assert(s->kv.n_pages <= s->job->pages_promised);
-        pd_status rc = pd_presser_step(s, &fault);
-        if (rc == PD_OK) rc = pd_seq_sample(s, logits, &finish, &fault);
-        if (rc == PD_OK) count_token(e);
-        if (rc != PD_OK)
-            end_running(e, i, PD_FINISH_ERROR, &fault);
-        else if (finish != PD_FINISH_NONE)
-            end_running(e, i, finish, NULL);
-    }
-    note_step(e, (double)(pd_now_ns() - t0));
+    int32_t draft[PD_DRAFT_MAX];
+    pd_seq *alone = e->n_seq == 1 && !e->filling ? e->seq[0] : NULL;
+    const size_t n = alone ? pd_draft_propose(&alone->draft, pd_decode_room(alone), draft) : 0;
+    if (n)
+        decode_drafted(e, draft, n, t0);
+    else
+        decode_batch(e);
+    const double ns = (double)(pd_now_ns() - t0);
+    if (n == 0) note_step(e, ns);
+    if (alone && n == 0 && e->n_seq) pd_draft_learn(&alone->draft, 0, 0, ns);
+}
+
+/* What a sequence has beside its pages. */
+static uint64_t scratch_of(const pd_seq *s) {
+    return s->ring.bytes + s->tags.bytes + pd_kv_centre_bytes(&s->kv) + pd_constraint_bytes(&s->constraint) +
+           s->draft.cap * sizeof *s->draft.text;
 }
 
 /* What the counters show of this moment. */
@@ -335,18 +390,16 @@ static void publish(pd_engine *e) {
     scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv) +
-                   pd_constraint_bytes(&e->seq[i]->constraint);
+        scratch += scratch_of(e->seq[i]);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv) + pd_constraint_bytes(&s->constraint);
+        scratch += scratch_of(s);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes +
-                   pd_kv_centre_bytes(&e->filling->kv) + pd_constraint_bytes(&e->filling->constraint);
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + scratch_of(e->filling);
     }
     resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);

@@ -12,22 +12,30 @@
 enum { HYSTERESIS_BYTES = 512 << 10 };
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err) {
-    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel};
+                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t draft_max, size_t ctx, pd_err *err) {
+    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel,
+                  .draft_max = draft_max, .rows = pd_max_size(parallel, 1 + draft_max)};
+    const size_t rows = r->rows, heads = m->hp.n_layer * m->hp.n_head_kv;
     pd_status rc = pd_kvpools_init(&r->pools, &r->codec, m->hp.head_dim, kv_bytes, HYSTERESIS_BYTES, err);
-    if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, parallel), err);
-    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, native == PD_KV_F32, err);
+    if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, rows), err);
+    if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, rows, ctx, native == PD_KV_F32, err);
     if (rc == PD_OK) rc = pd_sampler_init(&r->sampler, m->hp.n_vocab, err);
     if (rc != PD_OK) {
         pd_run_done(r);
         return rc;
     }
-    r->x = malloc(parallel * m->hp.n_embd * sizeof *r->x);
-    r->logits = malloc(parallel * m->hp.n_vocab * sizeof *r->logits);
+    r->x = malloc(rows * m->hp.n_embd * sizeof *r->x);
+    r->logits = malloc(rows * m->hp.n_vocab * sizeof *r->logits);
     r->top = malloc(PD_LOGPROBS_MAX * sizeof *r->top);
-    r->step_kv = malloc(parallel * sizeof *r->step_kv);
-    r->step_pos = malloc(parallel * sizeof *r->step_pos);
-    if (r->x && r->logits && r->top && r->step_kv && r->step_pos) return PD_OK;
+    r->step_row = malloc(rows * sizeof *r->step_row);
+    r->step_kv = malloc(rows * sizeof *r->step_kv);
+    r->step_pos = malloc(rows * sizeof *r->step_pos);
+    bool views = true;
+    for (size_t i = 0; i <= draft_max && draft_max; i++) {
+        r->step_view[i].head = calloc(heads, sizeof(pd_kv_head));
+        views = views && r->step_view[i].head;
+    }
+    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_pos && views) return PD_OK;
     pd_run_done(r);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
 }
@@ -36,6 +44,8 @@ void pd_run_done(pd_run *r) {
     free(r->x);
     free(r->logits);
     free(r->top);
+    for (size_t i = 0; i <= PD_DRAFT_MAX; i++) free(r->step_view[i].head);
+    free(r->step_row);
     free(r->step_kv);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
@@ -48,7 +58,7 @@ void pd_run_done(pd_run *r) {
 }
 
 uint64_t pd_run_scratch_bytes(const pd_run *r) {
-    return r->fwd.bytes + r->attn.bytes + r->parallel * (r->model->hp.n_embd + r->model->hp.n_vocab) * sizeof(float) +
+    return r->fwd.bytes + r->attn.bytes + r->rows * (r->model->hp.n_embd + r->model->hp.n_vocab) * sizeof(float) +
            r->model->hp.n_vocab * (2 * sizeof(float) + sizeof(pd_token_prob));
 }
 
@@ -103,6 +113,8 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
+    if (run->draft_max && job->max_tokens > 1)
+        PD_TRY(pd_draft_init(&s->draft, job->tokens, job->n_tokens, job->max_tokens, run->draft_max, err));
     return open_decode(s, slots, err);
 }
 
@@ -156,6 +168,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     free(s->x_new);
     pd_adjuster_done(&s->adjuster);
     pd_constraint_done(&s->constraint);
+    pd_draft_done(&s->draft);
     free(s->shift);
     free(s->guard);
     pd_job *job = s->job;
@@ -201,6 +214,7 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
         logprob = pd_logprobs(&run->sampler, run->kern, logits, id, run->top, n_top);
     }
     pd_adjuster_note(&s->adjuster, id);
+    pd_draft_note(&s->draft, id);
     PD_TRY(pd__job_emit(job, id, logprob, run->top, n_top, finish, err));
     bool over;
     PD_TRY(pd_constraint_note(&s->constraint, job, id, &over, err));

@@ -9,6 +9,7 @@
 #include "engine/run/attn.h"
 #include "engine/run/collect.h"
 #include "engine/run/constrain.h"
+#include "engine/run/draft.h"
 #include "engine/run/forward.h"
 #include "engine/run/job.h"
 #include "engine/run/sampler.h"
@@ -17,6 +18,16 @@
 /* Prefill rows per unit: at most PD_TILE, a layer of which takes a few ms, and whole
  * PD_TILE_CUTs, which nothing is summed across. */
 enum { PD_TILE = PD_ATTN_TILE, PD_TILE_CUT = 32 };
+
+typedef struct pd_seq pd_seq;
+
+/* A row of a decode step, a token of a sequence: `ahead` tokens behind its next one, with
+ * `behind` rows of the same sequence after it. */
+typedef struct pd_step_row {
+    pd_seq *seq;
+    int32_t id;
+    uint32_t ahead, behind;
+} pd_step_row;
 
 /* What the engine thread works with. */
 typedef struct pd_run {
@@ -31,19 +42,22 @@ typedef struct pd_run {
     pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
     pd_arena tmp;     /* one press call */
     size_t parallel;
-    float *x;         /* [parallel][n_embd] hidden states of a decode step */
-    float *logits;    /* [parallel][n_vocab] */
+    size_t draft_max; /* tokens a sequence alone in the batch may propose to itself; 0 = none */
+    size_t rows;      /* of a decode step, at most: parallel, 1 + draft_max */
+    float *x;         /* [rows][n_embd] hidden states of a decode step */
+    float *logits;    /* [rows][n_vocab] */
     pd_token_prob *top; /* [PD_LOGPROBS_MAX] */
-    pd_kv **step_kv;  /* [parallel] */
-    int32_t *step_pos; /* [parallel] */
+    pd_step_row *step_row; /* [rows] */
+    pd_kv **step_kv;  /* [rows] */
+    pd_kv step_view[1 + PD_DRAFT_MAX]; /* what the rows of a drafted step see */
+    int32_t *step_pos; /* [rows] */
 } pd_run;
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
-                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err);
+                      pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t draft_max, size_t ctx, pd_err *err);
 void pd_run_done(pd_run *r);
 uint64_t pd_run_scratch_bytes(const pd_run *r);
 
-typedef struct pd_seq pd_seq;
 struct pd_seq {
     pd_run *run;
     pd_job *job; /* one reference */
@@ -56,6 +70,7 @@ struct pd_seq {
     pd_rng rng;
     pd_constraint constraint; /* all-zero = any token may come */
     pd_adjuster adjuster; /* all-zero = logits are taken as they are */
+    pd_draft draft;   /* all-zero = never drafts */
 
     /* for the decode press; rule.prune NULL = none */
     pd_decode_rule rule;
@@ -178,6 +193,16 @@ pd_status pd_presser_step(pd_seq *s, pd_err *err);
 /* Feed every sequence's next token, leave logits row i for seq[i] in
  * run->logits.  On error *bad tells whose fault it is (SIZE_MAX: nobody's). */
 pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad, pd_err *err);
+
+/* How many tokens may be proposed to a sequence: 0 for one whose decode press watches every
+ * token, no more than it may still have and its pages are promised for. */
+size_t pd_decode_room(const pd_seq *s);
+/* Feed its next token and n proposed ones (1 to PD_DRAFT_MAX and pd_decode_room) behind it: run->logits row i
+ * is what follows the i-th of these n + 1, the same bits as in steps of their own.  Its
+ * cache holds them all until pd_decode_settle.  Errors: EINTERNAL. */
+pd_status pd_decode_drafted(pd_run *run, pd_seq *s, const int32_t *draft, size_t n, pd_err *err);
+/* `taken` of the n proposed tokens were right; the others leave the cache. */
+void pd_decode_settle(pd_seq *s, size_t n, size_t taken);
 
 /* ---- admit.c: what a job will need ---- */
 

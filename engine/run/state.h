@@ -46,7 +46,7 @@ struct pd_engine {
 
     /* counters: written by the engine thread, read by anyone, relaxed */
     _Atomic unsigned n_running, n_waiting;
-    _Atomic uint64_t c_staging, c_dense, c_peak, c_scratch, c_prompt, c_generated, c_steps, c_units, c_alive;
+    _Atomic uint64_t c_staging, c_dense, c_peak, c_scratch, c_prompt, c_generated, c_drafted, c_draft_taken, c_steps, c_units, c_alive;
 };
 
 void *pd__engine_main(void *engine); /* scheduler.c */

@@ -65,8 +65,8 @@ class Bench:
     # ---- both servers ----
 
     def ours(self, model, threads, ctx, *args):
-        return pressd.Server(model, "--threads", str(threads), "--ctx-size", str(ctx), "--request-timeout", "3600", *args,
-                             *self.a.server_args)
+        return pressd.Server(model, "--threads", str(threads), "--ctx-size", str(ctx), "--request-timeout", "3600",
+                             "--draft-tokens", "0", *args, *self.a.server_args)
 
     def theirs(self, model, threads, ctx, fa, *args):
         return LlamaServer(model, "--threads", str(threads), "--ctx-size", str(ctx), "--flash-attn", fa, *args)

@@ -382,12 +382,12 @@ static void bench_row(const pd_kernels *k, const char *filter) {
 
 int main(int argc, char **argv) {
     if (argc > 1) min_seconds = strtod(argv[1], NULL);
-    static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512,
+    static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVXVNNI, PD_CPU_AVX2 | PD_CPU_AVX512,
                                      PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,
                                      PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16};
     printf("row,kernel,case,figure,unit\n");
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
-        if ((masks[i] & pd_cpu_detect()) != masks[i]) break;
+        if ((masks[i] & pd_cpu_detect()) != masks[i]) continue;
         pd_kernels k;
         pd_kernels_init(&k, masks[i]);
         if (argc > 2 && strcmp(argv[2], k.isa) != 0) continue;

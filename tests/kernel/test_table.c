@@ -13,7 +13,7 @@ static void masks_parse(void **state) {
     assert_int_equal(pd_cpu_mask_parse("vnni", &mask, &err), PD_OK);
     assert_int_equal(mask, PD_CPU_VNNI);
     assert_int_equal(pd_cpu_mask_parse("all", &mask, &err), PD_OK);
-    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16);
+    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16);
 }
 
 static void bad_masks_are_refused(void **state) {
@@ -25,7 +25,7 @@ static void bad_masks_are_refused(void **state) {
         pd_err err = {0};
         assert_int_equal(pd_cpu_mask_parse(bad[i], &mask, &err), PD_EINVAL);
         assert_int_equal(mask, 99);
-        assert_non_null(strstr(err.msg, "known: scalar, avx2, avx512, vnni, bf16, all"));
+        assert_non_null(strstr(err.msg, "known: scalar, avx2, avxvnni, avx512, vnni, bf16, all"));
     }
     pd_err err = {0};
     unsigned mask;
@@ -43,9 +43,16 @@ static void a_row_needs_the_ones_before(void **state) {
 #if defined(__x86_64__)
     pd_kernels_init(&k, PD_CPU_AVX2 | PD_CPU_VNNI);
     assert_string_equal(k.isa, "avx2");
+    pd_kernels_init(&k, PD_CPU_AVXVNNI);
+    assert_string_equal(k.isa, "scalar");
+    pd_kernels_init(&k, PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_VNNI);
+    assert_string_equal(k.isa, "avx2+vnni");
+    pd_kernels_init(&k, PD_CPU_AVX2 | PD_CPU_AVX512); /* needs no AVXVNNI */
+    assert_string_equal(k.isa, "avx512");
 #endif
     const unsigned cpu = pd_cpu_detect();
     assert_true(!(cpu & PD_CPU_AVX512) || (cpu & PD_CPU_AVX2));
+    assert_true(!(cpu & PD_CPU_AVXVNNI) || (cpu & PD_CPU_AVX2));
     assert_true(!(cpu & PD_CPU_VNNI) || (cpu & PD_CPU_AVX512));
     assert_true(!(cpu & PD_CPU_BF16) || (cpu & PD_CPU_VNNI));
 }

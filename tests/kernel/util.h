@@ -32,12 +32,14 @@
  * differs from the one before. */
 #define FOR_EACH_ROW(k, body)                                                          \
     do {                                                                               \
-        static const unsigned masks_[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVX512, \
+        static const unsigned masks_[] = {0, PD_CPU_AVX2,                              \
+                                          PD_CPU_AVX2 | PD_CPU_AVXVNNI,                \
+                                          PD_CPU_AVX2 | PD_CPU_AVX512,                 \
                                           PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,   \
                                           PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI |  \
                                               PD_CPU_BF16};                            \
         for (size_t i_ = 0; i_ < LEN(masks_); i_++) {                                  \
-            if ((masks_[i_] & pd_cpu_detect()) != masks_[i_]) break;                   \
+            if ((masks_[i_] & pd_cpu_detect()) != masks_[i_]) continue;                \
             pd_kernels k;                                                              \
             pd_kernels_init(&k, masks_[i_]);                                           \
             body;                                                                      \

@@ -54,7 +54,7 @@ def bare(text):
 
 
 FILES = tree()
-C = {p: read(p) for p in FILES if p.endswith((".c", ".h"))}
+C = {p: read(p) for p in FILES if p.endswith((".c", ".h", ".inc"))}
 SCRIPTS = [p for p in FILES if p.endswith((".sh", ".py")) or p == ".ci/run"]
 
 

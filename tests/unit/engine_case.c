@@ -54,7 +54,7 @@ pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o) {
         .model_path = case_model(arch, type), .compute = o->compute,
         .n_threads = o->threads ? o->threads : 1, .cpu_mask = o->scalar ? 0 : ~0u, .ctx_size = o->ctx,
         .parallel = o->parallel ? o->parallel : 16, .kv_bytes = o->kv_bytes ? o->kv_bytes : 8u << 20,
-        .queue_max = o->queue,
+        .queue_max = o->queue, .draft_tokens = o->draft_tokens,
     };
     pd_engine *e = NULL;
     pd_err err = {0};
@@ -81,7 +81,7 @@ static pd_press_inst *press_of(const pd_engine *e, const char *text, double *rat
 
 static pd_compression *compression_of(const pd_engine *e, const ask *a) {
     if (a->comp) return a->comp;
-    if (!a->press && !a->decode) return NULL;
+    if (!a->press && !a->decode && !a->kv_key && !a->kv_value) return NULL;
     pd_compression *c = calloc(1, sizeof *c);
     double ratio = NAN;
     pd_err err = {0};
@@ -94,6 +94,8 @@ static pd_compression *compression_of(const pd_engine *e, const ask *a) {
     c->min_tokens = a->min_tokens;
     c->protect_system = a->protect;
     c->seed = a->press_seed;
+    c->kv_key = a->kv_key;
+    c->kv_value = a->kv_value;
     if (a->decode && pd_compression_decode_every(c, press_of(e, a->decode, &ratio), a->interval, a->target, (double)NAN,
                                                  "decode", &err) != PD_OK)
         fail_msg("%s", err.msg);

@@ -18,7 +18,7 @@ int case_group_end(void **state); /* the same, for cmocka */
  * (0 = as here; a mask of 0 is asked for by `scalar`). */
 typedef struct {
     pd_compute compute;
-    unsigned threads, parallel, queue;
+    unsigned threads, parallel, queue, draft_tokens;
     bool scalar;
     uint64_t kv_bytes;
     size_t ctx;
@@ -40,6 +40,7 @@ typedef struct {
     size_t system_begin, system_end;
     const char *decode;      /* text, or NULL */
     size_t interval, target;
+    pd_kv_type kv_key, kv_value;
     pd_compression *comp;    /* instead of all that; the engine takes it */
     int logprobs;            /* 0 = none asked for */
     bool explain, scores, keep_eos;

@@ -344,6 +344,12 @@ static void kv_agrees_with_plain_arrays(void **state) {
                 const size_t n = below(&w.rng, nh->n + 1); /* all of them too */
                 pd_kv_drop_front(&w.kv, l, h, n);
                 drop_naive(&w, nh, n);
+                if (nh->n && what == 9) {
+                    const size_t back = below(&w.rng, nh->n + 1);
+                    pd_kv_drop_back(&w.kv, l, h, back);
+                    nh->n -= back;
+                    if (nh->n == 0) nh->first = 0;
+                }
             }
             size_t pages = 0;
             for (size_t i = 0; i < LAYERS * HEADS; i++) {
