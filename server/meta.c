@@ -18,15 +18,17 @@ static void member_ms(pd_buf *out, const char *name, double v) {
     pd_buf_printf(out, ",\"%s\":%.3f", name, v);
 }
 
+static void cache_bytes(pd_buf *out, const pd_kv_report *kv) {
+    member_u64(out, "kv_cache_bytes", kv->bytes);
+    member_u64(out, "kv_cache_bytes_dense", kv->bytes_dense);
+    member_u64(out, "kv_cache_bytes_peak", kv->bytes_peak);
+}
+
 void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv) {
     pd_buf_printf(out, "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
                        "\"prompt_tokens_details\":{\"cached_tokens\":0}",
                   n_prompt, n_out, n_prompt + n_out);
-    if (kv) {
-        member_u64(out, "kv_cache_bytes", kv->bytes);
-        member_u64(out, "kv_cache_bytes_dense", kv->bytes_dense);
-        member_u64(out, "kv_cache_bytes_peak", kv->bytes_peak);
-    }
+    if (kv) cache_bytes(out, kv);
     pd_buf_putc(out, '}');
 }
 
@@ -88,7 +90,7 @@ static double per_second(size_t n, double ms) {
     return ms > 0 ? (double)n * 1e3 / ms : 0.0;
 }
 
-void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
+void pd_meta_timings(pd_buf *out, const pd_job_timing *t, const pd_kv_report *kv) {
     pd_buf_printf(out, "{\"prompt_n\":%zu", t->prompt_n);
     member_ms(out, "prompt_ms", t->prompt_ms);
     member_ms(out, "prompt_per_second", per_second(t->prompt_n, t->prompt_ms));
@@ -100,6 +102,7 @@ void pd_meta_timings(pd_buf *out, const pd_job_timing *t) {
         member_u64(out, "draft_n_accepted", t->draft_n_accepted);
     }
     member_ms(out, "queue_ms", t->queue_ms);
+    cache_bytes(out, kv); /* Open WebUI shows what stands here */
     pd_buf_putc(out, '}');
 }
 
@@ -166,7 +169,7 @@ void pd_meta_members(pd_buf *out, const pd_job_result *const *r, size_t n,
     kv_cache(out, &kv, info);
     if (n > 1) sequences(out, r, n, info);
     pd_buf_puts(out, "},\"timings\":");
-    pd_meta_timings(out, &timing);
+    pd_meta_timings(out, &timing, &kv);
 }
 
 void pd_meta_headers(pd_req *q, const pd_job_result *const *r, size_t n) {

@@ -13,7 +13,7 @@ void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
 
 /* kv NULL: the counts alone (running usage of a stream). */
 void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_report *kv);
-void pd_meta_timings(pd_buf *out, const pd_job_timing *t);
+void pd_meta_timings(pd_buf *out, const pd_job_timing *t, const pd_kv_report *kv);
 
 /* `"usage":...,"kv_cache":...,"timings":...`; usage only if asked.  With several
  * results bytes, pages, tokens and times are their sums (predicted_ms the longest: they run

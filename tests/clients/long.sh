@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # What is too heavy for every run: schemathesis with 2,000 requests drawn per operation,
 # guidellm and aiperf as load, and lm-evaluation-harness on a task of our own beside
-# transformers on the same weights.  Half an hour and some gigabytes of packages.
+# transformers on the same weights, dense and under a press.  Half an hour and some
+# gigabytes of packages.
 #
 #   PRESSD_BIN, PRESSD_TEST_MODEL   as in tests/run.sh; PRESSD_PYTHON is not needed
 #   long.sh [schemathesis] [load] [harness]     these alone
@@ -68,24 +69,40 @@ load() {
     stop
 }
 
-evaluate() { # OUT ARGUMENTS...
-    (cd "$work" && "$CLIENTS_VENV/bin/lm_eval" --tasks pressd_facts --include_path . --log_samples --output_path "$@") >"$work/eval.log" 2>&1 ||
+evaluate() { # FOLDER_OF_THE_TASK OUT ARGUMENTS...
+    (cd "$1" && "$CLIENTS_VENV/bin/lm_eval" --tasks pressd_facts --include_path . --log_samples --output_path "${@:2}") >"$work/eval.log" 2>&1 ||
         { tail -n 20 "$work/eval.log"; return 1; }
 }
 
 harness() {
     clients_venv "$here/requirements-long.txt"
     "$CLIENTS_VENV/bin/python" "$here/harness/tokenizer.py" "$PRESSD_TEST_MODEL" "$work/tokenizer"
-    python3 "$here/harness/facts.py" "$work/facts.jsonl"
+    python3 "$here/harness/facts.py" "$work/facts.jsonl" "$work/preface"
     cp "$here/harness/facts.yaml" "$work"
     serve --compute f32
-    local ask=base_url=http://127.0.0.1:$port/v1/completions,tokenizer_backend=huggingface,tokenizer=$work/tokenizer
-    ask+=,tokenized_requests=True,num_concurrent=2,max_length=2048
-    verdict 'harness on the server' evaluate "$work/ours" --model local-completions --model_args "model=any,$ask" --batch_size 8
+    local ask=tokenizer_backend=huggingface,tokenizer=$work/tokenizer,tokenized_requests=True,num_concurrent=2,max_length=2048
+    verdict 'harness on the server' evaluate "$work" "$work/ours" --model local-completions --model_args "model=any,base_url=http://127.0.0.1:$port/v1/completions,$ask" --batch_size 8
     stop
-    verdict 'harness on transformers' evaluate "$work/theirs" --model hf --device cpu --batch_size 1 --model_args \
+    verdict 'harness on transformers' evaluate "$work" "$work/theirs" --model hf --device cpu --batch_size 1 --model_args \
         "pretrained=$(dirname "$PRESSD_TEST_MODEL"),gguf_file=$(basename "$PRESSD_TEST_MODEL"),tokenizer=$work/tokenizer,dtype=float32"
     verdict 'they agree' python3 "$here/harness/check.py" harness "$work/ours" "$work/theirs"
+
+    # The harness sends no field of its own, so the press is the server's default and its scope, one preface of the task.
+    mkdir "$work/pressed"
+    cp "$work/facts.jsonl" "$work/pressed"
+    { cat "$here/harness/facts.yaml"; printf 'description: %s\n' "$(python3 -c 'import json, sys; print(json.dumps(open(sys.argv[1]).read()))' "$work/preface")"; } \
+        >"$work/pressed/facts.yaml"
+    local n
+    n=$("$CLIENTS_VENV/bin/python" -c 'import sys, transformers
+print(len(transformers.AutoTokenizer.from_pretrained(sys.argv[1]).encode(open(sys.argv[2]).read())))' "$work/tokenizer" "$work/preface")
+    serve --compute f32 --compression "{\"press\": \"knorm\", \"ratio\": 0.2, \"scope\": {\"context_tokens\": $n}}"
+    verdict 'harness under a press' evaluate "$work/pressed" "$work/under" --model local-completions \
+        --model_args "model=any,base_url=http://127.0.0.1:$port/v1/completions,$ask" --batch_size 8
+    curl -s "127.0.0.1:$port/metrics" >"$work/metrics"
+    stop
+    verdict 'the press in torch' "$CLIENTS_VENV/bin/python" "$here/harness/pressed.py" "$PRESSD_TEST_MODEL" "$work/tokenizer" \
+        "$work/under" "$work/preface" 0.2 "$work/pressed.json"
+    verdict 'they agree under the press' python3 "$here/harness/check.py" pressed "$work/under" "$work/pressed.json" "$work/metrics"
 }
 
 for part in "$@"; do

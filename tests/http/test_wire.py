@@ -65,6 +65,28 @@ REPLIES = [
     ("openai: any model name is served", C, prompt(model="gpt-9"), lambda r: r["model"] == "fake"),
     ("langchain: content as parts", CHAT, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hello"}]}]), lambda r: True),
     ("openai: role developer is system", CHAT, chat(messages=[{"role": "developer", "content": "x"}, *HI]), lambda r: True),
+    ("vllm: ids of a token array are not given a first special token", C, prompt(prompt=[104, 105]), lambda r: r["usage"]["prompt_tokens"] == 2),
+    ("openai: a batch of strings keeps its order", C, prompt(prompt=["@@say=61", "@@say=62"], max_tokens=1), lambda r: [(c["index"], c["text"]) for c in r["choices"]] == [(0, "a"), (1, "b")]),
+    ("litellm, mlflow: the cache's size stands in usage as integers", C, prompt(), lambda r: all(
+        isinstance(r["usage"][k], int) for k in ("kv_cache_bytes", "kv_cache_bytes_dense", "kv_cache_bytes_peak"))),
+    ("open webui: timings carry the cache's size", CHAT, chat(), lambda r: any(k.startswith("kv_") and isinstance(v, int) for k, v in r["timings"].items())),
+    ("openai: a completion without logprobs has logprobs null", C, prompt(), lambda r: r["choices"][0]["logprobs"] is None),
+    ("openai: completion logprobs are parallel arrays", C, prompt(logprobs=2), lambda r: {k: len(v) for k, v in r["choices"][0]["logprobs"].items()} ==
+     dict.fromkeys(("tokens", "token_logprobs", "top_logprobs", "text_offset"), 3)),
+    ("vllm: log probabilities are finite", C, prompt(logprobs=5, logit_bias={"5": -100}), lambda r: all(
+        isinstance(x, (int, float)) and x > -1e5 for t in r["choices"][0]["logprobs"]["top_logprobs"] for x in t.values())),
+    ("openai: total_tokens is the sum", C, prompt(), lambda r: r["usage"]["total_tokens"] == r["usage"]["prompt_tokens"] + r["usage"]["completion_tokens"]),
+    ("openai: the end by itself is stop, at the bound length", C, prompt(prompt="@@eos=1 x", max_tokens=9), lambda r: r["choices"][0]["finish_reason"] == "stop"),
+    ("openai: tool_choice none and modalities text are neutral", CHAT, chat(tool_choice="none", modalities=["text"]), lambda r: True),
+    # ---- forms of an answer ----
+    ("openai: response_format text", CHAT, chat(response_format={"type": "text"}), lambda r: True),
+    ("llama.cpp: response_format json_object with a schema", CHAT, chat(response_format={"type": "json_object", "schema": {"type": "object"}}), lambda r: True),
+    ("llama.cpp: grammar and json_schema at the top level", C, prompt(json_schema={"type": "object"}, grammar=None), lambda r: True),
+    ("vllm: guided_json as text, guided_regex, guided_choice, guided_grammar", C, prompt(guided_json='{"type": "object"}', guided_regex=None), lambda r: True),
+    ("vllm: guided_regex", C, prompt(guided_regex="[a-z]+"), lambda r: True),
+    ("vllm: structured_outputs regex", C, prompt(structured_outputs={"regex": "\\d{3}-\\d{4}"}), lambda r: True),
+    ("vllm: structured_outputs json_object", C, prompt(structured_outputs={"json_object": True}), lambda r: True),
+    ("vllm: structured_outputs choice", C, prompt(structured_outputs={"choice": ["a", "b"]}), lambda r: True),
     # ---- vLLM's helpers ----
     ("vllm: /tokenize {prompt} -> tokens, count, max_model_len", TOK, {"prompt": "hi"},
      lambda r: (r["tokens"], r["count"]) == ([256, 104, 105], 3) and r["max_model_len"] > 0),
@@ -102,6 +124,13 @@ STREAMS = [
      lambda e: set(e[-2]["error"]) == {"message", "type", "param", "code"} and e[-1] == "[DONE]"),
     ("openai: UTF-8 is never cut inside a code point", C, prompt(prompt="@@say=C3A9E282AC", max_tokens=5),
      lambda e: "\ufffd" not in "".join(c["text"] for c in choices(e)) and "".join(c["text"] for c in choices(e)).startswith("é€")),
+    ("open webui: no event has timings null", CHAT, chat(), lambda e: all(x.get("timings", 0) is not None for x in e[:-1])),
+    ("openai: chunks are chat.completion.chunk", CHAT, chat(), lambda e: {x["object"] for x in e[:-1]} == {"chat.completion.chunk"}),
+    ("openai: interior chunks of a completion have text and finish_reason null", C, prompt(),
+     lambda e: all("text" in c and c["finish_reason"] is None for c in choices(e)[:-1]) and choices(e)[-1]["text"] == ""),
+    ("openai python: no event but a failure has a top-level error", C, prompt(), lambda e: not any("error" in x for x in e[:-1])),
+    ("vllm bench serve: usage comes in an event of empty choices alone", C, prompt(stream_options={"include_usage": True}),
+     lambda e: [bool(x.get("usage")) for x in e[:-1]] == [not x["choices"] for x in e[:-1]]),
     ("anthropic: events by name, no [DONE]", "/v1/messages", chat(),
      lambda e: [x["type"] for x in e] == ["message_start", "content_block_start"] + ["content_block_delta"] * 3 + ["content_block_stop", "message_delta", "message_stop"]),
     ("anthropic: a failure on the way is an error event", "/v1/messages", chat(messages=[{"role": "user", "content": "@@error=1"}], max_tokens=5),
@@ -121,6 +150,15 @@ ERRORS = [  # name, path, body, status, type, param
     ("openai: penalties -2 to 2", C, prompt(presence_penalty=3), 400, "invalid_request_error", "presence_penalty"),
     ("openai: logit_bias -100 to 100", C, prompt(logit_bias={"5": 101}), 400, "invalid_request_error", "logit_bias.5"),
     ("vllm, tgi: suffix is refused by name", C, prompt(suffix="x"), 400, "invalid_request_error", "suffix"),
+    ("openai: top_logprobs has a bound (100; OpenAI's is 20)", CHAT, chat(logprobs=True, top_logprobs=101), 400, "invalid_request_error", "top_logprobs"),
+    ("openai: best_of at most 20", C, prompt(best_of=21), 400, "invalid_request_error", "best_of"),
+    ("openai: frequency_penalty -2 to 2", C, prompt(frequency_penalty=-2.5), 400, "invalid_request_error", "frequency_penalty"),
+    ("openai: logit_bias has token ids as keys", C, prompt(logit_bias={"x": 1}), 400, "invalid_request_error", "logit_bias"),
+    ("openai: tools are refused by name", CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "invalid_request_error", "tools"),
+    ("vllm: a pattern that cannot be kept is refused by name", C, prompt(guided_regex="(?=a)b"), 400, "invalid_request_error", "guided_regex"),
+    ("vllm: structured_outputs has one form", C, prompt(structured_outputs={"regex": "a", "choice": ["a"]}), 400, "invalid_request_error", "structured_outputs"),
+    ("vllm: a form given twice", C, prompt(guided_regex="a", guided_choice=["a"]), 400, "invalid_request_error", "guided_choice"),
+    ("pressd: an unknown press lists the valid ones", C, prompt(compression="none_such@0.5"), 400, "invalid_request_error", "compression"),
     ("llama.cpp: prompt and tokens beyond the context", C, prompt(max_tokens=10 ** 6), 400, "invalid_request_error", None),
     ("openai: an unknown route has an error body", "/v1/nope", {}, 404, "not_found_error", None),
     ("vllm: dimensions that the model does not have", "/v1/embeddings", {"input": "a", "dimensions": 3}, 400, "invalid_request_error", "dimensions"),
@@ -176,6 +214,23 @@ class Wire(ServerTest):
         with self.subTest("vllm bench serve: x-request-id comes back"):
             r = self.s.post(C, prompt(), headers={"X-Request-Id": "abc-1", "Content-Type": "application/json"})
             self.assertEqual(r.headers["X-Request-Id"], "abc-1")
+        with self.subTest("openai python: streams are chunked and never compressed"):
+            r = self.s.post(C, prompt(stream=True), headers={"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"})
+            self.assertEqual((r.headers["Transfer-Encoding"], r.headers["Content-Encoding"]), ("chunked", None))
+        with self.subTest("openai js: an id is minted where none came"):
+            self.assertTrue(self.s.post(C, prompt()).headers["X-Request-Id"])
+        with self.subTest("llama.cpp, openai: past the context is context_length_exceeded"):
+            r = self.s.post(C, prompt(max_tokens=10 ** 6))
+            self.assertEqual((r.status, r.error["code"]), (400, "context_length_exceeded"))
+        with self.subTest("openai: 405, 413, 415 and bad JSON have error bodies too"):
+            self.assertEqual((self.s.get(C).status, set(self.s.get(C).error)), (405, {"message", "type", "param", "code"}))
+            r = self.s.post(C, b"x", headers={"Content-Type": "text/html"})
+            self.assertEqual((r.status, set(r.error)), (415, {"message", "type", "param", "code"}))
+            r = self.s.post(C, b"{", headers={"Content-Type": "application/json"})
+            self.assertEqual((r.status, r.error["type"]), (400, "invalid_request_error"))
+        with self.subTest("curl: a charset beside the content type, whatever its case"):
+            r = self.s.post(C, json.dumps(prompt()).encode(), headers={"content-type": "Application/JSON; charset=utf-8"})
+            self.assertEqual(r.status, 200)
         with self.subTest("guidellm: /health before the run"):
             self.assertEqual(self.s.get("/health").status, 200)
         with self.subTest("vllm bench serve, gateways: root, parent and max_model_len of a model"):

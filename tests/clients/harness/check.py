@@ -4,6 +4,7 @@
     check.py guidellm FILE REQUESTS TOKENS    each request was whole and as long as asked
     check.py aiperf FOLDER REQUESTS TOKENS
     check.py harness OURS THEIRS              the same documents, the same log probabilities, the same accuracy
+    check.py pressed OURS THEIRS METRICS      the same of pressed.py's numbers, and the cache was really pressed
 """
 
 import glob
@@ -42,5 +43,26 @@ def harness(ours, theirs):
     assert right[0] > 0.4, "no better than chance: this compares nothing"
 
 
+def pressed(ours, theirs, metrics):
+    """THEIRS: pressed.py's, for each document and choice the sum under the press and the one without."""
+    a, b = samples(ours), {int(k): v for k, v in json.load(open(theirs)).items()}
+    assert a.keys() == b.keys() and len(a) > 40
+    pairs = [(float(x[0][0]), *y) for i in a for x, y in zip(a[i]["resps"], b[i], strict=True)]
+    worst, felt = max(abs(x - y) for x, y, _ in pairs), max(abs(y - z) for _, y, z in pairs)
+    right = [sum(s["acc"] for s in a.values()) / len(a)]
+    for k in (0, 1):
+        right.append(sum(max(range(len(v)), key=lambda i: v[i][k]) == a[i_]["doc"]["answer"] for i_, v in b.items()) / len(b))
+    print(f"accuracy {right[0]:.4f}, {right[1]:.4f} and dense {right[2]:.4f}; log probabilities apart by at most {worst:.2g}, "
+          f"{felt:.2g} by the press")
+    assert worst <= LOGPROB and right[0] == right[1]
+    assert felt > 10 * LOGPROB, "the press does nothing: this compares nothing"
+    assert right[0] >= right[2] - 0.1, "a mild ratio costs a tenth of the answers"
+    text = open(metrics).read()
+    count = {k: sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f'pressd_press_{k}{{press="knorm"')) for k in
+             ("requests_total", "tokens_seen_total", "tokens_kept_total")}
+    print(count)
+    assert count["requests_total"] >= len(pairs) and 0.6 < count["tokens_kept_total"] / count["tokens_seen_total"] < 0.95
+
+
 if __name__ == "__main__":
-    {"guidellm": guidellm, "aiperf": aiperf, "harness": harness}[sys.argv[1]](*sys.argv[2:])
+    {"guidellm": guidellm, "aiperf": aiperf, "harness": harness, "pressed": pressed}[sys.argv[1]](*sys.argv[2:])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""facts.py FILE: questions a small model answers far better than chance and far from perfectly, as JSON lines."""
+"""facts.py FILE [PREFACE]: questions a small model answers far better than chance and far from perfectly, as JSON
+lines; and a text to stand before each of them, which tells a third of the answers."""
 
 import json
 import sys
@@ -35,6 +36,9 @@ def main():
     with open(sys.argv[1], "w") as out:
         for doc in made:
             out.write(json.dumps(doc) + "\n")
+    if len(sys.argv) > 2:
+        with open(sys.argv[2], "w") as out:
+            out.write("Some facts. " + " ".join(d["text"] + d["choices"][d["answer"]] + "." for d in made[::3]) + "\n\n")
 
 
 main()
