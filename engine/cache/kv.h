@@ -22,7 +22,7 @@
 #include "engine/cache/codec.h"
 #include "engine/cache/pool.h"
 
-/* On SmolLM2 one page leaves a KL of 0.009, two 0.006, four 0.005. */
+/* Mean KL on SmolLM2: without them 0.012 to 0.032, with two pages 0.003 to 0.007; four gain little. */
 enum { PD_KV_RECENT = 2 };
 
 typedef struct pd_kv_head {

@@ -175,7 +175,7 @@ class Resident(unittest.TestCase):
         self.assertGreaterEqual(dense_kv, full)
         self.assertLess(pressed_kv, 0.30 * full)
         self.assertGreaterEqual(dense - pressed, 0.90 * (dense_kv - pressed_kv), "pressing gives memory back to the system while it runs")
-        self.assertLess(few_kv, 0.30 * full)
+        self.assertLess(few_kv, 0.35 * full)
         self.assertGreaterEqual(dense - few, 0.90 * (dense_kv - few_kv), "fewer bits take less of the system's memory")
         self.assertGreaterEqual(few - after, 0.90 * few_kv, "and give it back")
         self.assertGreaterEqual(pressed - after, 0.90 * pressed_kv, "an answer that ended gives back what it held")
