@@ -12,7 +12,9 @@ enum {
     HAS_QFILTER = 1u << PD_SET_QFILTER,
     HAS_DUO = 1u << PD_SET_DUO_CALIBRATED,
     HAS_KVZAP = 1u << PD_SET_KVZAP_LINEAR,
-    HAS_LUKV = 1u << PD_SET_LUKV
+    HAS_LUKV = 1u << PD_SET_LUKV,
+    HAS_EIGEN = 1u << PD_SET_EIGEN,
+    HAS_JOINT = 1u << PD_SET_JOINT
 };
 
 static bool make(void *p, size_t n, size_t size) {
@@ -23,7 +25,8 @@ static bool make(void *p, size_t n, size_t size) {
 
 static bool make_all(pd_calib *c) {
     const size_t nl = c->model.n_layer, nq = nl * c->model.n_head * c->model.head_dim,
-                 hk = nl * c->model.n_head_kv, d = c->model.n_embd;
+                 hk = nl * c->model.n_head_kv, d = c->model.n_embd, hd = c->model.head_dim,
+                 joint = c->model.n_head_kv * hd;
     bool ok = make(&c->seen, nl, sizeof *c->seen);
     if (c->sets & HAS_STATS)
         ok = ok && make(&c->count, nl, sizeof *c->count) && make(&c->mean, nq, sizeof *c->mean) &&
@@ -32,6 +35,12 @@ static bool make_all(pd_calib *c) {
         ok = ok && make(&c->q_sum, nq, sizeof *c->q_sum) &&
              make(&c->gram, nq, c->model.head_dim * sizeof *c->gram);
     if (c->sets & HAS_DUO) ok = ok && make(&c->duo, hk, sizeof *c->duo);
+    if (c->sets & (HAS_EIGEN | HAS_JOINT)) ok = ok && make(&c->key_rows, nl, sizeof *c->key_rows);
+    if (c->sets & HAS_EIGEN)
+        ok = ok && make(&c->freq, nl * hd / 2, sizeof *c->freq) &&
+             make(&c->key, hk * hd, hd * sizeof *c->key) && make(&c->rotated, hk * hd, hd * sizeof *c->rotated) &&
+             make(&c->value, hk * hd, hd * sizeof *c->value) && make(&c->query, hk * hd, hd * sizeof *c->query);
+    if (c->sets & HAS_JOINT) ok = ok && make(&c->joint, nl * joint, joint * sizeof *c->joint);
     if (c->sets & HAS_KVZAP)
         ok = ok && make(&c->rows, nl, sizeof *c->rows) && make(&c->xx, nl * d, d * sizeof *c->xx) &&
              make(&c->xy, hk * d, sizeof *c->xy) && make(&c->x_sum, nl * d, sizeof *c->x_sum) &&
@@ -61,7 +70,8 @@ void pd_calib_close(pd_calib *c) {
     if (!c) return;
     void *all[] = {c->seen,  c->count, c->mean,  c->m2,    c->gram,    c->q_sum,
                    c->duo,   c->rows,  c->xx,    c->xy,    c->x_shift, c->y_shift,
-                   c->x_sum, c->y_sum, c->score, c->pruned};
+                   c->x_sum, c->y_sum, c->score, c->pruned,  c->key_rows,
+                   c->freq,  c->key,   c->rotated, c->value, c->query, c->joint};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(c);
 }
@@ -70,7 +80,7 @@ void pd_calib_close(pd_calib *c) {
 
 static void text_needs(const pd_press_inst *inst, pd_press_needs *n) {
     const pd_calib *c = inst->state;
-    if (c->sets & HAS_STATS) pd__need_moments(n, PD_NEEDS_Q_COV, PD_CALIB_SINK);
+    if (c->sets & (HAS_STATS | HAS_EIGEN)) pd__need_moments(n, PD_NEEDS_Q_COV, PD_CALIB_SINK);
     if (c->sets & HAS_QFILTER) n->bits |= PD_NEEDS_Q_ALL;
     if (c->sets & HAS_DUO) pd__need_moments(n, 0, 0);
 }

@@ -7,10 +7,11 @@
  * presses see.  Layers with a sliding window are never shown; their tensors are
  * neutral (zeros, scores below 0, uniform curves).
  *
- *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores
+ *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores, bases
  *   repeat prompts    (a text, then the same text again) KVzap regressors, LU-KV curves
  *
- * Memory, in doubles: stats and filters NL*Hq*D^2 each, kvzap NL*d^2.
+ * Memory, in doubles: stats and filters NL*Hq*D^2 each, kvzap NL*d^2, eigen 4*NL*Hk*D^2,
+ * joint NL*(Hk*D)^2.
  * Thread: the hooks run in the engine's thread while a job runs, all else in the
  * caller's while none does. */
 #ifndef PD_COMPRESSION_CALIBRATE_H
@@ -24,7 +25,8 @@ enum { PD_CALIB_SINK = 4 }; /* first tokens of a text that count for nothing, as
 
 /* The sets that can be measured. */
 enum {
-    PD_CALIB_TEXT = 1u << PD_SET_STATS | 1u << PD_SET_QFILTER | 1u << PD_SET_DUO_CALIBRATED,
+    PD_CALIB_TEXT = 1u << PD_SET_STATS | 1u << PD_SET_QFILTER | 1u << PD_SET_DUO_CALIBRATED |
+                    1u << PD_SET_EIGEN | 1u << PD_SET_JOINT,
     PD_CALIB_REPEAT = 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_LUKV,
 };
 

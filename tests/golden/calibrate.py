@@ -65,7 +65,7 @@ class Pass:
             self.q0.append(split(layer.self_attn.q_proj(x), cfg.num_attention_heads))
             self.k0.append(split(layer.self_attn.k_proj(x), cfg.num_key_value_heads))
             self.v.append(split(layer.self_attn.v_proj(x), cfg.num_key_value_heads))
-        self.q = [rotate(q) for q in self.q0]
+        self.q, self.k = [rotate(q) for q in self.q0], [rotate(k) for k in self.k0]
 
 
 def stats_and_filters(passes, cfg):
@@ -80,6 +80,41 @@ def stats_and_filters(passes, cfg):
         u *= np.sign((rotated @ u[:, :, None]).mean((1, 2)))[:, None]
         filters.append(-u.reshape(-1, group, u.shape[1]).mean(1))
     return np.stack(mean), np.stack(cov), np.stack(filters)
+
+
+def score_moment(sq, inv_freq, n):
+    """Mean of R_p sq R_p^T over p < n, one by one."""
+    half, out = len(inv_freq), np.zeros_like(sq)
+    for p in range(n):
+        c, s = np.diag(np.cos(p * inv_freq)), np.diag(np.sin(p * inv_freq))
+        r = np.block([[c, -s], [s, c]])
+        out += r @ sq @ r.T / n
+    assert out.shape == (2 * half, 2 * half)
+    return out
+
+
+def energies(model, passes):
+    """Mean squares of keys and values along the directions of each basis, the largest first: singular values."""
+    cfg = model.config
+    group, n = cfg.num_attention_heads // cfg.num_key_value_heads, max(p.k[0].shape[1] for p in passes)
+    inv_freq = model.model.rotary_emb.inv_freq.double().numpy()
+    rows = lambda name, i: torch.cat([getattr(p, name)[i][:, SINK:] for p in passes], 1).double().numpy()
+    along = lambda x: np.linalg.svd(x, compute_uv=False) ** 2 / len(x)
+    out = {}
+    for i in range(cfg.num_hidden_layers):
+        k, heads = rows("k0", i), range(cfg.num_key_value_heads)
+        moments = np.stack([x.T @ x for x in rows("q0", i)]).reshape(len(heads), group, *k.shape[2:] * 2).sum(1)
+        score = []
+        for h in heads:
+            w, u = np.linalg.eigh(score_moment(moments[h], inv_freq, n))
+            score.append(along(k[h] @ (u * np.sqrt(w / w.mean())) @ u.T))
+        for name, e in (("eigen_attention.shared", along(np.concatenate(k))), ("eigen_attention.score", score),
+                        ("eigen_attention.per_head", [along(k[h]) for h in heads]),
+                        ("eigen_attention.rotated", [along(x) for x in rows("k", i)]),
+                        ("eigen_attention.value", [along(x) for x in rows("v", i)]),
+                        ("joint.keys", along(np.concatenate(k, 1)))):
+            out.setdefault(name + ".energy", []).append(e)
+    return {name: np.array(e) for name, e in out.items()}
 
 
 def duo(model, passes):
@@ -160,6 +195,7 @@ def measure(path):
         "kvzap.linear.weight": np.stack([w for w, _ in fits]),
         "kvzap.linear.bias": np.stack([b for _, b in fits]),
         "lukv.curves": curves(scores),
+        **energies(model, passes),
     }
 
 

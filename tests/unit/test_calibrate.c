@@ -89,12 +89,55 @@ static void expect_sound(const pd_press_data *d, const pd_press_model *m, const 
     }
 }
 
+/* Bases of the layers that are pressed; one that keeps everything gives the key back. */
+static void expect_bases(const pd_press_data *d, const pd_press_model *m, const bool *pressed) {
+    static const pd_data_id basis[][2] = {
+        {PD_DATA_EIGEN_SHARED, PD_DATA_EIGEN_SHARED_ENERGY},   {PD_DATA_EIGEN_HEAD, PD_DATA_EIGEN_HEAD_ENERGY},
+        {PD_DATA_EIGEN_ROTATED, PD_DATA_EIGEN_ROTATED_ENERGY}, {PD_DATA_EIGEN_VALUE, PD_DATA_EIGEN_VALUE_ENERGY},
+        {PD_DATA_EIGEN_SCORE, PD_DATA_EIGEN_SCORE_ENERGY},     {PD_DATA_JOINT, PD_DATA_JOINT_ENERGY},
+    };
+    for (size_t b = 0; b < sizeof basis / sizeof *basis; b++) {
+        const float *u = pd_press_data_get(d, basis[b][0]), *energy = pd_press_data_get(d, basis[b][1]);
+        const float *back = basis[b][0] == PD_DATA_EIGEN_SCORE ? pd_press_data_get(d, PD_DATA_EIGEN_REBUILD) : u;
+        const size_t n = pd_press_data_elems(d, basis[b][0]) / pd_press_data_elems(d, basis[b][1]);
+        const size_t all = pd_press_data_elems(d, basis[b][1]) / n;
+        for (size_t at = 0; at < all; at++) {
+            const bool on = pressed[at * m->n_layer / all];
+            const float *e = energy + at * n;
+            for (size_t i = 0; i < n; i++) {
+                assert_true(e[i] >= 0.0f && (i == 0 || e[i] <= e[i - 1]) && (i > 0 || (e[0] > 0.0f) == on));
+                for (size_t k = 0; k < n; k++) {
+                    double dot = 0.0;
+                    for (size_t c = 0; c < n; c++) dot += (double)u[(at * n + i) * n + c] * (double)back[(at * n + k) * n + c];
+                    if (fabs(dot - (on && i == k)) > 1e-3)
+                        fail_msg("%s %zu: rows %zu, %zu: %g", pd_data_name(basis[b][0]), at, i, k, dot);
+                }
+            }
+        }
+    }
+    /* RoPE turns keys and leaves them as long as they are; the joint rows are the heads' side by side */
+    const float *key = pd_press_data_get(d, PD_DATA_EIGEN_HEAD_ENERGY), *rotated = pd_press_data_get(d, PD_DATA_EIGEN_ROTATED_ENERGY);
+    const float *shared = pd_press_data_get(d, PD_DATA_EIGEN_SHARED_ENERGY), *joint = pd_press_data_get(d, PD_DATA_JOINT_ENERGY);
+    const size_t row = m->n_head_kv * m->head_dim;
+    for (size_t l = 0; l < m->n_layer; l++) {
+        double sum[4] = {0};
+        for (size_t i = 0; i < row; i++) {
+            sum[0] += (double)key[l * row + i];
+            sum[1] += (double)rotated[l * row + i];
+            sum[2] += (double)joint[l * row + i];
+            if (i < m->head_dim) sum[3] += (double)shared[l * m->head_dim + i] * (double)m->n_head_kv;
+        }
+        for (int i = 1; i < 4; i++) assert_true(fabs(sum[i] - sum[0]) <= 1e-5 * sum[0]);
+    }
+}
+
 static void all_layers_of_llama(void **state) {
     (void)state;
     static const bool pressed[3] = {true, true, true};
     pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }
@@ -105,6 +148,7 @@ static void layers_with_windows_stay_neutral(void **state) {
     pd_engine *e = case_open(TINY_GEMMA3, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32});
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }
