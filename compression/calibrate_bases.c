@@ -165,12 +165,13 @@ static pd_status make_layer(make_job *j, size_t l, pd_err *err) {
     return PD_OK;
 }
 
-pd_status pd__calib_bases_finish(pd_calib *c, pd_press_data *d, pd_err *err) {
+pd_status pd__calib_bases_make(const pd_calib *c, pd_press_data *d, pd_err *err) {
     const size_t widest = c->joint ? c->model.n_head_kv * c->model.head_dim : c->model.head_dim;
     make_job j = {.c = c};
     for (int id = 0; id < PD_DATA_N; id++) {
         const pd_data_set set = pd_data_set_of((pd_data_id)id);
         if (!((set == PD_SET_EIGEN && c->key) || (set == PD_SET_JOINT && c->joint))) continue;
+        if (id == PD_DATA_EIGEN_ERROR || id == PD_DATA_JOINT_ERROR) continue; /* calibrate_errors.c */
         if (!(j.out[id] = pd_press_data_put(d, (pd_data_id)id))) return no_memory(err);
     }
     if (!(j.s = malloc(2 * widest * widest * sizeof *j.s))) return no_memory(err);

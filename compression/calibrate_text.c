@@ -210,7 +210,7 @@ static pd_status finish_stats(pd_calib *c, pd_press_data *d, pd_err *err) {
 pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err) {
     if (c->n_text == 0) return pd_fail(err, PD_EINVAL, NULL, "no text was read");
     if (c->count) PD_TRY(finish_stats(c, d, err));
-    if (c->key_rows) PD_TRY(pd__calib_bases_finish(c, d, err));
+    if (c->bases) PD_TRY(pd__calib_errors_finish(c, d, err));
     if (c->gram) {
         float *filters = pd_press_data_put(d, PD_DATA_QFILTERS);
         if (!filters) return no_memory(err);

@@ -17,7 +17,8 @@
 static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
- * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row. */
+ * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
+ * b curves of errors, e their points. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -56,8 +57,10 @@ static const struct {
     [PD_DATA_EIGEN_ROTATED_ENERGY] = {"eigen_attention.rotated.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
     [PD_DATA_EIGEN_VALUE] = {"eigen_attention.value", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
     [PD_DATA_EIGEN_VALUE_ENERGY] = {"eigen_attention.value.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_ERROR] = {"eigen_attention.error", "lbe", PD_SET_EIGEN, 0, INFINITY},
     [PD_DATA_JOINT] = {"joint.keys", "lJJ", PD_SET_JOINT, -INFINITY, INFINITY},
     [PD_DATA_JOINT_ENERGY] = {"joint.keys.energy", "lJ", PD_SET_JOINT, 0, INFINITY},
+    [PD_DATA_JOINT_ERROR] = {"joint.keys.error", "le", PD_SET_JOINT, 0, INFINITY},
 };
 
 /* How to get a set: the command that makes it. */
@@ -100,6 +103,8 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'h': return d->n_hidden;
     case 'g': return PD_GATE_DIM;
     case 'J': return d->model.n_head_kv * d->model.head_dim;
+    case 'b': return PD_EIGEN_CURVES;
+    case 'e': return PD_EIGEN_STEPS - 1;
     default: return PD_LUKV_ROWS;
     }
 }

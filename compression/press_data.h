@@ -51,8 +51,11 @@ typedef enum {
     PD_DATA_EIGEN_ROTATED_ENERGY, /* [NL][Hk][D] */
     PD_DATA_EIGEN_VALUE,          /* [NL][Hk][D][D] */
     PD_DATA_EIGEN_VALUE_ENERGY,   /* [NL][Hk][D] */
+    PD_DATA_EIGEN_ERROR,          /* [NL][5][15] share of a layer's output that i/16 of the directions lose:
+                                     shared, per_head, score, rotated, value */
     PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
     PD_DATA_JOINT_ENERGY,         /* [NL][J] */
+    PD_DATA_JOINT_ERROR,          /* [NL][15] */
     PD_DATA_N
 } pd_data_id;
 
@@ -66,12 +69,12 @@ typedef enum {
     PD_SET_KVZAP_MLP,      /* W1 .. B2 */
     PD_SET_LUKV,
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
-    PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_VALUE_ENERGY */
-    PD_SET_JOINT,          /* JOINT, JOINT_ENERGY */
+    PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
+    PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
     PD_SET_N
 } pd_data_set;
 
-enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16 };
+enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5 };
 
 typedef struct pd_press_data pd_press_data;
 

@@ -43,7 +43,7 @@ static pd_press_data *must_measure(pd_engine *e) {
     pd_err err = {0};
     assert_int_equal(pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, 1, &err), PD_OK);
     if (measure(e, ALL, TEXT_LEN, 50, d, &err) != PD_OK) fail_msg("%s", err.msg);
-    assert_int_equal(n_progress, 5 + 2); /* 256 / 50 texts, 100 / 50 of them repeated */
+    assert_int_equal(n_progress, 5 + 4 + 2); /* 256 / 50 texts, some once more for bases, 100 / 50 repeated */
     case_expect_idle(e);
     return d;
 }
@@ -113,6 +113,18 @@ static void expect_bases(const pd_press_data *d, const pd_press_model *m, const 
                         fail_msg("%s %zu: rows %zu, %zu: %g", pd_data_name(basis[b][0]), at, i, k, dot);
                 }
             }
+        }
+    }
+    /* more directions cost less, and the layers that are pressed say what */
+    static const struct {
+        pd_data_id id;
+        size_t n;
+    } error[] = {{PD_DATA_EIGEN_ERROR, PD_EIGEN_CURVES}, {PD_DATA_JOINT_ERROR, 1}};
+    for (size_t i = 0; i < 2; i++) {
+        const float *e = pd_press_data_get(d, error[i].id);
+        for (size_t at = 0; at < m->n_layer * error[i].n; at++, e += PD_EIGEN_STEPS - 1) {
+            const bool on = pressed[at / error[i].n];
+            assert_true(on ? e[0] > 1e-4f && e[0] < 2.0f && e[PD_EIGEN_STEPS - 2] < e[0] : e[0] == 0.0f && e[3] == 0.0f);
         }
     }
     /* RoPE turns keys and leaves them as long as they are; the joint rows are the heads' side by side */
