@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS };
+enum { N = PD_PAGE_TOKENS, ROW_MAX = 512 };
 
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
@@ -16,8 +16,8 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
     *kv = (pd_kv){.pool = pool, .codec = *codec, .kern = kern,
                   .n_layer = n_layer, .n_head_kv = n_head_kv, .head_dim = head_dim};
     size_t total = 0;
-    for (size_t l = 0; l < n_layer; l++) /* + 1: a window may straddle one page more */
-        total += n_head_kv * (pd_div_up(max_slots[l], N) + 1);
+    for (size_t l = 0; l < n_layer; l++) /* + 2: a window may straddle one page more, and so may the two sections */
+        total += n_head_kv * (pd_div_up(max_slots[l], N) + 2);
     kv->head = calloc(n_layer * n_head_kv, sizeof *kv->head);
     kv->page_list = malloc(total * sizeof *kv->page_list);
     const bool centred = pd_kv_type_group(codec->key) > 1;
@@ -31,38 +31,114 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
         for (size_t h = 0; h < n_head_kv; h++) {
             pd_kv_head *kh = pd_kv_at(kv, l, h);
             kh->page = next;
-            kh->cap_page = (uint32_t)(pd_div_up(max_slots[l], N) + 1);
+            kh->cap_page = (uint32_t)(pd_div_up(max_slots[l], N) + 2);
             next += kh->cap_page;
         }
     }
     return PD_OK;
 }
 
+/* ---- pages ---- */
+
+static pd_kvpool *pool_of(const pd_kv *kv, bool packed) {
+    return packed ? kv->pack.pool : kv->pool;
+}
+
+/* Pages [from, to) of the list, all of one section, go back; the list closes up. */
 static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
-    for (uint32_t i = from; i < to; i++) pd_kvpool_give(kv->pool, kh->page[i]);
-    kv->n_pages -= to - from;
+    const bool packed = from < kh->n_pack_page;
+    for (uint32_t i = from; i < to; i++) pd_kvpool_give(pool_of(kv, packed), kh->page[i]);
+    memmove(kh->page + from, kh->page + to, (kh->n_page - to) * sizeof *kh->page);
+    kh->n_page -= to - from;
+    if (packed) kh->n_pack_page -= to - from;
+    *(packed ? &kv->n_pack_pages : &kv->n_pages) -= to - from;
+}
+
+/* One more page behind those of its section. */
+static pd_status add_page(pd_kv *kv, pd_kv_head *kh, bool packed, pd_err *err) {
+    uint32_t page;
+    if (kh->n_page == kh->cap_page || !pd_kvpool_take(pool_of(kv, packed), PD_PAGE_SEQ, &page))
+        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
+    const uint32_t at = packed ? kh->n_pack_page : kh->n_page;
+    memmove(kh->page + at + 1, kh->page + at, (kh->n_page - at) * sizeof *kh->page);
+    kh->page[at] = page;
+    kh->n_page++;
+    kh->n_pack_page += packed;
+    (*(packed ? &kv->n_pack_pages : &kv->n_pages))++;
+    kv->peak_pages = pd_max_size(kv->peak_pages, kv->n_pages + kv->n_pack_pages);
+    return PD_OK;
 }
 
 void pd_kv_done(pd_kv *kv) {
-    if (kv->head) {
-        for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++)
-            give_pages(kv, &kv->head[i], 0, kv->head[i].n_page);
-        assert(kv->n_pages == 0);
+    for (size_t i = 0; kv->head && i < kv->n_layer * kv->n_head_kv; i++) {
+        pd_kv_head *kh = &kv->head[i];
+        give_pages(kv, kh, kh->n_pack_page, kh->n_page);
+        give_pages(kv, kh, 0, kh->n_page);
     }
+    assert(kv->n_pages == 0 && kv->n_pack_pages == 0);
+    /* Few requests share a packed kind: its free memory waits for nobody. */
+    if (kv->pack.pool && kv->pack.pool->n_seq + kv->pack.pool->n_store == 0) pd_kvpool_trim(kv->pack.pool, 0);
     free(kv->head);
     free(kv->page_list);
     free(kv->centre);
+    free(kv->pack.channel);
     *kv = (pd_kv){0};
 }
 
-static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
-    if (kh->n_page == kh->cap_page || !pd_kvpool_take(kv->pool, PD_PAGE_SEQ, &kh->page[kh->n_page]))
-        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
-    kh->n_page++;
-    kv->n_pages++;
-    if (kv->n_pages > kv->peak_pages) kv->peak_pages = kv->n_pages;
+/* ---- the packed kind ---- */
+
+size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim) {
+    const size_t step = pd_max_size(pd_div_up(head_dim, 16), pd_kv_type_group(key));
+    return pd_min_size(head_dim, pd_max_size(1, pd_div_up(n_channel, step)) * step);
+}
+
+pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err) {
+    const size_t width = pd_kv_pack_width(kv->codec.key, n_channel, kv->head_dim);
+    assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
+    uint16_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
+    if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
+    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
 }
+
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel) {
+    assert(pd_kv_at(kv, layer, head)->n_pack == 0);
+    memcpy(kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel, channel,
+           kv->pack.n_channel * sizeof *channel);
+}
+
+/* Where the values of a packed page begin. */
+static void *packed_v(const pd_kv *kv, void *page) {
+    return (char *)page + kv->codec.k->bytes(kv->pack.k_dim);
+}
+
+static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v) {
+    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    float row[ROW_MAX] = {0};
+    for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
+    kv->codec.k->write(kv->kern, page, kv->pack.k_dim, slot, 1, row, kv->pack.k_dim);
+    kv->codec.v->write(kv->kern, packed_v(kv, page), kv->head_dim, slot, 1, v, kv->head_dim);
+}
+
+static void read_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, float *k, float *v) {
+    if (k) {
+        const uint16_t *channel = pd_kv_channels(kv, layer, head);
+        const float *centre = pd_kv_centre(kv, layer, head);
+        float row[ROW_MAX];
+        kv->codec.k->read(kv->kern, page, kv->pack.k_dim, slot, row);
+        memset(k, 0, kv->head_dim * sizeof *k);
+        for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);
+    }
+    if (v) kv->codec.v->read(kv->kern, packed_v(kv, page), kv->head_dim, slot, v);
+}
+
+static void move_packed(const pd_kv *kv, void *src, size_t from, void *dst, size_t to) {
+    kv->codec.k->move(src, from, dst, to, kv->pack.k_dim);
+    kv->codec.v->move(packed_v(kv, src), from, packed_v(kv, dst), to, kv->head_dim);
+}
+
+/* ---- slots ---- */
 
 enum { CENTRE_ROWS = 16 }; /* fewer say little about those to come */
 
@@ -79,9 +155,9 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     for (size_t i = 0; i < n;) {
-        const size_t at = (size_t)kh->first + kh->n, slot = at % N;
-        if (at == (size_t)kh->n_page * N) PD_TRY(add_page(kv, kh, err));
-        const uint32_t id = kh->page[at / N];
+        const size_t at = kh->n_pack ? kh->n - kh->n_pack : (size_t)kh->first + kh->n, slot = at % N;
+        if (at == (size_t)(kh->n_page - kh->n_pack_page) * N) PD_TRY(add_page(kv, kh, false, err));
+        const uint32_t id = kh->page[kh->n_pack_page + at / N];
         void *page = pd_kvpool_page(kv->pool, id);
         int32_t *page_pos = pd_kvpool_pos(kv->pool, id);
         size_t run = pd_min_size(N - slot, n - i);
@@ -96,62 +172,163 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     return PD_OK;
 }
 
-void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
+/* One slot more at the end of the packed section. */
+static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v, int32_t pos, pd_err *err) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t at = kh->n_pack ? (size_t)kh->first + kh->n_pack : 0;
+    if (at == (size_t)kh->n_pack_page * N) PD_TRY(add_page(kv, kh, true, err));
+    const uint32_t id = kh->page[at / N];
+    write_packed(kv, layer, head, pd_kvpool_page(kv->pack.pool, id), at % N, k, v);
+    pd_kvpool_pos(kv->pack.pool, id)[at % N] = pos;
+    kh->n_pack++;
+    kh->n++;
+    return PD_OK;
+}
+
+pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                              size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    for (size_t i = 0; i < kh->n; i++) {
-        const size_t at = kh->first + i;
-        const uint32_t id = kh->page[at / N];
-        if (k || v)
-            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at % N,
-                          k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL,
+    assert(kv->pack.pool && kh->n == kh->n_pack);
+    if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = idx ? idx[i] : i;
+        PD_TRY(put_packed(kv, layer, head, k + row * stride, v + row * stride, pos[row], err));
+    }
+    return PD_OK;
+}
+
+pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(kv->pack.pool && n <= kh->n - kh->n_pack);
+    assert(n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
+    while (n) {
+        /* The rows of the first open page; it goes before the packed page that takes them comes. */
+        float k[N][ROW_MAX], v[N][ROW_MAX];
+        int32_t pos[N];
+        const pd_kv_place at = pd_kv_find(kh, kh->n_pack);
+        const uint32_t id = kh->page[at.page];
+        for (uint32_t i = 0; i < at.run; i++) {
+            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, at.slot + i, k[i], v[i],
                           pd_kv_centre(kv, layer, head));
-        if (pos) pos[i] = pd_kvpool_pos(kv->pool, id)[at % N];
+            pos[i] = pd_kvpool_pos(kv->pool, id)[at.slot + i];
+        }
+        if (!kh->n_pack) kh->first = 0;
+        kh->n -= at.run;
+        give_pages(kv, kh, at.page, at.page + 1);
+        for (uint32_t i = 0; i < at.run; i++) PD_TRY(put_packed(kv, layer, head, k[i], v[i], pos[i], err));
+        n -= at.run;
+    }
+    return PD_OK;
+}
+
+void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, size_t n, float *k, float *v, int32_t *pos) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(from + n <= kh->n);
+    for (size_t i = 0; i < n; i++) {
+        const pd_kv_place at = pd_kv_find(kh, from + i);
+        const pd_kvpool *pool = pool_of(kv, at.packed);
+        void *page = pd_kvpool_page(pool, kh->page[at.page]);
+        float *ki = k ? k + i * kv->head_dim : NULL, *vi = v ? v + i * kv->head_dim : NULL;
+        if (at.packed)
+            read_packed(kv, layer, head, page, at.slot, ki, vi);
+        else if (ki || vi)
+            pd_codec_read(&kv->codec, kv->kern, page, kv->head_dim, at.slot, ki, vi, pd_kv_centre(kv, layer, head));
+        if (pos) pos[i] = pd_kvpool_pos(pool, kh->page[at.page])[at.slot];
+    }
+}
+
+void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
+    pd_kv_read_some(kv, layer, head, 0, pd_kv_at(kv, layer, head)->n, k, v, pos);
+}
+
+void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_kv_place at = pd_kv_find(kh, i);
+    void *page = pd_kvpool_page(pool_of(kv, at.packed), kh->page[at.page]);
+    void *part = at.packed ? packed_v(kv, page) : pd_codec_v(&kv->codec, page, kv->head_dim);
+    kv->codec.v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
+}
+
+const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_place at, float *tmp) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    void *page = pd_kvpool_page(pool_of(kv, at.packed), kh->page[at.page]);
+    if (!at.packed) return pd_codec_keys(&kv->codec, kv->kern, page, kv->head_dim, tmp, pd_kv_centre(kv, layer, head));
+    float row[ROW_MAX];
+    for (size_t s = at.slot; s < at.slot + at.run; s++) {
+        read_packed(kv, layer, head, page, s, row, NULL);
+        for (size_t c = 0; c < kv->head_dim; c++) tmp[c * N + s] = row[c];
+    }
+    return tmp;
+}
+
+/* The slots keep[0..n) of one section, as slots of the page list from page0 on, to its start. */
+static void compact(pd_kv *kv, pd_kv_head *kh, bool packed, size_t first, const uint32_t *keep, size_t n, size_t slot0) {
+    const pd_kvpool *pool = pool_of(kv, packed);
+    const uint32_t *list = kh->page + (packed ? 0 : kh->n_pack_page);
+    for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
+        const size_t from = first + keep[i] - slot0;
+        if (from == i) continue;
+        const uint32_t src = list[from / N], dst = list[i / N];
+        if (packed)
+            move_packed(kv, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N);
+        else
+            pd_codec_move(&kv->codec, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N, kv->head_dim);
+        pd_kvpool_pos(pool, dst)[i % N] = pd_kvpool_pos(pool, src)[from % N];
     }
 }
 
 void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(n >= 1 && n <= kh->n && keep[n - 1] < kh->n);
-    for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
-        const size_t from = kh->first + keep[i];
-        if (from == i) continue;
-        const uint32_t src = kh->page[from / N], dst = kh->page[i / N];
-        pd_codec_move(&kv->codec, pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
-        pd_kvpool_pos(kv->pool, dst)[i % N] = pd_kvpool_pos(kv->pool, src)[from % N];
-    }
-    const uint32_t n_page = (uint32_t)pd_div_up(n, N);
-    give_pages(kv, kh, n_page, kh->n_page);
-    kh->n_page = n_page;
+    size_t n_pack = 0;
+    while (n_pack < n && keep[n_pack] < kh->n_pack) n_pack++;
+    compact(kv, kh, true, kh->first, keep, n_pack, 0);
+    compact(kv, kh, false, kh->n_pack ? 0 : kh->first, keep + n_pack, n - n_pack, kh->n_pack);
+    give_pages(kv, kh, kh->n_pack_page + (uint32_t)pd_div_up(n - n_pack, N), kh->n_page);
+    if (kh->n_pack_page) give_pages(kv, kh, (uint32_t)pd_div_up(n_pack, N), kh->n_pack_page);
     kh->first = 0;
+    kh->n_pack = (uint32_t)n_pack;
     kh->n = (uint32_t)n;
+}
+
+/* The first n slots of the first section: the pages that are wholly dead then go. */
+static void drop_of_section(pd_kv *kv, pd_kv_head *kh, bool packed, size_t n) {
+    if (!n) return;
+    kh->first += (uint32_t)n;
+    kh->n -= (uint32_t)n;
+    if (packed) kh->n_pack -= (uint32_t)n;
+    const bool all = packed ? kh->n_pack == 0 : kh->n == 0;
+    const uint32_t dead = all ? (packed ? kh->n_pack_page : kh->n_page) : kh->first / N;
+    if (dead) give_pages(kv, kh, 0, dead);
+    kh->first = all ? 0 : kh->first % N;
 }
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(n <= kh->n);
-    kh->first += (uint32_t)n;
-    kh->n -= (uint32_t)n;
-    const uint32_t dead = kh->n ? kh->first / N : kh->n_page;
-    if (kh->n == 0) kh->first = 0;
-    if (!dead) return;
-    give_pages(kv, kh, 0, dead);
-    memmove(kh->page, kh->page + dead, (kh->n_page - dead) * sizeof *kh->page);
-    kh->n_page -= dead;
-    kh->first %= N;
+    const size_t n_pack = pd_min_size(n, kh->n_pack);
+    drop_of_section(kv, kh, true, n_pack);
+    drop_of_section(kv, kh, false, n - n_pack);
 }
 
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     if (kv->centre) memcpy(kv->centre, from->centre, pd_kv_centre_bytes(kv));
+    if (kv->pack.channel)
+        memcpy(kv->pack.channel, from->pack.channel,
+               kv->n_layer * kv->n_head_kv * kv->pack.n_channel * sizeof *kv->pack.channel);
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];
         assert(kh->n_page == 0);
         for (uint32_t p = 0; p < src->n_page; p++) {
-            PD_TRY(add_page(kv, kh, err));
-            memcpy(pd_kvpool_page(kv->pool, kh->page[p]), pd_kvpool_page(from->pool, src->page[p]), kv->pool->page_bytes);
-            memcpy(pd_kvpool_pos(kv->pool, kh->page[p]), pd_kvpool_pos(from->pool, src->page[p]), N * sizeof(int32_t));
+            const bool packed = p < src->n_pack_page;
+            PD_TRY(add_page(kv, kh, packed, err));
+            const pd_kvpool *to = pool_of(kv, packed), *pool = pool_of(from, packed);
+            memcpy(pd_kvpool_page(to, kh->page[p]), pd_kvpool_page(pool, src->page[p]), to->page_bytes);
+            memcpy(pd_kvpool_pos(to, kh->page[p]), pd_kvpool_pos(pool, src->page[p]), N * sizeof(int32_t));
         }
         kh->first = src->first;
+        kh->n_pack = src->n_pack;
         kh->n = src->n;
     }
     return PD_OK;

@@ -8,6 +8,15 @@
  *     head:  page[0]  page[1] ... page[n_page-1]
  *            |..first|---------- n slots -------|        first + n <= 16 * n_page
  *
+ * Its oldest slots may be *packed*: their keys hold some of the channels alone, in
+ * pages of a narrower kind and another pool, which come first in the list.  The
+ * open section behind them begins with a page of its own.
+ *
+ *     page[0] ... page[n_pack_page-1] | page[n_pack_page] ... page[n_page-1]
+ *     |..first|------ n_pack -----|...| |------- n - n_pack -------|
+ *
+ * A packed key reads as its channels and zeros elsewhere.  New tokens are open.
+ *
  * Pages come from the pool one at a time as slots are written and go back as
  * soon as they hold none; nothing is reallocated while decoding: the page lists
  * are sized at open.  Thread: engine. */
@@ -17,12 +26,24 @@
 #include "engine/cache/codec.h"
 #include "engine/cache/pool.h"
 
+#include <stdbool.h>
+
 typedef struct pd_kv_head {
     uint32_t *page;
     uint32_t n_page, cap_page;
-    uint32_t first;
-    uint32_t n; /* live slots */
+    uint32_t n_pack_page; /* of them, the first ones, packed */
+    uint32_t first;       /* of the section that page[0] belongs to */
+    uint32_t n;           /* live slots */
+    uint32_t n_pack;      /* of them, the first ones, packed; 0 just if n_pack_page is */
 } pd_kv_head;
+
+/* The packed kind of page of one sequence; its types are the open kind's. */
+typedef struct pd_kv_pack {
+    pd_kvpool *pool;   /* NULL: nothing is ever packed */
+    size_t k_dim;      /* numbers of a stored key */
+    size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
+    uint16_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
+} pd_kv_pack;
 
 typedef struct pd_kv {
     pd_kvpool *pool;
@@ -32,8 +53,10 @@ typedef struct pd_kv {
     pd_kv_head *head;    /* [n_layer][n_head_kv] */
     uint32_t *page_list; /* all page lists in one block */
     float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
-    size_t n_pages;      /* held now, all heads */
-    size_t peak_pages;
+    pd_kv_pack pack;
+    size_t n_pages;      /* open ones held now, all heads */
+    size_t n_pack_pages; /* and packed ones */
+    size_t peak_pages;   /* most of both at once */
 } pd_kv;
 
 /* max_slots[layer] = most slots a head of that layer will ever hold at once.
@@ -43,6 +66,18 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
                      pd_err *err);
 void pd_kv_done(pd_kv *kv); /* all pages back; all-zero is fine */
 
+/* What a packed key stores for n_channel channels of head_dim: as many numbers, rounded
+ * up to sixteenths of head_dim, so that there are few kinds of pages, and to the groups
+ * of its type. */
+size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
+
+/* An empty cache gets a packed kind: keys of n_channel channels, in a pool of pages whose
+ * keys have pd_kv_pack_width.  Errors: ENOMEM. */
+pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
+
+/* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel);
+
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
 }
@@ -50,6 +85,26 @@ static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
 /* Few bits: the mean of the keys that came first, while the head holds any. */
 static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t head) {
     return kv->centre ? kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim : NULL;
+}
+
+static inline const uint16_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
+}
+
+/* Where live slot i lies. */
+typedef struct pd_kv_place {
+    uint32_t page; /* index into the head's list */
+    uint32_t slot;
+    bool packed;
+    uint32_t run;  /* live slots from i to the end of the page */
+} pd_kv_place;
+
+static inline pd_kv_place pd_kv_find(const pd_kv_head *kh, size_t i) {
+    const bool packed = i < kh->n_pack;
+    const size_t at = packed || !kh->n_pack ? kh->first + i : i - kh->n_pack;
+    const size_t slot = at % PD_PAGE_TOKENS, left = PD_PAGE_TOKENS - slot, live = (packed ? kh->n_pack : kh->n) - i;
+    return (pd_kv_place){.page = (uint32_t)(at / PD_PAGE_TOKENS) + (packed ? 0 : kh->n_pack_page), .slot = (uint32_t)slot,
+                         .packed = packed, .run = (uint32_t)(left < live ? left : live)};
 }
 
 static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, as positions are */
@@ -62,8 +117,24 @@ static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, 
 pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
 
-/* All live slots as rows: k, v [n][head_dim], pos [n]; any may be NULL. */
+/* The same into the packed section of a head that holds nothing open. */
+pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                              size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
+
+/* The first n open slots become packed ones: whole pages of them, or all.  Pages are
+ * taken and given back one by one.  Errors: EINTERNAL as pd_kv_append; then some are lost. */
+pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err);
+
+/* Live slots as rows: k, v [n][head_dim], pos [n]; any may be NULL.  All, or n from slot `from` on. */
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos);
+void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, size_t n, float *k, float *v, int32_t *pos);
+
+/* A live slot gets another value; its key stays. */
+void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v);
+
+/* The keys of the page at `place` as f32 [head_dim][16], from tmp or in it (as many
+ * floats): channels that packed keys lack are 0. */
+const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_place place, float *tmp);
 
 /* Keep only slots keep[0..n) (ascending, n >= 1), in place, and give the tail
  * pages back.  Values move as bits. */
@@ -77,7 +148,13 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err);
 
 static inline uint64_t pd_kv_bytes(const pd_kv *kv) { /* 0 for an all-zero one */
-    return kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0;
+    return (kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0) +
+           (kv->n_pack_pages ? (uint64_t)kv->n_pack_pages * kv->pack.pool->page_bytes : 0);
+}
+
+static inline uint64_t pd_kv_head_bytes(const pd_kv *kv, const pd_kv_head *kh) {
+    return (uint64_t)(kh->n_page - kh->n_pack_page) * kv->pool->page_bytes +
+           (kh->n_pack_page ? (uint64_t)kh->n_pack_page * kv->pack.pool->page_bytes : 0);
 }
 
 #endif

@@ -346,7 +346,8 @@ FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *pa
                               const void *later, bool f16, float *tmp, size_t stride) {
     __m512 s[MAX_NG][2];
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm512_setzero_ps();
-    for (size_t c = 0; c < dim; c += 2) {
+    size_t c = 0;
+    for (; c + 2 <= dim; c += 2) {
         prefetch16(later, 16 * c, f16);
         if (!f16) prefetch16(later, 16 * c + 16, f16);
         const __m512 k0 = load16(page, 16 * c, f16), k1 = load16(page, 16 * c + 16, f16);
@@ -354,6 +355,10 @@ FORCE_INLINE void page_scores(const float *q, int ng, size_t dim, const void *pa
             s[g][0] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c]), k0, s[g][0]);
             s[g][1] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c + 1]), k1, s[g][1]);
         }
+    }
+    if (c < dim) { /* keys with channels taken out */
+        const __m512 k = load16(page, 16 * c, f16);
+        for (int g = 0; g < ng; g++) s[g][0] = _mm512_fmadd_ps(_mm512_set1_ps(q[g * dim + c]), k, s[g][0]);
     }
     for (int g = 0; g < ng; g++)
         _mm512_storeu_ps(tmp + g * stride, _mm512_add_ps(s[g][0], s[g][1]));

@@ -36,7 +36,9 @@ typedef struct pd_part_pass {
     const void *const *pages;
     size_t at;                /* where the part begins in a page, in bytes */
     size_t first, n;          /* slots [first, first + n) counted from the start of pages[0]; n >= 1 */
-    size_t n_group, head_dim; /* 1 <= n_group <= 16; head_dim % 16 == 0, in few bits % PD_KV_GROUP */
+    /* 1 <= n_group <= 16; head_dim % 16 == 0, in few bits % PD_KV_GROUP.  Scores in f16 and
+     * f32 take any head_dim >= 1: keys may have fewer channels than values. */
+    size_t n_group, head_dim;
     /* [n_group][tmp_stride]: scores, later weights; slot s of page p lies at
      * 16 * (p - first / 16) + s */
     float *tmp;

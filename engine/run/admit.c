@@ -166,7 +166,7 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     job->kv_key = c && c->kv_key ? c->kv_key : native;
     job->kv_value = c && c->kv_value ? c->kv_value : native;
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
-    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim);
+    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim, hp->head_dim);
     const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
     if (hp->head_dim % group == 0) return PD_OK;
     return pd_fail(err, PD_EINVAL, "compression.kv_type",

@@ -319,7 +319,7 @@ static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32
 
 /* K, V and positions of the layer's heads into scratch; positions and tags alone
  * for presses that read no more. */
-static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, pd_err *err) {
+static pd_status gather(pd_seq *s, size_t layer, pd_view *view, pd_err *err) {
     const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
     pd_arena *tmp = &s->run->tmp;
     size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
@@ -342,13 +342,11 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
     view->k = (const float *const *)k;
     view->v = (const float *const *)v;
     view->tag = pd_tags_layer(&s->tags, layer);
-    *ret_k = k;
     return PD_OK;
 }
 
-static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *const *k) {
+static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan) {
     assert(!plan->rerotate); /* PD_CAN_PRUNE_STEP excludes it */
-    const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
         if (plan->n_keep[h] == kh->n && !plan->v_new) continue;
@@ -356,8 +354,7 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
-                           i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
+            pd_kv_set_value(&s->kv, layer, h, i, plan->v_new[h] + i * s->kv.head_dim);
     }
 }
 
@@ -368,9 +365,8 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
     view.n_seen = n_seen - (size_t)s->shift[layer]; /* as positions count in this layer */
     view.n_steps = s->since[layer];
-    float **k = NULL;
     pd_moments moments;
-    PD_TRY(gather(s, layer, &view, &k, err));
+    PD_TRY(gather(s, layer, &view, err));
     if (s->ring.rows && s->needs.n_moments) {
         PD_TRY(ring_moments(s, layer, needs & PD_NEEDS_Q_COV, &moments, err));
         view.moments = &moments;
@@ -382,7 +378,7 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     const pd_budget budget = pd_decode_budget(&s->rule, n_seen);
     pd_plan plan = {0};
     PD_TRY(pd_press_plan(s->rule.prune, &view, &budget, &plan, NULL, err));
-    if (!plan.keep_all) apply_step(s, layer, &plan, k);
+    if (!plan.keep_all) apply_step(s, layer, &plan);
     s->since[layer] = 0;
     return PD_OK;
 }
@@ -399,19 +395,13 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
     if (!n_h || !pos || !pos_h || !rows || !at) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score new tokens");
     float **k = at, **v = at + heads, **tag = at + 2 * heads;
     for (size_t h = 0; h < heads; h++) {
-        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        const size_t from = pd_kv_at(&s->kv, layer, h)->n - n;
         n_h[h] = n;
         pos_h[h] = pos + h * n;
         k[h] = rows + 2 * h * n * d;
         v[h] = k[h] + n * d;
-        tag[h] = pd_tags_layer(&s->tags, layer)[h] + kh->n - n;
-        for (size_t i = 0; i < n; i++) {
-            const size_t slot = kh->first + kh->n - n + i;
-            const uint32_t page = kh->page[slot / PD_PAGE_TOKENS];
-            pd_codec_read(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, page), d, slot % PD_PAGE_TOKENS, k[h] + i * d,
-                          v[h] + i * d, pd_kv_centre(&s->kv, layer, h));
-            pos_h[h][i] = pd_kvpool_pos(s->kv.pool, page)[slot % PD_PAGE_TOKENS];
-        }
+        tag[h] = pd_tags_layer(&s->tags, layer)[h] + from;
+        pd_kv_read_some(&s->kv, layer, h, from, n, k[h], v[h], pos_h[h]);
     }
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
     view.n = n;

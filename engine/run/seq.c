@@ -86,7 +86,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     for (size_t l = 0; l < hp->n_layer; l++) slots[l] = pd_admit_list_slots(job, hp, l);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     pd_kvpool *pool;
-    PD_TRY(pd_kvpools_get(&run->pools, &codec, &pool, err));
+    PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);

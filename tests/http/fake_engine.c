@@ -239,7 +239,7 @@ static void write_report(pd_job *j) {
     kv->kv_key = c && c->kv_key ? c->kv_key : PD_KV_F16;
     kv->kv_value = c && c->kv_value ? c->kv_value : PD_KV_F16;
     const pd_codec codec = pd_codec_of(kv->kv_key, kv->kv_value);
-    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM);
+    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM, HEAD_DIM);
     kv->bytes = kv->pages * kv->page_bytes;
     kv->bytes_after_prefill = pages_of(held - j->n_out) * kv->page_bytes;
     kv->bytes_dense = (uint64_t)(j->n_prompt + j->n_out) * TOKEN_BYTES;
