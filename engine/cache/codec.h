@@ -93,6 +93,11 @@ static inline size_t pd_codec_attn_floats(size_t n_group, size_t head_dim) {
     const size_t row = head_dim + head_dim / 4 + 2 * (head_dim / PD_KV_GROUP) + 2 * (head_dim / 16);
     return n_group * (row + 16) + 16;
 }
+/* The same when the scores are known: tmp [n_group][tmp_stride], slot s of page p at 16 p + s (those
+ * outside the range hold anything); k_dim says where the values begin. */
+void pd_codec_attn_scored(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim,
+                          const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
+                          size_t tmp_stride, float *m, float *l, float *acc);
 void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group,
                    size_t k_dim, size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
                    float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);

@@ -82,6 +82,8 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->page_list);
     free(kv->centre);
     free(kv->pack.channel);
+    free(kv->pack.latent);
+    free(kv->pack.sink);
     *kv = (pd_kv){0};
 }
 
@@ -101,6 +103,22 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
     return PD_OK;
 }
 
+static size_t sink_floats(const pd_kv *kv) {
+    return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
+}
+
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
+    const size_t heads = kv->n_layer * kv->n_head_kv;
+    assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= ROW_MAX);
+    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = latent->rank, .n_sink = n_sink};
+    kv->pack.latent = malloc(heads * sizeof *latent);
+    kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
+    if (!kv->pack.latent || !kv->pack.sink)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys"); /* pd_kv_done frees */
+    memcpy(kv->pack.latent, latent, heads * sizeof *latent);
+    return PD_OK;
+}
+
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel) {
     assert(pd_kv_at(kv, layer, head)->n_pack == 0);
     memcpy(kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel, channel,
@@ -112,23 +130,54 @@ static void *packed_v(const pd_kv *kv, void *page) {
     return (char *)page + kv->codec.k->bytes(kv->pack.k_dim);
 }
 
-static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v) {
+/* A key's row in a packed page; as a latent, and whole if it is a sink's. */
+static void project(const pd_kv *kv, size_t layer, size_t head, const float *k, int32_t pos, float *row) {
+    float tmp[ROW_MAX];
+    pd_latent_project(pd_kv_latent(kv, layer, head), kv->kern, k, pos, row, tmp);
+    if ((size_t)pos < kv->pack.n_sink)
+        memcpy(pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, k, kv->head_dim * sizeof *k);
+}
+
+static void choose(const pd_kv *kv, size_t layer, size_t head, const float *k, float *row) {
     const uint16_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
-    float row[ROW_MAX] = {0};
     for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
+}
+
+static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v,
+                         int32_t pos) {
+    float row[ROW_MAX] = {0};
+    if (kv->pack.latent)
+        project(kv, layer, head, k, pos, row);
+    else
+        choose(kv, layer, head, k, row);
     kv->codec.k->write(kv->kern, page, kv->pack.k_dim, slot, 1, row, kv->pack.k_dim);
     kv->codec.v->write(kv->kern, packed_v(kv, page), kv->head_dim, slot, 1, v, kv->head_dim);
 }
 
-static void read_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, float *k, float *v) {
+static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
+    if ((size_t)pos < kv->pack.n_sink)
+        memcpy(k, pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *k);
+    else
+        pd_latent_rebuild(pd_kv_latent(kv, layer, head), kv->kern, row, pos, k);
+}
+
+static void spread(const pd_kv *kv, size_t layer, size_t head, const float *row, float *k) {
+    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    memset(k, 0, kv->head_dim * sizeof *k);
+    for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);
+}
+
+static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id, size_t slot, float *k, float *v) {
+    void *page = pd_kvpool_page(kv->pack.pool, id);
     if (k) {
-        const uint16_t *channel = pd_kv_channels(kv, layer, head);
-        const float *centre = pd_kv_centre(kv, layer, head);
         float row[ROW_MAX];
         kv->codec.k->read(kv->kern, page, kv->pack.k_dim, slot, row);
-        memset(k, 0, kv->head_dim * sizeof *k);
-        for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);
+        if (kv->pack.latent)
+            rebuild(kv, layer, head, row, pd_kvpool_pos(kv->pack.pool, id)[slot], k);
+        else
+            spread(kv, layer, head, row, k);
     }
     if (v) kv->codec.v->read(kv->kern, packed_v(kv, page), kv->head_dim, slot, v);
 }
@@ -178,7 +227,7 @@ static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k
     const size_t at = kh->n_pack ? (size_t)kh->first + kh->n_pack : 0;
     if (at == (size_t)kh->n_pack_page * N) PD_TRY(add_page(kv, kh, true, err));
     const uint32_t id = kh->page[at / N];
-    write_packed(kv, layer, head, pd_kvpool_page(kv->pack.pool, id), at % N, k, v);
+    write_packed(kv, layer, head, pd_kvpool_page(kv->pack.pool, id), at % N, k, v, pos);
     pd_kvpool_pos(kv->pack.pool, id)[at % N] = pos;
     kh->n_pack++;
     kh->n++;
@@ -230,7 +279,7 @@ void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, si
         void *page = pd_kvpool_page(pool, kh->page[at.page]);
         float *ki = k ? k + i * kv->head_dim : NULL, *vi = v ? v + i * kv->head_dim : NULL;
         if (at.packed)
-            read_packed(kv, layer, head, page, at.slot, ki, vi);
+            read_packed(kv, layer, head, kh->page[at.page], at.slot, ki, vi);
         else if (ki || vi)
             pd_codec_read(&kv->codec, kv->kern, page, kv->head_dim, at.slot, ki, vi, pd_kv_centre(kv, layer, head));
         if (pos) pos[i] = pd_kvpool_pos(pool, kh->page[at.page])[at.slot];
@@ -255,7 +304,7 @@ const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_p
     if (!at.packed) return pd_codec_keys(&kv->codec, kv->kern, page, kv->head_dim, tmp, pd_kv_centre(kv, layer, head));
     float row[ROW_MAX];
     for (size_t s = at.slot; s < at.slot + at.run; s++) {
-        read_packed(kv, layer, head, page, s, row, NULL);
+        read_packed(kv, layer, head, kh->page[at.page], s, row, NULL);
         for (size_t c = 0; c < kv->head_dim; c++) tmp[c * N + s] = row[c];
     }
     return tmp;
@@ -316,6 +365,7 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     if (kv->pack.channel)
         memcpy(kv->pack.channel, from->pack.channel,
                kv->n_layer * kv->n_head_kv * kv->pack.n_channel * sizeof *kv->pack.channel);
+    if (kv->pack.sink) memcpy(kv->pack.sink, from->pack.sink, sink_floats(kv) * sizeof *kv->pack.sink);
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];

@@ -16,6 +16,8 @@
  *     |..first|------ n_pack -----|...| |------- n - n_pack -------|
  *
  * A packed key reads as its channels and zeros elsewhere.  New tokens are open.
+ * Or it is projected (latent.h) and reads as what is rebuilt from it; but keys of positions
+ * below n_sink, which look like no others, are kept whole beside the pages.
  *
  * Pages come from the pool one at a time as slots are written and go back as
  * soon as they hold none; nothing is reallocated while decoding: the page lists
@@ -24,6 +26,7 @@
 #define PD_ENGINE_CACHE_KV_H
 
 #include "engine/cache/codec.h"
+#include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
 
 #include <stdbool.h>
@@ -43,6 +46,9 @@ typedef struct pd_kv_pack {
     size_t k_dim;      /* numbers of a stored key */
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
     uint16_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
+    pd_latent *latent; /* [n_layer][n_head_kv] instead of channels; NULL = channels */
+    size_t n_sink;
+    float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] */
 } pd_kv_pack;
 
 typedef struct pd_kv {
@@ -75,6 +81,10 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
  * keys have pd_kv_pack_width.  Errors: ENOMEM. */
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
+/* Or one of projected keys: latent [n_layer][n_head_kv], all of one rank, the pool's k_dim; copied.
+ * Not for keys in few bits. */
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
+
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel);
 
@@ -105,6 +115,15 @@ static inline pd_kv_place pd_kv_find(const pd_kv_head *kh, size_t i) {
     const size_t slot = at % PD_PAGE_TOKENS, left = PD_PAGE_TOKENS - slot, live = (packed ? kh->n_pack : kh->n) - i;
     return (pd_kv_place){.page = (uint32_t)(at / PD_PAGE_TOKENS) + (packed ? 0 : kh->n_pack_page), .slot = (uint32_t)slot,
                          .packed = packed, .run = (uint32_t)(left < live ? left : live)};
+}
+
+/* The latent of a head, and its whole keys [n_sink][head_dim]. */
+static inline const pd_latent *pd_kv_latent(const pd_kv *kv, size_t layer, size_t head) {
+    return &kv->pack.latent[layer * kv->n_head_kv + head];
+}
+
+static inline float *pd_kv_sinks(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->pack.sink + (layer * kv->n_head_kv + head) * kv->pack.n_sink * kv->head_dim;
 }
 
 static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, as positions are */

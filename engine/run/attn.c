@@ -11,6 +11,7 @@
 
 #include "engine/base/num.h"
 
+#include <cblas.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +40,8 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
     a->pages_floats = group * (PAGES * N + 2 * N) + 2 * group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
+    a->latent_floats = 2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim;
+    a->latent = floats(a, threads * a->latent_floats);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
     a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 3);
@@ -46,7 +49,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
     a->chunk = malloc(a->part_cap * sizeof *a->chunk);
-    if (a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
 }
@@ -56,6 +59,7 @@ void pd_attn_done(pd_attn *a) {
     free(a->row_max);
     free(a->row_sum);
     free(a->pages);
+    free(a->latent);
     free(a->part);
     free(a->chunk);
     *a = (pd_attn){0};
@@ -171,6 +175,28 @@ static void pack_queries(const pd_kv *kv, size_t layer, size_t head, const float
     }
 }
 
+/* Scores of projected keys, which are rebuilt for the chunk: tmp [G][stride].  q [G][D]. */
+static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+                          const float *q, float *tmp, size_t stride, float *scratch) {
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const pd_latent *l = pd_kv_latent(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, ld = c->n_page * N, group = j->a->model->hp.n_head / kv->n_head_kv;
+    float *lat = scratch, *k = lat + l->rank * ld, *page = k + d * ld;
+    const int32_t *pos[PAGES];
+    for (size_t p = 0; p < c->n_page; p++) {
+        pos[p] = pd_kvpool_pos(kv->pack.pool, kh->page[c->page0 + p]);
+        const float *rows = pd_codec_keys(&kv->codec, kv->kern, pages[p], l->rank, page, NULL);
+        for (size_t r = 0; r < l->rank; r++) memcpy(lat + r * ld + p * N, rows + r * N, N * sizeof *lat);
+    }
+    pd_latent_keys(l, lat, pos, c->n_page, first, n, k, page);
+    const float *sink = pd_kv_sinks(kv, j->layer, c->head);
+    for (size_t s = first; s < first + n && (size_t)pos[s / N][s % N] < kv->pack.n_sink; s++) /* positions rise */
+        for (size_t i = 0; i < d; i++) k[i * ld + s] = sink[(size_t)pos[s / N][s % N] * d + i];
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)group, (int)ld, (int)d, 1.0f, q, (int)d, k, (int)ld, 0.0f,
+                tmp, (int)stride);
+}
+
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
@@ -191,6 +217,12 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     if (!packed) {
         pd_codec_attn(&kv->codec, a->kern, q, group, d, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
                       PAGES * N + 2 * N, scratch, m, l, acc);
+        return;
+    }
+    if (kv->pack.latent) {
+        latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
+        pd_codec_attn_scored(&kv->codec, a->kern, group, kv->pack.k_dim, d, pages, first, end - first, hp->attn_softcap,
+                             tmp, PAGES * N + 2 * N, m, l, acc);
         return;
     }
     float *pq = scratch + pd_codec_attn_floats(group, d), shift[GROUP_MAX];
