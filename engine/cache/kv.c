@@ -97,7 +97,7 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim) {
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err) {
     const size_t width = pd_kv_pack_width(kv->codec.key, n_channel, kv->head_dim);
     assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
-    uint16_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
+    uint32_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
     if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
     kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
@@ -119,7 +119,7 @@ pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent,
     return PD_OK;
 }
 
-void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel) {
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel) {
     assert(pd_kv_at(kv, layer, head)->n_pack == 0);
     memcpy(kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel, channel,
            kv->pack.n_channel * sizeof *channel);
@@ -139,7 +139,7 @@ static void project(const pd_kv *kv, size_t layer, size_t head, const float *k, 
 }
 
 static void choose(const pd_kv *kv, size_t layer, size_t head, const float *k, float *row) {
-    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
     for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
 }
@@ -163,7 +163,7 @@ static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row
 }
 
 static void spread(const pd_kv *kv, size_t layer, size_t head, const float *row, float *k) {
-    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
     memset(k, 0, kv->head_dim * sizeof *k);
     for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);

@@ -45,7 +45,7 @@ typedef struct pd_kv_pack {
     pd_kvpool *pool;   /* NULL: nothing is ever packed */
     size_t k_dim;      /* numbers of a stored key */
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
-    uint16_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
+    uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
     pd_latent *latent; /* [n_layer][n_head_kv] instead of channels; NULL = channels */
     size_t n_sink;
     float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] */
@@ -86,7 +86,7 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
 pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
-void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel);
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
