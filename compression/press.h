@@ -128,6 +128,29 @@ typedef struct pd_plan {
     size_t n_channel;
 } pd_plan;
 
+/* How the keys of full layers are stored that left the last `window` slots: projected
+ * (engine/cache/latent.h), `rank` numbers each.  Values stay as they are. */
+typedef struct pd_latent_rule {
+    size_t rank;          /* 0 = nothing is projected */
+    size_t window;
+    size_t n_sink;        /* positions below it stay whole */
+    bool rotated;         /* the bases are of keys after RoPE */
+    size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
+    const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first `rank` rows count; of the press data */
+} pd_latent_rule;
+
+enum { PD_LATENT_PIECE = 16 }; /* slots are projected so many at a time */
+
+/* Of n slots that came to an empty head, how many are projected. */
+static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t n) {
+    return r->rank && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
+}
+
+/* What those n pairs count, as pairs, when a projected key counts by its numbers. */
+static inline double pd_latent_pairs(const pd_latent_rule *r, size_t n, size_t head_dim) {
+    return (double)n - (double)pd_latent_packed(r, n) * (double)(head_dim - r->rank) / (double)(2 * head_dim);
+}
+
 /* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
 static inline double pd_plan_pairs(const pd_plan *plan, size_t n, size_t head_dim) {
     const size_t k_dim = plan->channel ? plan->n_channel : head_dim;
@@ -279,6 +302,10 @@ struct pd_press {
 
     /* Key channels of head_dim that its plans leave.  NULL = all. */
     size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
+
+    /* How older keys are stored; false: as all others, with these parameters.  NULL = as all
+     * others.  Asked of the request's press alone, not of one inside another. */
+    bool (*latents)(const pd_press_inst *inst, const struct pd_press_model *model, pd_latent_rule *ret);
 
     /* What it does while tokens are generated; false: nothing, with these
      * parameters.  NULL unless PD_CAN_DECODE. */

@@ -97,7 +97,7 @@ static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t he
     return kv->centre ? kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim : NULL;
 }
 
-static inline const uint16_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
+static inline const uint32_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
     return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/run/seq.h"
 
 #include "compression/deferred.h"
+#include "compression/spec.h"
 #include "engine/base/num.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
@@ -41,12 +42,20 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
 
+/* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
+static size_t most_open(const pd_latent_rule *r, size_t slots) {
+    return pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1);
+}
+
 static void most_pages(pd_job *job, const pd_hparams *hp) {
     uint64_t pages = 0, packed = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t w = hp->window[l];
         size_t open = w ? 0 : most_slots(job, l);
-        if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
+        if (!w && job->latent.rank) {
+            packed += layer_pages(hp, pd_latent_packed(&job->latent, open));
+            open = most_open(&job->latent, open);
+        } else if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
             open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
             packed += layer_pages(hp, most_of_scope(job, l));
         }
@@ -89,6 +98,7 @@ void pd_admit_left(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
     pd_job *job = s->job;
     uint64_t pages = 0;
+    if (job->latent.rank) return; /* all its slots stay */
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + job->max_tokens : 0;
         pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
@@ -191,13 +201,22 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
                    pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
 }
 
-/* Pages for the scope's keys if the press takes channels out of them. */
-static void plan_channels(pd_job *job, const pd_hparams *hp) {
+/* Pages for the scope's keys if the press takes channels out of them, or for older keys if it projects them. */
+static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const size_t d = hp->head_dim;
-    job->key_channels = job->scope ? pd_press_key_channels(job->comp->press, d) : d;
+    const pd_press_model model = {.n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = d,
+                                  .n_embd = hp->n_embd};
+    const pd_press_inst *press = job->scope ? job->comp->press : NULL;
+    if (!press || !press->press->latents || !press->press->latents(press, &model, &job->latent)) job->latent = (pd_latent_rule){0};
+    if (job->latent.rank && pd_kv_type_group(job->kv_key) > 1)
+        return pd_fail(err, PD_EINVAL, "compression.kv_type",
+                       "compression.kv_type stores keys as %s; press '%s' projects keys, which takes f16 or f32 (values may have any type)",
+                       pd_kv_type_name(job->kv_key), press->press->name);
+    job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
     const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
+    return PD_OK;
 }
 
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
@@ -216,7 +235,7 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         if (job->skipped) job->scope = 0;
     }
     job->deferred = false;
-    plan_channels(job, hp);
+    PD_TRY(plan_packed(job, hp, err));
     if (job->scope) {
         PD_TRY(plan_budget(job, hp, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;

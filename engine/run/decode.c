@@ -15,7 +15,7 @@
 static pd_status append(pd_seq *s, size_t layer, const float *k, const float *v, int32_t pos, pd_err *err) {
     const size_t d = s->kv.head_dim, window = s->run->model->layer[layer].window;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
-        PD_TRY(pd_kv_append(&s->kv, layer, h, k + h * d, v + h * d, d, &pos, NULL, 1, err));
+        PD_TRY(pd_latents_append(s, layer, h, k + h * d, v + h * d, &pos, 1, err));
         const size_t n = pd_kv_at(&s->kv, layer, h)->n;
         if (s->tags.kind) pd_tags_fill(&s->tags, layer, h, n - 1, 1, 0.0f);
         if (window && n > window) pd_kv_drop_front(&s->kv, layer, h, n - window);

@@ -77,6 +77,7 @@ struct pd_job {
     size_t key_channels;         /* that keys of the scope keep; head_dim = all */
     size_t pack_page_bytes;      /* of the packed pages they go to (kv.h); 0 = there is no narrower kind */
     uint64_t pack_reserved, pack_promised; /* as pages_* */
+    pd_latent_rule latent;       /* rank 0 = keys are stored as they are */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;

@@ -158,6 +158,7 @@ static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const 
     const size_t d = kv->head_dim;
     float *k = pd_stage_k(&p->stage, h), *v = pd_stage_v(&p->stage, h);
     const int32_t *pos = pd_stage_pos(&p->stage, h);
+    if (p->seq->job->latent.rank) return pd_latents_append(p->seq, p->layer, h, k, v, pos, n, err);
     if (plan->channel && kv->pack.pool) {
         pd_kv_set_channels(kv, p->layer, h, plan->channel[h]);
         return pd_kv_append_packed(kv, p->layer, h, k, v, d, pos, keep, n, err);
@@ -190,7 +191,8 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
         const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
         s->pairs_scope += n;
-        s->pairs_kept += pd_plan_pairs(&plan, n_keep, s->kv.head_dim);
+        s->pairs_kept += s->job->latent.rank ? pd_latent_pairs(&s->job->latent, n, s->kv.head_dim)
+                                             : pd_plan_pairs(&plan, n_keep, s->kv.head_dim);
         s->evicted += n - n_keep;
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
@@ -212,8 +214,8 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         if (window && prior + keep > window) pd_kv_drop_front(&s->kv, p->layer, h, prior + keep - window);
         const size_t from = prior + n - keep;
         const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
-        PD_TRY(pd_kv_append(&s->kv, p->layer, h, pd_stage_k(&p->stage, h) + from * d,
-                            pd_stage_v(&p->stage, h) + from * d, d, pos, NULL, keep, err));
+        PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d, pos,
+                                 keep, err));
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
         if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }

@@ -13,7 +13,7 @@ enum { HYSTERESIS_BYTES = 512 << 10 };
 
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
                       pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t ctx, pd_err *err) {
-    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel};
+    *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel, .ctx = ctx};
     pd_status rc = pd_kvpools_init(&r->pools, &r->codec, m->hp.head_dim, kv_bytes, HYSTERESIS_BYTES, err);
     if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, parallel), err);
     if (rc == PD_OK) rc = pd_attn_init(&r->attn, m, kern, workers, parallel, ctx, native == PD_KV_F32, err);
@@ -42,6 +42,7 @@ void pd_run_done(pd_run *r) {
     pd_token_tree_close(r->tree);
     pd_attn_done(&r->attn);
     pd_fwd_done(&r->fwd);
+    for (size_t i = 0; i < PD_ROPE_MAX; i++) pd_turns_done(&r->turns[i]);
     pd_arena_done(&r->tmp);
     pd_kvpools_done(&r->pools);
     *r = (pd_run){0};
@@ -90,7 +91,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     if (job->pack_page_bytes) {
         PD_TRY(pd_kvpools_get(&run->pools, &codec, pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim), &pool, err));
-        PD_TRY(pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
+        PD_TRY(job->latent.rank ? pd_latents_open(s, pool, err) : pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
     }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);

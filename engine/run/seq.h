@@ -30,7 +30,8 @@ typedef struct pd_run {
     pd_sampler sampler;
     pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
     pd_arena tmp;     /* one press call */
-    size_t parallel;
+    size_t parallel, ctx;
+    pd_turns turns[PD_ROPE_MAX]; /* for projected keys; made when the first request has any */
     float *x;         /* [parallel][n_embd] hidden states of a decode step */
     float *logits;    /* [parallel][n_vocab] */
     pd_token_prob *top; /* [PD_LOGPROBS_MAX] */
@@ -173,6 +174,14 @@ pd_status pd_presser_wo(pd_seq *s, size_t layer, const float **wo, pd_err *err);
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err);
 /* After a decode step: prune if the interval is over. */
 pd_status pd_presser_step(pd_seq *s, pd_err *err);
+
+/* ---- latents.c: older keys projected ---- */
+
+/* The job's rule for a cache that is empty.  Errors: ENOMEM. */
+pd_status pd_latents_open(pd_seq *s, pd_kvpool *pool, pd_err *err);
+/* n rows as pd_kv_append; of a layer that is pressed, keys that leave the window are projected. */
+pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k, const float *v, const int32_t *pos,
+                            size_t n, pd_err *err);
 
 /* ---- decode.c ---- */
 
