@@ -249,7 +249,7 @@ pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float 
 pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(kv->pack.pool && n <= kh->n - kh->n_pack);
-    assert(n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
+    assert(n == 0 || n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
     while (n) {
         /* The rows of the first open page; it goes before the packed page that takes them comes. */
         float k[N][ROW_MAX], v[N][ROW_MAX];
