@@ -129,6 +129,9 @@ static pd_status check(const pd_press_inst *inst, const struct pd_press_model *m
                        const char *path, pd_err *err) {
     size_t with = 0, narrow = 0;
     for (size_t i = 0; i < inst->n_child; i++) {
+        if (inst->child[i]->press->latents)
+            return pd_fail(err, PD_EINVAL, path, "%s: '%s' projects keys as they grow old and stands alone; it cannot be inside 'composed'",
+                           path, inst->child[i]->press->name);
         narrow += pd_press_key_channels(inst->child[i], model->head_dim) < model->head_dim;
         if (narrow > 1)
             return pd_fail(err, PD_EINVAL, path, "%s: inside 'composed' one press at most takes key channels out; '%s' is the second",

@@ -25,6 +25,7 @@
 #include "compression/press_data.h"
 #include "compression/shared.h"
 #include "compression/spec.h"
+#include "engine/base/num.h"
 
 #include <math.h>
 
@@ -42,7 +43,7 @@ static int data_set(const pd_press_inst *inst, unsigned have) {
 }
 
 static pd_status check(const pd_press_inst *inst, const pd_press_model *model, const char *path, pd_err *err) {
-    const size_t rank = rank_of(inst, model->head_dim), step = model->head_dim / PD_EIGEN_STEPS;
+    const size_t rank = rank_of(inst, model->head_dim), step = pd_div_up(model->head_dim, PD_EIGEN_STEPS);
     if (rank <= model->head_dim && rank % step == 0) return PD_OK;
     return pd_fail(err, PD_EINVAL, path,
                    "%s: rank_k is %zu; keys of this model are stored in multiples of %zu numbers, up to %zu", path, rank, step,
@@ -102,6 +103,7 @@ const pd_press pd_press_eigen_attention = {
     .ratio_doc = "rank_k says what goes",
     .params = params,
     .n_params = sizeof params / sizeof *params,
+    .can = PD_CAN_COMPOSE, /* heads stay as long as they are */
     .own_budget = true,
     .check = check,
     .data_set = data_set,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Packed sections (engine/cache/kv.h): slots against plain arrays under random
  * operations, pages and bytes against both pools, and attention over both sections
- * against the rows that are read back. */
+ * against the rows that are read back; keys of fewer channels, and projected ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS, LAYERS = 2, HEADS = 3, SLOTS = 200, D_MAX = 96 };
+enum { N = PD_PAGE_TOKENS, LAYERS = 2, HEADS = 3, SLOTS = 200, D_MAX = 96, SINKS = 7, POSITIONS = 1 << 18 };
 
 static size_t below(pd_rng *r, size_t n) {
     return (size_t)(pd_rng_u64(r) % n);
@@ -43,6 +43,10 @@ typedef struct {
     pd_rng rng;
     int32_t next_pos;
     uint8_t *page;
+    bool projects; /* instead of channels: n_channel is the rank */
+    pd_turns turns;
+    float *basis;  /* [LAYERS * HEADS][n_channel][d] */
+    pd_latent latent[LAYERS * HEADS];
 } world;
 
 static void open_kv(world *w, pd_kv *kv) {
@@ -51,11 +55,27 @@ static void open_kv(world *w, pd_kv *kv) {
     assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->d, &open, NULL), PD_OK);
     assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->width, &packed, NULL), PD_OK);
     assert_int_equal(pd_kv_init(kv, open, &w->codec, &w->kern, LAYERS, HEADS, w->d, slots, NULL), PD_OK);
-    assert_int_equal(pd_kv_set_pack(kv, packed, w->n_channel, NULL), PD_OK);
+    assert_int_equal(w->projects ? pd_kv_set_latents(kv, packed, w->latent, SINKS, NULL)
+                                 : pd_kv_set_pack(kv, packed, w->n_channel, NULL), PD_OK);
 }
 
-static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_channel) {
+/* Rows of any numbers: what a basis is good for is another matter. */
+static void draw_bases(world *w) {
+    float freq[D_MAX];
+    for (size_t i = 0; i < w->d / 2; i++) freq[i] = powf(1000.0f, -2.0f * (float)i / (float)w->d);
+    assert_int_equal(pd_turns_init(&w->turns, freq, w->d / 2, POSITIONS, NULL), PD_OK);
+    w->basis = malloc(LAYERS * HEADS * w->n_channel * w->d * sizeof *w->basis);
+    pd_rng rng = {99};
+    for (size_t i = 0; i < LAYERS * HEADS * w->n_channel * w->d; i++) w->basis[i] = pd_rng_f32(&rng) / sqrtf((float)w->d / 3.0f);
+    for (size_t i = 0; i < LAYERS * HEADS; i++) {
+        const float *rows = w->basis + i * w->n_channel * w->d;
+        w->latent[i] = (pd_latent){.head_dim = w->d, .rank = w->n_channel, .project = rows, .rebuild = rows, .turns = i % 2 ? NULL : &w->turns};
+    }
+}
+
+static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_channel, bool projects) {
     world *w = calloc(1, sizeof *w);
+    w->projects = projects;
     w->codec = pd_codec_of(key, value);
     w->d = d;
     w->n_channel = n_channel;
@@ -64,6 +84,7 @@ static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_ch
     w->rng = (pd_rng){d * 64 + key * 8 + value + n_channel};
     pd_kernels_init(&w->kern, pd_cpu_detect());
     assert_int_equal(pd_kvpools_init(&w->pools, &w->codec, d, 1 << 22, 0, NULL), PD_OK);
+    if (projects) draw_bases(w);
     open_kv(w, &w->kv);
     w->page = calloc(1, pd_codec_page_bytes(&w->codec, d, d));
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
@@ -72,7 +93,7 @@ static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_ch
         p->v = calloc(SLOTS * d, sizeof *p->v);
         for (size_t c = 0, at = 0; c < d; c++) /* n_channel of d, any */
             if (below(&w->rng, d - c) < n_channel - at) p->channel[at++] = (uint32_t)c;
-        pd_kv_set_channels(&w->kv, i / HEADS, i % HEADS, p->channel);
+        if (!projects) pd_kv_set_channels(&w->kv, i / HEADS, i % HEADS, p->channel);
     }
     return w;
 }
@@ -86,12 +107,31 @@ static void close_world(world *w) {
         free(w->head[i].k);
         free(w->head[i].v);
     }
+    pd_turns_done(&w->turns);
+    free(w->basis);
     free(w->page);
     free(w);
 }
 
+/* A projected key as it reads back; the first positions' are whole. */
+static void projected_key(world *w, size_t i, const float *k, int32_t pos, float *ret) {
+    float row[D_MAX], back[D_MAX], tmp[D_MAX];
+    if (pos < SINKS) {
+        memmove(ret, k, w->d * sizeof *ret);
+        return;
+    }
+    pd_latent_project(&w->latent[i], &w->kern, k, pos, row, tmp);
+    w->codec.k->write(&w->kern, w->page, w->width, 3, 1, row, w->width);
+    w->codec.k->read(&w->kern, w->page, w->width, 3, back);
+    pd_latent_rebuild(&w->latent[i], &w->kern, back, pos, ret);
+}
+
 /* What the packed kind makes of a key: its channels as the type stores them in a narrow row. */
-static void packed_key(world *w, size_t i, const float *k, float *ret) {
+static void packed_key(world *w, size_t i, const float *k, int32_t pos, float *ret) {
+    if (w->projects) {
+        projected_key(w, i, k, pos, ret);
+        return;
+    }
     const plain_head *p = &w->head[i];
     const float *centre = pd_kv_centre(&w->kv, i / HEADS, i % HEADS);
     float row[D_MAX] = {0}, back[D_MAX];
@@ -122,7 +162,7 @@ static void do_append(world *w, size_t i, bool packed) {
         const size_t row = by ? idx[r] : r, at = p->n[0] + p->n[1];
         pd_codec_write(&w->codec, &w->kern, w->page, d, 5, 1, k + row * d, v + row * d, d, pd_kv_centre(&w->kv, l, h));
         pd_codec_read(&w->codec, &w->kern, w->page, d, 5, p->k + at * d, p->v + at * d, pd_kv_centre(&w->kv, l, h));
-        if (packed) packed_key(w, i, k + row * d, p->k + at * d);
+        if (packed) packed_key(w, i, k + row * d, pos[row], p->k + at * d);
         p->pos[at] = pos[row];
         p->n[packed]++;
     }
@@ -138,7 +178,7 @@ static void do_pack(world *w, size_t i) {
     for (size_t r = p->n[1]; r < p->n[1] + n; r++) {
         float v[D_MAX];
         memcpy(v, p->v + r * w->d, w->d * sizeof *v);
-        packed_key(w, i, p->k + r * w->d, p->k + r * w->d);
+        packed_key(w, i, p->k + r * w->d, p->pos[r], p->k + r * w->d);
         w->codec.v->write(&w->kern, w->page, w->d, 1, 1, v, w->d); /* values are written once more */
         w->codec.v->read(&w->kern, w->page, w->d, 1, p->v + r * w->d);
     }
@@ -229,12 +269,14 @@ static void sections_agree_with_plain_arrays(void **state) {
     static const struct {
         pd_kv_type key, value;
         size_t d, n_channel;
+        bool projects;
     } cases[] = {
-        {PD_KV_F16, PD_KV_F16, 64, 32}, {PD_KV_F16, PD_KV_F16, 80, 33}, {PD_KV_F32, PD_KV_F32, 16, 1}, {PD_KV_F16, PD_KV_Q4, 64, 13},
-        {PD_KV_Q8_0, PD_KV_Q8_0, 96, 40}, {PD_KV_Q4, PD_KV_F16, 64, 32}, {PD_KV_F32, PD_KV_Q8_0, 64, 60},
+        {PD_KV_F16, PD_KV_F16, 64, 32, 0}, {PD_KV_F16, PD_KV_F16, 80, 33, 0}, {PD_KV_F32, PD_KV_F32, 16, 1, 0}, {PD_KV_F16, PD_KV_Q4, 64, 13, 0},
+        {PD_KV_Q8_0, PD_KV_Q8_0, 96, 40, 0}, {PD_KV_Q4, PD_KV_F16, 64, 32, 0}, {PD_KV_F32, PD_KV_Q8_0, 64, 60, 0},
+        {PD_KV_F16, PD_KV_F16, 64, 32, 1}, {PD_KV_F32, PD_KV_F32, 16, 1, 1}, {PD_KV_F16, PD_KV_Q4, 96, 48, 1},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        world *w = open_world(cases[c].key, cases[c].value, cases[c].d, cases[c].n_channel);
+        world *w = open_world(cases[c].key, cases[c].value, cases[c].d, cases[c].n_channel, cases[c].projects);
         const uint64_t open_page = pd_codec_page_bytes(&w->codec, w->d, w->d), packed_page = pd_codec_page_bytes(&w->codec, w->width, w->d);
         assert_true(packed_page < open_page);
         size_t most = 0, both = 0;
@@ -307,7 +349,7 @@ static void widths_are_few(void **state) {
 /* Memory that no request's packed pages need goes back when the last of them ends. */
 static void a_packed_pool_that_is_left_holds_nothing(void **state) {
     (void)state;
-    world *w = open_world(PD_KV_F16, PD_KV_F16, 64, 20);
+    world *w = open_world(PD_KV_F16, PD_KV_F16, 64, 20, false);
     w->kv.pack.pool->hysteresis = 1000;
     w->kv.pack.pool->trim_at = 2000;
     for (int i = 0; i < 20; i++) do_append(w, 0, true);
@@ -332,8 +374,10 @@ static void attention_sees_both_sections(void **state) {
     pd_workers *workers;
     assert_int_equal(pd_workers_open(&workers, 2, NULL), PD_OK);
     for (int key = PD_KV_F16; key < PD_KV_TYPES; key++) {
-        for (int packs = 0; packs < 3; packs++) { /* packed alone, both, both with dead slots in front */
-            world *w = open_world((pd_kv_type)key, packs ? PD_KV_F16 : PD_KV_Q4, D, packs == 1 ? 31 : 20);
+        for (int at = 0; at < 6; at++) { /* packed alone, both, both with dead slots in front */
+            const int packs = at % 3;
+            if (at > 2 && pd_kv_type_group((pd_kv_type)key) > 1) continue;
+            world *w = open_world((pd_kv_type)key, packs ? PD_KV_F16 : PD_KV_Q4, D, packs == 1 ? 31 + (at > 2) : 20, at > 2);
             if (pd_kv_type_group(w->codec.key) > 1) w->spread = 0.1f;
             pd_attn attn;
             assert_int_equal(pd_attn_init(&attn, &model, &w->kern, workers, 1, 2 * SLOTS, false, NULL), PD_OK);

@@ -190,6 +190,7 @@ static void a_press_says_what_it_lacks(void **state) {
         {"kvzap:model_type=linear", "--only kvzap"},
         {"duo_attention", "--only duo"},
         {"lukv(knorm)", "--only lukv"},
+        {"eigen_attention", "calibrate -m MODEL --text FILE --only eigen -o DATA"},
         {"fastkvzip", "needs trained gates of this model"},
         {"fastkvzip:layerwise=true", "import-press-data -m MODEL --kind fastkvzip FILE"},
     };
