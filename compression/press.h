@@ -116,13 +116,23 @@ typedef struct pd_view {
 /* n_keep[h] slots keep[h][] of each head stay, ascending, distinct, >= 1 each.
  * Memory comes from view->tmp. */
 typedef struct pd_plan {
-    bool keep_all;      /* nothing goes; the rest is unset */
+    bool keep_all;      /* no slot goes; n_keep, keep, rerotate and v_new are unset */
     size_t *n_keep;     /* [H] */
     uint32_t **keep;    /* [H][n_keep] */
     bool rerotate;      /* move kept keys to positions 0..n_keep-1; later tokens follow on.
                            Needs n_keep equal for all heads. */
     float *const *v_new; /* [H][n_keep][D] replaces the kept values; NULL = unchanged */
+    /* Key channels that stay, ascending, [H][n_channel]: the others of every kept slot are 0
+     * from now on and take no memory.  n_channel is pd_press_key_channels; NULL = all stay. */
+    uint32_t *const *channel;
+    size_t n_channel;
 } pd_plan;
+
+/* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
+static inline double pd_plan_pairs(const pd_plan *plan, size_t n, size_t head_dim) {
+    const size_t k_dim = plan->channel ? plan->n_channel : head_dim;
+    return (double)n * (double)(head_dim + k_dim) / (double)(2 * head_dim);
+}
 
 /* ---- parameters ---- */
 
@@ -267,6 +277,9 @@ struct pd_press {
      * above budget->n_protected: admission reserves both.  NULL = pd_budget_keep. */
     size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
 
+    /* Key channels of head_dim that its plans leave.  NULL = all. */
+    size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
+
     /* What it does while tokens are generated; false: nothing, with these
      * parameters.  NULL unless PD_CAN_DECODE. */
     bool (*decode_rule)(const pd_press_inst *inst, pd_decode_rule *ret);
@@ -301,6 +314,9 @@ bool pd_press_inst_takes_ratio(const pd_press_inst *inst);
 
 /* press->most with the rules of pd_press_plan around it; at most n. */
 size_t pd_press_most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
+
+/* Key channels that are left by inst and its children; head_dim = all, always the same. */
+size_t pd_press_key_channels(const pd_press_inst *inst, size_t head_dim);
 
 /* The reset hooks of inst and its children; NULL is fine. */
 void pd_press_reset(pd_press_inst *inst);

@@ -33,17 +33,15 @@ void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_repor
 static void layers(pd_buf *out, const pd_kv_report *kv) {
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer; l++) {
-        uint64_t pages = 0;
+        uint64_t bytes = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
-            pages += kv->head_pages ? kv->head_pages[l * kv->n_head_kv + h] : 0;
+            bytes += kv->head_bytes ? kv->head_bytes[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
-                      (unsigned long long)(pages * kv->page_bytes));
+                      (unsigned long long)bytes);
         for (size_t h = 0; h < kv->n_head_kv; h++) {
             const size_t i = l * kv->n_head_kv + h;
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
-                          (unsigned long long)(kv->head_pages
-                                                   ? (uint64_t)kv->head_pages[i] * kv->page_bytes
-                                                   : 0));
+                          (unsigned long long)(kv->head_bytes ? kv->head_bytes[i] : 0));
         }
         pd_buf_puts(out, "]}");
     }
@@ -57,7 +55,9 @@ void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     else
         pd_buf_printf(out, ",\"kv_type\":{\"key\":\"%s\",\"value\":\"%s\"}", key, value);
     const size_t values = 2 * info->page_tokens * info->head_dim;
-    member_num(out, "bits_per_value", 8.0 * (double)kv->page_bytes / (double)values);
+    /* of the pages held: those of pressed keys may be narrower than those of later tokens */
+    const double page = kv->pages ? (double)kv->bytes / (double)kv->pages : (double)kv->page_bytes;
+    member_num(out, "bits_per_value", 8.0 * page / (double)values);
 }
 
 /* Without the closing brace. */
@@ -132,6 +132,7 @@ static void total(const pd_job_result *const *r, size_t n, pd_kv_report *kv, pd_
     }
     kv->ratio = ratio / (double)kv->tokens_seen;
     kv->kept = kv->head_pages = NULL;
+    kv->head_bytes = NULL;
 }
 
 static void sequences(pd_buf *out, const pd_job_result *const *r, size_t n,

@@ -95,13 +95,13 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim) {
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err) {
     const size_t width = pd_kv_pack_width(kv->codec.key, n_channel, kv->head_dim);
     assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
-    uint16_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
+    uint32_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
     if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
     kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
 }
 
-void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel) {
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel) {
     assert(pd_kv_at(kv, layer, head)->n_pack == 0);
     memcpy(kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel, channel,
            kv->pack.n_channel * sizeof *channel);
@@ -113,7 +113,7 @@ static void *packed_v(const pd_kv *kv, void *page) {
 }
 
 static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v) {
-    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
     float row[ROW_MAX] = {0};
     for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
@@ -123,7 +123,7 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
 
 static void read_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, float *k, float *v) {
     if (k) {
-        const uint16_t *channel = pd_kv_channels(kv, layer, head);
+        const uint32_t *channel = pd_kv_channels(kv, layer, head);
         const float *centre = pd_kv_centre(kv, layer, head);
         float row[ROW_MAX];
         kv->codec.k->read(kv->kern, page, kv->pack.k_dim, slot, row);
@@ -200,7 +200,7 @@ pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float 
 pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(kv->pack.pool && n <= kh->n - kh->n_pack);
-    assert(n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
+    assert(n == 0 || n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
     while (n) {
         /* The rows of the first open page; it goes before the packed page that takes them comes. */
         float k[N][ROW_MAX], v[N][ROW_MAX];

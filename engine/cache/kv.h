@@ -42,7 +42,7 @@ typedef struct pd_kv_pack {
     pd_kvpool *pool;   /* NULL: nothing is ever packed */
     size_t k_dim;      /* numbers of a stored key */
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
-    uint16_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
+    uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
 } pd_kv_pack;
 
 typedef struct pd_kv {
@@ -76,7 +76,7 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
-void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint16_t *channel);
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
@@ -87,7 +87,7 @@ static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t he
     return kv->centre ? kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim : NULL;
 }
 
-static inline const uint16_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
+static inline const uint32_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
     return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
 }
 

@@ -13,20 +13,24 @@
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
     const uint64_t heads = hp->n_head_kv;
+    if (slots == 0) return 0;
     return heads + heads * (slots - 1) / PD_PAGE_TOKENS;
+}
+
+/* What is left of the scope, per head of a full layer. */
+static size_t most_of_scope(const pd_job *job, size_t layer) {
+    if (!job->scope || job->deferred) return job->scope; /* a deferred press finds all of the scope dense */
+    pd_budget budget = job->budget;
+    budget.n_protected = job->protect_end - job->protect_begin;
+    /* protected tokens stay whatever the budget says */
+    return pd_min_size(job->scope, pd_press_most(job->comp->press, &budget, layer, job->scope) + budget.n_protected);
 }
 
 /* Slots per head of a full layer when the prompt is in, then while tokens come. */
 static size_t most_slots(const pd_job *job, size_t layer) {
     const pd_compression *c = job->comp;
     const size_t n_protected = job->protect_end - job->protect_begin;
-    size_t kept = job->n_tokens;
-    /* protected tokens stay whatever the budget says */
-    if (job->scope && !job->deferred) { /* a deferred press finds all of the scope dense */
-        pd_budget budget = job->budget;
-        budget.n_protected = n_protected;
-        kept += pd_min_size(job->scope, pd_press_most(c->press, &budget, layer, job->scope) + n_protected) - job->scope;
-    }
+    const size_t kept = job->n_tokens - job->scope + most_of_scope(job, layer);
     const size_t slots = kept + job->max_tokens;
     pd_decode_rule rule;
     if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
@@ -37,15 +41,21 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
 
-static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
-    uint64_t pages = 0;
+static void most_pages(pd_job *job, const pd_hparams *hp) {
+    uint64_t pages = 0, packed = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t w = hp->window[l];
+        size_t open = w ? 0 : most_slots(job, l);
+        if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
+            open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
+            packed += layer_pages(hp, most_of_scope(job, l));
+        }
         /* a window straddles up to two pages more, and holds one token more for a moment */
         pages += w ? layer_pages(hp, pd_min_size(job->n_tokens + job->max_tokens, w + 1)) + hp->n_head_kv
-                   : layer_pages(hp, most_slots(job, l));
+                   : layer_pages(hp, open);
     }
-    return pages;
+    job->pages_reserved = job->pages_promised = pages;
+    job->pack_reserved = job->pack_promised = packed;
 }
 
 /* Pages of a full layer that holds what it does when max_tokens more come and a decode
@@ -64,23 +74,27 @@ static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
     }
     uint64_t pages = 0;
     for (size_t h = 0; h < hp->n_head_kv; h++) {
-        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        const size_t n = kh->n, open = n - kh->n_pack; /* packed ones only become fewer */
         slots += n;
-        pages += pd_div_up(pd_min_size(n + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
+        pages += pd_div_up(pd_min_size(open + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
     }
+    if (job->pack_page_bytes) return pages;
     if (!rule->prune || !rule->prune->press->plan) return pages;
     /* its plan may give one head what another loses */
     return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + more);
 }
 
-uint64_t pd_admit_left(const pd_seq *s) {
+void pd_admit_left(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
+    pd_job *job = s->job;
     uint64_t pages = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
-        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + s->job->max_tokens : 0;
+        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + job->max_tokens : 0;
         pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
     }
-    return pages < s->job->pages_promised ? pages : s->job->pages_promised;
+    if (pages < job->pages_promised) job->pages_promised = pages;
+    if (s->kv.n_pack_pages < job->pack_promised) job->pack_promised = s->kv.n_pack_pages;
 }
 
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
@@ -97,32 +111,35 @@ uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
     return pages;
 }
 
-/* Most pages of the scope when the press is told to leave `count` per head.  One
+/* Bytes of the most pages of the scope when the press is told to leave `count` per head.  One
  * with a plan of its own may spread a layer's H * n slots over its heads as it
  * likes: H heads of n_h >= 1 slots hold sum(1 + (n_h - 1) / 16) pages, which is
  * at most H + H * (n - 1) / 16. */
-static uint64_t pages_for_count(const pd_press_inst *press, const pd_hparams *hp, size_t count, size_t scope) {
+static uint64_t bytes_for_count(const pd_job *job, const pd_hparams *hp, size_t count) {
+    const pd_press_inst *press = job->comp->press;
     const pd_budget budget = {.by_count = true, .count = count};
+    const size_t page = job->pack_page_bytes ? job->pack_page_bytes : job->page_bytes, scope = job->scope;
     const uint64_t heads = hp->n_head_kv;
-    uint64_t pages = 0, whole = 0;
+    uint64_t pages = 0, windows = 0, whole = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t n = hp->window[l] ? pd_min_size(scope, hp->window[l]) : pd_press_most(press, &budget, l, scope);
-        if (!hp->window[l] && n < scope && press->press->deferred && press->press->deferred->whole_pages)
+        if (hp->window[l])
+            windows += heads * pd_div_up(n, PD_PAGE_TOKENS);
+        else if (n < scope && press->press->deferred && press->press->deferred->whole_pages)
             whole += heads * n; /* slots of one budget */
         else
-            pages += hp->window[l] || (!press->press->plan && !press->press->deferred) ? heads * pd_div_up(n, PD_PAGE_TOKENS)
-                                                                                        : heads + heads * (n - 1) / PD_PAGE_TOKENS;
+            pages += !press->press->plan && !press->press->deferred ? heads * pd_div_up(n, PD_PAGE_TOKENS)
+                                                                    : heads + heads * (n - 1) / PD_PAGE_TOKENS;
     }
-    return pages + (whole + PD_PAGE_TOKENS - 1) / PD_PAGE_TOKENS;
+    return windows * job->page_bytes + (pages + (whole + PD_PAGE_TOKENS - 1) / PD_PAGE_TOKENS) * page;
 }
 
 /* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
-static size_t tokens_for_bytes(const pd_press_inst *press, const pd_hparams *hp, size_t scope, uint64_t bytes,
-                               size_t page_bytes) {
-    size_t lo = 0, hi = scope;
+static size_t tokens_for_bytes(const pd_job *job, const pd_hparams *hp, uint64_t bytes) {
+    size_t lo = 0, hi = job->scope;
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
-        if (pages_for_count(press, hp, mid, scope) * page_bytes <= bytes)
+        if (bytes_for_count(job, hp, mid) <= bytes)
             lo = mid;
         else
             hi = mid - 1;
@@ -130,7 +147,7 @@ static size_t tokens_for_bytes(const pd_press_inst *press, const pd_hparams *hp,
     return lo;
 }
 
-static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_bytes, pd_err *err) {
+static pd_status plan_budget(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const pd_compression *c = job->comp;
     switch (c->budget) {
     case PD_BUDGET_RATIO:
@@ -140,12 +157,12 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_byte
         job->budget = (pd_budget){.by_count = true, .count = (size_t)c->amount};
         break;
     case PD_BUDGET_BYTES: {
-        const size_t n = tokens_for_bytes(c->press, hp, job->scope, c->amount, page_bytes);
+        const size_t n = tokens_for_bytes(job, hp, c->amount);
         if (n == 0)
             return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
                            "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",
                            (unsigned long long)c->amount,
-                           (unsigned long long)(pages_for_count(c->press, hp, 1, job->scope) * page_bytes));
+                           (unsigned long long)bytes_for_count(job, hp, 1));
         job->budget = (pd_budget){.by_count = true, .count = n};
         break;
     }
@@ -174,6 +191,15 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
                    pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
 }
 
+/* Pages for the scope's keys if the press takes channels out of them. */
+static void plan_channels(pd_job *job, const pd_hparams *hp) {
+    const size_t d = hp->head_dim;
+    job->key_channels = job->scope ? pd_press_key_channels(job->comp->press, d) : d;
+    const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
+}
+
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
@@ -190,11 +216,12 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         if (job->skipped) job->scope = 0;
     }
     job->deferred = false;
+    plan_channels(job, hp);
     if (job->scope) {
-        PD_TRY(plan_budget(job, hp, job->page_bytes, err));
+        PD_TRY(plan_budget(job, hp, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
     }
-    job->pages_reserved = job->pages_promised = most_pages(job, hp);
+    most_pages(job, hp);
     /* a replay stands behind the scope */
     const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
     const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;

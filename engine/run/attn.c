@@ -157,7 +157,7 @@ static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **p
  * was taken off all channels of an open key, but only these of a packed one: shift [G] is
  * what a packed score then has too much. */
 static void pack_queries(const pd_kv *kv, size_t layer, size_t head, const float *q, size_t group, float *ret, float *shift) {
-    const uint16_t *channel = pd_kv_channels(kv, layer, head);
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
     const size_t d = kv->head_dim, k_dim = kv->pack.k_dim;
     for (size_t g = 0; g < group; g++) {

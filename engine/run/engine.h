@@ -235,7 +235,8 @@ typedef struct pd_kv_report {
     char press[PD_SPEC_TEXT_MAX + 1]; /* canonical text, "none" */
     const char *name;        /* press name without parameters, for metrics */
     double ratio_requested;  /* 0 if not by ratio */
-    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope */
+    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope; a pair whose key
+                                lost channels counts by what is left of its numbers */
     const char *skipped;     /* reason, or NULL */
     uint64_t tokens_seen, tokens_evicted; /* evicted: pairs, summed over layers and heads */
     double tokens_kept;      /* mean over the layers and heads, at the end */
@@ -243,11 +244,12 @@ typedef struct pd_kv_report {
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;
     pd_kv_type kv_key, kv_value; /* how the pages store numbers, never NATIVE */
-    size_t page_bytes;
+    size_t page_bytes;           /* of those that are not packed (cache/kv.h) */
     double press_ms;
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
     const uint32_t *head_pages; /* likewise */
+    const uint64_t *head_bytes;
 } pd_kv_report;
 
 typedef struct pd_job_timing {

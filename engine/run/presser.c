@@ -151,6 +151,27 @@ static pd_status explain_scores(pd_seq *s, size_t n, float ***ret, pd_err *err) 
     return PD_OK;
 }
 
+/* The kept rows of a head to its pages, with the plan's key channels alone.  Where no page is narrower
+ * for it, the others are 0. */
+static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const uint32_t *keep, size_t n, pd_err *err) {
+    pd_kv *kv = &p->seq->kv;
+    const size_t d = kv->head_dim;
+    float *k = pd_stage_k(&p->stage, h), *v = pd_stage_v(&p->stage, h);
+    const int32_t *pos = pd_stage_pos(&p->stage, h);
+    if (plan->channel && kv->pack.pool) {
+        pd_kv_set_channels(kv, p->layer, h, plan->channel[h]);
+        return pd_kv_append_packed(kv, p->layer, h, k, v, d, pos, keep, n, err);
+    }
+    for (size_t i = 0; plan->channel && i < n; i++) {
+        float *row = k + (keep ? keep[i] : i) * d;
+        for (size_t c = 0, at = 0; c < d; c++) {
+            if (at < plan->n_channel && plan->channel[h][at] == c) at++;
+            else row[c] = 0.0f;
+        }
+    }
+    return pd_kv_append(kv, p->layer, h, k, v, d, pos, keep, n, err);
+}
+
 static pd_status press_layer(pd_prefill *p, pd_err *err) {
     pd_seq *s = p->seq;
     const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
@@ -165,17 +186,16 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     PD_TRY(pd_press_plan(s->job->comp->press, &view, &s->job->budget, &plan, scores, err));
     s->press_ns += pd_now_ns() - t0;
 
-    const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < heads; h++) {
         const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
         const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
         s->pairs_scope += n;
-        s->pairs_kept += n_keep;
+        s->pairs_kept += pd_plan_pairs(&plan, n_keep, s->kv.head_dim);
         s->evicted += n - n_keep;
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
         if (view.tag && keep) pd_tags_keep(&s->tags, p->layer, h, keep, n_keep);
-        PD_TRY(pd_kv_append(&s->kv, p->layer, h, view.k[h], view.v[h], d, view.pos[h], keep, n_keep, err));
+        PD_TRY(store_head(p, &plan, h, keep, n_keep, err));
     }
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
     if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
@@ -231,7 +251,7 @@ pd_status pd_presser_context(pd_seq *s, const pd_context *c, const pd_plan *plan
         if (!c->score[i]) continue;
         const size_t l = i / heads, h = i % heads, n_keep = plan[l].n_keep[h];
         s->pairs_scope += c->n;
-        s->pairs_kept += n_keep;
+        s->pairs_kept += (double)n_keep;
         s->evicted += c->n - n_keep;
         if (s->explain) {
             float *scores = NULL;

@@ -88,6 +88,10 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     pd_kvpool *pool;
     PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
+    if (job->pack_page_bytes) {
+        PD_TRY(pd_kvpools_get(&run->pools, &codec, pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim), &pool, err));
+        PD_TRY(pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
+    }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);
     if (!s->shift || !s->guard) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
@@ -112,11 +116,11 @@ static void report(pd_seq *s) {
     pd_kv_report *r = &job->result.kv;
     const size_t heads = hp->n_layer * hp->n_head_kv;
     r->skipped = job->skipped;
-    r->ratio = s->pairs_scope ? 1.0 - (double)s->pairs_kept / (double)s->pairs_scope : 0.0;
+    r->ratio = s->pairs_scope ? 1.0 - s->pairs_kept / (double)s->pairs_scope : 0.0;
     r->tokens_seen = s->n_seen;
     r->tokens_evicted = s->evicted;
     r->bytes = pd_kv_bytes(&s->kv);
-    r->pages = s->kv.n_pages;
+    r->pages = s->kv.n_pages + s->kv.n_pack_pages;
     r->bytes_after_prefill = s->bytes_after_prefill;
     r->bytes_peak = s->bytes_peak;
     r->bytes_dense = pd_dense_bytes(hp, s->n_seen);
@@ -125,21 +129,25 @@ static void report(pd_seq *s) {
     r->n_head_kv = hp->n_head_kv;
     double kept = 0.0;
     uint32_t *n = NULL, *pages = NULL;
+    uint64_t *bytes = NULL;
     if ((job->verbose || job->explain) && s->kv.head) {
         n = pd_arena_alloc(&job->keep, heads, sizeof *n);
         pages = pd_arena_alloc(&job->keep, heads, sizeof *pages);
+        bytes = pd_arena_alloc(&job->keep, heads, sizeof *bytes);
     }
     for (size_t i = 0; s->kv.head && i < heads; i++) {
         kept += s->kv.head[i].n;
-        if (n && pages) {
+        if (n && pages && bytes) {
             n[i] = s->kv.head[i].n;
             pages[i] = s->kv.head[i].n_page;
+            bytes[i] = pd_kv_head_bytes(&s->kv, &s->kv.head[i]);
         }
     }
     r->tokens_kept = kept / (double)heads;
-    if (n && pages) {
+    if (n && pages && bytes) {
         r->kept = n;
         r->head_pages = pages;
+        r->head_bytes = bytes;
     }
     job->result.explain = s->explain;
     pd_compare_report(job);

@@ -67,7 +67,8 @@ struct pd_seq {
 
     /* for the report */
     uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */
-    uint64_t pairs_scope, pairs_kept;         /* over pressed layers */
+    uint64_t pairs_scope;                     /* over pressed layers */
+    double pairs_kept;                        /* pd_plan_pairs */
     uint64_t evicted;
     uint64_t press_ns;
     pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep */
@@ -184,14 +185,14 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, kv_key, kv_value, page_bytes, pages_reserved (and pages_promised) and
- * staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
+ * protection, kv_key, kv_value, page_bytes, key_channels, pack_page_bytes, what is reserved
+ * and promised of both kinds of pages, and staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
  * head); EINVAL (kv_type asks for whole groups of head_dim). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
-/* Most pages a sequence may come to hold from here on, whose prompt is in: what it holds and what
- * max_tokens tokens can add, less what its decode press will take; or what is promised already if
- * that is less. */
-uint64_t pd_admit_left(const pd_seq *s);
+/* pages_promised and pack_promised become the most that a sequence, whose prompt is in, may come to
+ * hold from here on: what it holds and what max_tokens tokens can add, less what its decode press
+ * will take; or stay if they are less. */
+void pd_admit_left(const pd_seq *s);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 

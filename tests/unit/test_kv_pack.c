@@ -29,7 +29,7 @@ typedef struct {
     float *k, *v; /* [SLOTS][d], as they read back */
     int32_t pos[SLOTS];
     size_t n[2], dead[2]; /* open, packed: live slots, dead ones before them */
-    uint16_t channel[D_MAX];
+    uint32_t channel[D_MAX];
 } plain_head;
 
 typedef struct {
@@ -71,7 +71,7 @@ static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_ch
         p->k = calloc(SLOTS * d, sizeof *p->k);
         p->v = calloc(SLOTS * d, sizeof *p->v);
         for (size_t c = 0, at = 0; c < d; c++) /* n_channel of d, any */
-            if (below(&w->rng, d - c) < n_channel - at) p->channel[at++] = (uint16_t)c;
+            if (below(&w->rng, d - c) < n_channel - at) p->channel[at++] = (uint32_t)c;
         pd_kv_set_channels(&w->kv, i / HEADS, i % HEADS, p->channel);
     }
     return w;
