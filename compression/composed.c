@@ -6,14 +6,14 @@
  * ratio.  Without them the request's ratio r is that of the whole: each of the m
  * children that take one removes 1 - (1 - r)^(1/m) of what it finds, and of a budget
  * by count the i-th leaves n (count / n)^(i/m).  Children with a budget of their own
- * just do what they say.
+ * just do what they say.  Key channels that one takes out (think) are 0 for those after it;
+ * one child at most does so.
  *
  * Queries and moments stay those of the whole text, and positions are true, so a
  * second window press sees its queries where they stand.  DIFFERS: in the reference
  * they are matched with slots, and a shrunken cache shifts them.
  * DIFFERS: if a child re-rotates keys, the kept keys of the end are moved; children
  * after it see them where they were.  In the reference the next position ignores it.
- * Key channels that one takes out are 0 for those after it; one child at most does so.
  * As in the reference, no child may give heads different lengths (PD_CAN_COMPOSE).
  * Cost: the children's, and a copy of what each leaves. */
 #include "compression/shared.h"

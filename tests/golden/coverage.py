@@ -54,6 +54,7 @@ DIFFERS_TESTS = {
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
+    "think": ["bytes_fall_by_the_channels"],
 }
 
 

@@ -284,9 +284,10 @@ def rotate(x, angle):
 
 
 def slots_of(module, dense, left):
-    """Which slot each row of one head's pressed (keys, values) was: by its key, or by value and the key turned back."""
+    """Which slot each row of one head's pressed (keys, values) was: by its key, or what is not 0 of all of them, or by
+    value and the key turned back."""
     (k, v), (nk, nv) = dense, left
-    by_key = {row.tobytes(): t for t, row in enumerate(k.numpy())}
+    by_key = {row.tobytes(): t for t, row in enumerate(torch.where((nk != 0).any(0), k, 0).numpy())}
     found = [by_key.get(row.tobytes()) for row in nk.numpy()]
     if None not in found:
         return found
