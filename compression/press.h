@@ -128,27 +128,30 @@ typedef struct pd_plan {
     size_t n_channel;
 } pd_plan;
 
+enum { PD_LATENT_LAYERS = 512 }; /* as many as any model has */
+
 /* How the keys of full layers are stored that left the last `window` slots: projected
- * (engine/cache/latent.h), `rank` numbers each.  Values stay as they are. */
+ * (engine/cache/latent.h), some numbers each.  Values stay as they are. */
 typedef struct pd_latent_rule {
-    size_t rank;          /* 0 = nothing is projected */
+    size_t rank;          /* the most of all layers; 0 = nothing is projected */
+    uint16_t layer[PD_LATENT_LAYERS]; /* each layer's; 0 = its keys stay as they are */
     size_t window;
     size_t n_sink;        /* positions below it stay whole */
     bool rotated;         /* the bases are of keys after RoPE */
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
-    const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first `rank` rows count; of the press data */
+    const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
 } pd_latent_rule;
 
 enum { PD_LATENT_PIECE = 16 }; /* slots are projected so many at a time */
 
-/* Of n slots that came to an empty head, how many are projected. */
-static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t n) {
-    return r->rank && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
+/* Of n slots that came to an empty head of the layer, how many are projected. */
+static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, size_t n) {
+    return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
 }
 
 /* What those n pairs count, as pairs, when a projected key counts by its numbers. */
-static inline double pd_latent_pairs(const pd_latent_rule *r, size_t n, size_t head_dim) {
-    return (double)n - (double)pd_latent_packed(r, n) * (double)(head_dim - r->rank) / (double)(2 * head_dim);
+static inline double pd_latent_pairs(const pd_latent_rule *r, size_t layer, size_t n, size_t head_dim) {
+    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(head_dim - r->layer[layer]) / (double)(2 * head_dim);
 }
 
 /* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */

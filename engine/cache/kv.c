@@ -40,24 +40,25 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
 
 /* ---- pages ---- */
 
-static pd_kvpool *pool_of(const pd_kv *kv, bool packed) {
-    return packed ? kv->pack.pool : kv->pool;
+static pd_kvpool *pool_of(const pd_kv *kv, const pd_kv_head *kh, bool packed) {
+    return packed ? pd_kv_pack_pool(kv, kh) : kv->pool;
 }
 
 /* Pages [from, to) of the list, all of one section, go back; the list closes up. */
 static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
     const bool packed = from < kh->n_pack_page;
-    for (uint32_t i = from; i < to; i++) pd_kvpool_give(pool_of(kv, packed), kh->page[i]);
+    for (uint32_t i = from; i < to; i++) pd_kvpool_give(pool_of(kv, kh, packed), kh->page[i]);
     memmove(kh->page + from, kh->page + to, (kh->n_page - to) * sizeof *kh->page);
     kh->n_page -= to - from;
     if (packed) kh->n_pack_page -= to - from;
     *(packed ? &kv->n_pack_pages : &kv->n_pages) -= to - from;
+    if (packed) kv->pack_bytes -= (to - from) * pool_of(kv, kh, true)->page_bytes;
 }
 
 /* One more page behind those of its section. */
 static pd_status add_page(pd_kv *kv, pd_kv_head *kh, bool packed, pd_err *err) {
     uint32_t page;
-    if (kh->n_page == kh->cap_page || !pd_kvpool_take(pool_of(kv, packed), PD_PAGE_SEQ, &page))
+    if (kh->n_page == kh->cap_page || !pd_kvpool_take(pool_of(kv, kh, packed), PD_PAGE_SEQ, &page))
         return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
     const uint32_t at = packed ? kh->n_pack_page : kh->n_page;
     memmove(kh->page + at + 1, kh->page + at, (kh->n_page - at) * sizeof *kh->page);
@@ -65,6 +66,7 @@ static pd_status add_page(pd_kv *kv, pd_kv_head *kh, bool packed, pd_err *err) {
     kh->n_page++;
     kh->n_pack_page += packed;
     (*(packed ? &kv->n_pack_pages : &kv->n_pages))++;
+    if (packed) kv->pack_bytes += pool_of(kv, kh, true)->page_bytes;
     kv->peak_pages = pd_max_size(kv->peak_pages, kv->n_pages + kv->n_pack_pages);
     return PD_OK;
 }
@@ -77,11 +79,15 @@ void pd_kv_done(pd_kv *kv) {
     }
     assert(kv->n_pages == 0 && kv->n_pack_pages == 0);
     /* Few requests share a packed kind: its free memory waits for nobody. */
-    if (kv->pack.pool && kv->pack.pool->n_seq + kv->pack.pool->n_store == 0) pd_kvpool_trim(kv->pack.pool, 0);
+    for (size_t l = 0; l < (kv->pack.layer ? kv->n_layer : 1); l++) {
+        pd_kvpool *pool = kv->pack.layer ? kv->pack.layer[l] : kv->pack.pool;
+        if (pool && pool->n_seq + pool->n_store == 0) pd_kvpool_trim(pool, 0);
+    }
     free(kv->head);
     free(kv->page_list);
     free(kv->centre);
     free(kv->pack.channel);
+    free(kv->pack.layer);
     free(kv->pack.latent);
     free(kv->pack.sink);
     *kv = (pd_kv){0};
@@ -107,14 +113,16 @@ static size_t sink_floats(const pd_kv *kv) {
     return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
 }
 
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
     const size_t heads = kv->n_layer * kv->n_head_kv;
     assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= ROW_MAX);
-    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = latent->rank, .n_sink = n_sink};
+    kv->pack = (pd_kv_pack){.n_sink = n_sink};
+    kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.latent = malloc(heads * sizeof *latent);
     kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
-    if (!kv->pack.latent || !kv->pack.sink)
+    if (!kv->pack.layer || !kv->pack.latent || !kv->pack.sink)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys"); /* pd_kv_done frees */
+    memcpy(kv->pack.layer, pool, kv->n_layer * sizeof(pd_kvpool *));
     memcpy(kv->pack.latent, latent, heads * sizeof *latent);
     return PD_OK;
 }
@@ -126,8 +134,8 @@ void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *ch
 }
 
 /* Where the values of a packed page begin. */
-static void *packed_v(const pd_kv *kv, void *page) {
-    return (char *)page + kv->codec.k->bytes(kv->pack.k_dim);
+static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
+    return (char *)page + kv->codec.k->bytes(pd_kv_pack_dim(kv, kh));
 }
 
 /* A key's row in a packed page; as a latent, and whole if it is a sink's. */
@@ -151,8 +159,10 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
         project(kv, layer, head, k, pos, row);
     else
         choose(kv, layer, head, k, row);
-    kv->codec.k->write(kv->kern, page, kv->pack.k_dim, slot, 1, row, kv->pack.k_dim);
-    kv->codec.v->write(kv->kern, packed_v(kv, page), kv->head_dim, slot, 1, v, kv->head_dim);
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t k_dim = pd_kv_pack_dim(kv, kh);
+    kv->codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
+    kv->codec.v->write(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, 1, v, kv->head_dim);
 }
 
 static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
@@ -170,21 +180,23 @@ static void spread(const pd_kv *kv, size_t layer, size_t head, const float *row,
 }
 
 static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id, size_t slot, float *k, float *v) {
-    void *page = pd_kvpool_page(kv->pack.pool, id);
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+    void *page = pd_kvpool_page(pool, id);
     if (k) {
         float row[ROW_MAX];
-        kv->codec.k->read(kv->kern, page, kv->pack.k_dim, slot, row);
+        kv->codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
         if (kv->pack.latent)
-            rebuild(kv, layer, head, row, pd_kvpool_pos(kv->pack.pool, id)[slot], k);
+            rebuild(kv, layer, head, row, pd_kvpool_pos(pool, id)[slot], k);
         else
             spread(kv, layer, head, row, k);
     }
-    if (v) kv->codec.v->read(kv->kern, packed_v(kv, page), kv->head_dim, slot, v);
+    if (v) kv->codec.v->read(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, v);
 }
 
-static void move_packed(const pd_kv *kv, void *src, size_t from, void *dst, size_t to) {
-    kv->codec.k->move(src, from, dst, to, kv->pack.k_dim);
-    kv->codec.v->move(packed_v(kv, src), from, packed_v(kv, dst), to, kv->head_dim);
+static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
+    kv->codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
+    kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, kv->head_dim);
 }
 
 /* ---- slots ---- */
@@ -227,8 +239,9 @@ static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k
     const size_t at = kh->n_pack ? (size_t)kh->first + kh->n_pack : 0;
     if (at == (size_t)kh->n_pack_page * N) PD_TRY(add_page(kv, kh, true, err));
     const uint32_t id = kh->page[at / N];
-    write_packed(kv, layer, head, pd_kvpool_page(kv->pack.pool, id), at % N, k, v, pos);
-    pd_kvpool_pos(kv->pack.pool, id)[at % N] = pos;
+    const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+    write_packed(kv, layer, head, pd_kvpool_page(pool, id), at % N, k, v, pos);
+    pd_kvpool_pos(pool, id)[at % N] = pos;
     kh->n_pack++;
     kh->n++;
     return PD_OK;
@@ -237,7 +250,7 @@ static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k
 pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                               size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(kv->pack.pool && kh->n == kh->n_pack);
+    assert(pd_kv_pack_pool(kv, kh) && kh->n == kh->n_pack);
     if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     for (size_t i = 0; i < n; i++) {
         const size_t row = idx ? idx[i] : i;
@@ -248,7 +261,7 @@ pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float 
 
 pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(kv->pack.pool && n <= kh->n - kh->n_pack);
+    assert(pd_kv_pack_pool(kv, kh) && n <= kh->n - kh->n_pack);
     assert(n == 0 || n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
     while (n) {
         /* The rows of the first open page; it goes before the packed page that takes them comes. */
@@ -275,7 +288,7 @@ void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, si
     assert(from + n <= kh->n);
     for (size_t i = 0; i < n; i++) {
         const pd_kv_place at = pd_kv_find(kh, from + i);
-        const pd_kvpool *pool = pool_of(kv, at.packed);
+        const pd_kvpool *pool = pool_of(kv, kh, at.packed);
         void *page = pd_kvpool_page(pool, kh->page[at.page]);
         float *ki = k ? k + i * kv->head_dim : NULL, *vi = v ? v + i * kv->head_dim : NULL;
         if (at.packed)
@@ -293,14 +306,14 @@ void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, 
 void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const pd_kv_place at = pd_kv_find(kh, i);
-    void *page = pd_kvpool_page(pool_of(kv, at.packed), kh->page[at.page]);
-    void *part = at.packed ? packed_v(kv, page) : pd_codec_v(&kv->codec, page, kv->head_dim);
+    void *page = pd_kvpool_page(pool_of(kv, kh, at.packed), kh->page[at.page]);
+    void *part = at.packed ? packed_v(kv, kh, page) : pd_codec_v(&kv->codec, page, kv->head_dim);
     kv->codec.v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
 }
 
 const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_place at, float *tmp) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    void *page = pd_kvpool_page(pool_of(kv, at.packed), kh->page[at.page]);
+    void *page = pd_kvpool_page(pool_of(kv, kh, at.packed), kh->page[at.page]);
     if (!at.packed) return pd_codec_keys(&kv->codec, kv->kern, page, kv->head_dim, tmp, pd_kv_centre(kv, layer, head));
     float row[ROW_MAX];
     for (size_t s = at.slot; s < at.slot + at.run; s++) {
@@ -312,14 +325,14 @@ const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_p
 
 /* The slots keep[0..n) of one section, as slots of the page list from page0 on, to its start. */
 static void compact(pd_kv *kv, pd_kv_head *kh, bool packed, size_t first, const uint32_t *keep, size_t n, size_t slot0) {
-    const pd_kvpool *pool = pool_of(kv, packed);
+    const pd_kvpool *pool = pool_of(kv, kh, packed);
     const uint32_t *list = kh->page + (packed ? 0 : kh->n_pack_page);
     for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
         const size_t from = first + keep[i] - slot0;
         if (from == i) continue;
         const uint32_t src = list[from / N], dst = list[i / N];
         if (packed)
-            move_packed(kv, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N);
+            move_packed(kv, kh, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N);
         else
             pd_codec_move(&kv->codec, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N, kv->head_dim);
         pd_kvpool_pos(pool, dst)[i % N] = pd_kvpool_pos(pool, src)[from % N];
@@ -373,7 +386,7 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
         for (uint32_t p = 0; p < src->n_page; p++) {
             const bool packed = p < src->n_pack_page;
             PD_TRY(add_page(kv, kh, packed, err));
-            const pd_kvpool *to = pool_of(kv, packed), *pool = pool_of(from, packed);
+            const pd_kvpool *to = pool_of(kv, kh, packed), *pool = pool_of(from, src, packed);
             memcpy(pd_kvpool_page(to, kh->page[p]), pd_kvpool_page(pool, src->page[p]), to->page_bytes);
             memcpy(pd_kvpool_pos(to, kh->page[p]), pd_kvpool_pos(pool, src->page[p]), N * sizeof(int32_t));
         }

@@ -42,7 +42,8 @@ typedef struct pd_kv_head {
 
 /* The packed kind of page of one sequence; its types are the open kind's. */
 typedef struct pd_kv_pack {
-    pd_kvpool *pool;   /* NULL: nothing is ever packed */
+    pd_kvpool *pool;   /* NULL: nothing is ever packed, or the layers have pools of their own */
+    pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; projected keys only */
     size_t k_dim;      /* numbers of a stored key */
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
     uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
@@ -62,6 +63,7 @@ typedef struct pd_kv {
     pd_kv_pack pack;
     size_t n_pages;      /* open ones held now, all heads */
     size_t n_pack_pages; /* and packed ones */
+    uint64_t pack_bytes; /* of the packed ones */
     size_t peak_pages;   /* most of both at once */
 } pd_kv;
 
@@ -81,9 +83,9 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
  * keys have pd_kv_pack_width.  Errors: ENOMEM. */
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
-/* Or one of projected keys: latent [n_layer][n_head_kv], all of one rank, the pool's k_dim; copied.
- * Not for keys in few bits. */
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
+/* Or one of projected keys: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's latents have
+ * one rank, its pool's k_dim.  No pool: the layer's keys are never packed.  Not for keys in few bits. */
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
@@ -99,6 +101,15 @@ static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t he
 
 static inline const uint32_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
     return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
+}
+
+/* The pool of a head's packed pages, and the numbers of a key in them. */
+static inline pd_kvpool *pd_kv_pack_pool(const pd_kv *kv, const pd_kv_head *kh) {
+    return kv->pack.layer ? kv->pack.layer[(size_t)(kh - kv->head) / kv->n_head_kv] : kv->pack.pool;
+}
+
+static inline size_t pd_kv_pack_dim(const pd_kv *kv, const pd_kv_head *kh) {
+    return kv->pack.latent ? kv->pack.latent[kh - kv->head].rank : kv->pack.k_dim;
 }
 
 /* Where live slot i lies. */
@@ -167,13 +178,12 @@ void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err);
 
 static inline uint64_t pd_kv_bytes(const pd_kv *kv) { /* 0 for an all-zero one */
-    return (kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0) +
-           (kv->n_pack_pages ? (uint64_t)kv->n_pack_pages * kv->pack.pool->page_bytes : 0);
+    return (kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0) + kv->pack_bytes;
 }
 
 static inline uint64_t pd_kv_head_bytes(const pd_kv *kv, const pd_kv_head *kh) {
     return (uint64_t)(kh->n_page - kh->n_pack_page) * kv->pool->page_bytes +
-           (kh->n_pack_page ? (uint64_t)kh->n_pack_page * kv->pack.pool->page_bytes : 0);
+           (kh->n_pack_page ? (uint64_t)kh->n_pack_page * pd_kv_pack_pool(kv, kh)->page_bytes : 0);
 }
 
 #endif

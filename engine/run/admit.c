@@ -43,8 +43,8 @@ static size_t most_slots(const pd_job *job, size_t layer) {
 }
 
 /* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
-static size_t most_open(const pd_latent_rule *r, size_t slots) {
-    return pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1);
+static size_t most_open(const pd_latent_rule *r, size_t layer, size_t slots) {
+    return r->layer[layer] ? pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1) : slots;
 }
 
 static void most_pages(pd_job *job, const pd_hparams *hp) {
@@ -53,8 +53,8 @@ static void most_pages(pd_job *job, const pd_hparams *hp) {
         const size_t w = hp->window[l];
         size_t open = w ? 0 : most_slots(job, l);
         if (!w && job->latent.rank) {
-            packed += layer_pages(hp, pd_latent_packed(&job->latent, open));
-            open = most_open(&job->latent, open);
+            packed += layer_pages(hp, pd_latent_packed(&job->latent, l, open));
+            open = most_open(&job->latent, l, open);
         } else if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
             open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
             packed += layer_pages(hp, most_of_scope(job, l));

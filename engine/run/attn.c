@@ -152,7 +152,7 @@ typedef struct {
 static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages) {
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    const pd_kvpool *pool = c->page0 < kh->n_pack_page ? kv->pack.pool : kv->pool;
+    const pd_kvpool *pool = c->page0 < kh->n_pack_page ? pd_kv_pack_pool(kv, kh) : kv->pool;
     for (size_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(pool, kh->page[c->page0 + i]);
     return c->n_page;
 }
@@ -185,7 +185,7 @@ static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void 
     float *lat = scratch, *k = lat + l->rank * ld, *page = k + d * ld;
     const int32_t *pos[PAGES];
     for (size_t p = 0; p < c->n_page; p++) {
-        pos[p] = pd_kvpool_pos(kv->pack.pool, kh->page[c->page0 + p]);
+        pos[p] = pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + p]);
         const float *rows = pd_codec_keys(&kv->codec, kv->kern, pages[p], l->rank, page, NULL);
         for (size_t r = 0; r < l->rank; r++) memcpy(lat + r * ld + p * N, rows + r * N, N * sizeof *lat);
     }
@@ -221,7 +221,7 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     }
     if (kv->pack.latent) {
         latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
-        pd_codec_attn_scored(&kv->codec, a->kern, group, kv->pack.k_dim, d, pages, first, end - first, hp->attn_softcap,
+        pd_codec_attn_scored(&kv->codec, a->kern, group, pd_kv_pack_dim(kv, kh), d, pages, first, end - first, hp->attn_softcap,
                              tmp, PAGES * N + 2 * N, m, l, acc);
         return;
     }

@@ -191,7 +191,7 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
         const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
         s->pairs_scope += n;
-        s->pairs_kept += s->job->latent.rank ? pd_latent_pairs(&s->job->latent, n, s->kv.head_dim)
+        s->pairs_kept += s->job->latent.rank ? pd_latent_pairs(&s->job->latent, p->layer, n, s->kv.head_dim)
                                              : pd_plan_pairs(&plan, n_keep, s->kv.head_dim);
         s->evicted += n - n_keep;
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));

@@ -89,9 +89,11 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     pd_kvpool *pool;
     PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
-    if (job->pack_page_bytes) {
+    if (job->latent.rank) {
+        PD_TRY(pd_latents_open(s, err));
+    } else if (job->pack_page_bytes) {
         PD_TRY(pd_kvpools_get(&run->pools, &codec, pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim), &pool, err));
-        PD_TRY(job->latent.rank ? pd_latents_open(s, pool, err) : pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
+        PD_TRY(pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
     }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);

@@ -178,7 +178,7 @@ pd_status pd_presser_step(pd_seq *s, pd_err *err);
 /* ---- latents.c: older keys projected ---- */
 
 /* The job's rule for a cache that is empty.  Errors: ENOMEM. */
-pd_status pd_latents_open(pd_seq *s, pd_kvpool *pool, pd_err *err);
+pd_status pd_latents_open(pd_seq *s, pd_err *err);
 /* n rows as pd_kv_append; of a layer that is pressed, keys that leave the window are projected. */
 pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k, const float *v, const int32_t *pos,
                             size_t n, pd_err *err);

@@ -97,6 +97,7 @@ static void bytes_fall_by_the_rank(void **state) {
 static const char *const company[] = {
     "eigen_attention",
     "eigen_attention:rank_k=4,basis=shared,window=20",
+    "eigen_attention:error_budget=0.05,window=20",
     "eigen_attention:rank_k=12,basis=per_head,window=0,sinks=0",
     "eigen_attention:rank_k=8,basis=rotated,window=33,sinks=16",
     "prefill_decoding(eigen_attention,decoding:compression_interval=7,target_size=64(knorm))",
@@ -181,6 +182,43 @@ static void what_is_lost_is_what_the_basis_misses(void **state) {
     case_drop(sinks);
     case_drop(dense);
     case_expect_idle(e);
+    pd_engine_close(e);
+}
+
+/* Ranks by a budget: the least of the layer's curve, eight sixteenths at least; pages by layer. */
+static void a_budget_gives_each_layer_its_rank(void **state) {
+    (void)state;
+    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0);
+    const pd_press_model *m = &pd_engine_get_info(e)->press_model;
+    const float *error = pd_press_data_get(m->data, PD_DATA_EIGEN_ERROR);
+    const size_t d = m->head_dim, page = pd_engine_get_info(e)->page_bytes;
+    ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .explain = true};
+    answer *dense = case_run(e, &q);
+    double budget = 1e-6;
+    size_t several = 0;
+    for (int i = 0; i < 30; i++, budget *= 1.6) {
+        char text[96];
+        snprintf(text, sizeof text, "eigen_attention:error_budget=%.9g,window=10,basis=per_head", budget);
+        q.press = text;
+        answer *a = case_run(e, &q);
+        size_t last = 0;
+        for (size_t l = 0; l < m->n_layer; l++) {
+            size_t rank = d; /* per_head is the second curve */
+            while (rank > 8 && error[(l * PD_EIGEN_CURVES + 1) * 15 + rank - 2] <= (float)budget) rank--;
+            const size_t packed = rank < d ? (N - 10) / PAGE : 0; /* explaining makes no tokens */
+            for (size_t h = l * m->n_head_kv; h < (l + 1) * m->n_head_kv; h++)
+                assert_int_equal(a->r->kv.head_bytes[h], dense->r->kv.head_bytes[h] - packed * PAGE * (d - rank) * 2);
+            several += l > 0 && rank != last;
+            last = rank;
+        }
+        if (a->r->kv.bytes == dense->r->kv.bytes) case_expect_same(a, dense);
+        assert_true(a->r->kv.bytes_peak <= pd__job_reserved(a->job) + a->job->staging_bytes);
+        assert_true((size_t)a->r->kv.page_bytes == page);
+        case_drop(a);
+        case_expect_idle(e);
+    }
+    assert_true(several > 5); /* it was about something */
+    case_drop(dense);
     pd_engine_close(e);
 }
 
@@ -276,6 +314,8 @@ static void ranks_are_steps_of_the_head(void **state) {
         {"eigen_attention:basis=joined", "shared"},
         {"eigen_attention:sinks=17", "sinks"},
         {"composed(knorm,eigen_attention)", "stands alone"},
+        {"eigen_attention:rank_k=8,error_budget=0.1", "one of them says what goes"},
+        {"eigen_attention:error_budget=0", "error_budget"},
     };
     pd_engine *e = open_eigen(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -324,6 +364,7 @@ int main(void) {
         cmocka_unit_test(bytes_fall_by_the_rank),
         cmocka_unit_test(company_and_threads_change_nothing),
         cmocka_unit_test(what_is_lost_is_what_the_basis_misses),
+        cmocka_unit_test(a_budget_gives_each_layer_its_rank),
         cmocka_unit_test(heads_have_their_bases),
         cmocka_unit_test(few_bits_go_along_for_values),
         cmocka_unit_test(ranks_are_steps_of_the_head),

@@ -55,7 +55,8 @@ static void open_kv(world *w, pd_kv *kv) {
     assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->d, &open, NULL), PD_OK);
     assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->width, &packed, NULL), PD_OK);
     assert_int_equal(pd_kv_init(kv, open, &w->codec, &w->kern, LAYERS, HEADS, w->d, slots, NULL), PD_OK);
-    assert_int_equal(w->projects ? pd_kv_set_latents(kv, packed, w->latent, SINKS, NULL)
+    pd_kvpool *const pool[LAYERS] = {packed, packed};
+    assert_int_equal(w->projects ? pd_kv_set_latents(kv, pool, w->latent, SINKS, NULL)
                                  : pd_kv_set_pack(kv, packed, w->n_channel, NULL), PD_OK);
 }
 
