@@ -201,13 +201,19 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
                    pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
 }
 
+pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp) {
+    const pd_press_model model = {.n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv,
+                                  .head_dim = hp->head_dim, .n_embd = hp->n_embd};
+    pd_latent_rule rule = {0};
+    if (press->press->latents && !press->press->latents(press, &model, &rule)) rule = (pd_latent_rule){0};
+    return rule;
+}
+
 /* Pages for the scope's keys if the press takes channels out of them, or for older keys if it projects them. */
 static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const size_t d = hp->head_dim;
-    const pd_press_model model = {.n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = d,
-                                  .n_embd = hp->n_embd};
     const pd_press_inst *press = job->scope ? job->comp->press : NULL;
-    if (!press || !press->press->latents || !press->press->latents(press, &model, &job->latent)) job->latent = (pd_latent_rule){0};
+    job->latent = press ? pd_admit_latents(press, hp) : (pd_latent_rule){0};
     if (job->latent.rank && pd_kv_type_group(job->kv_key) > 1)
         return pd_fail(err, PD_EINVAL, "compression.kv_type",
                        "compression.kv_type stores keys as %s; press '%s' projects keys, which takes f16 or f32 (values may have any type)",

@@ -191,6 +191,8 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 
 /* ---- admit.c: what a job will need ---- */
 
+/* How the press stores older keys; rank 0 = as they are. */
+pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp);
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,

@@ -261,6 +261,21 @@ static void heads_have_their_bases(void **state) {
     pd_engine_close(e);
 }
 
+/* Asked beside others what it would do, it says what it does. */
+static void a_comparison_counts_its_numbers(void **state) {
+    (void)state;
+    static const char *const presses[] = {"eigen_attention:rank_k=4,window=16", "eigen_attention:rank_k=16", NULL};
+    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0);
+    const ask alone = {.tokens = prompt, .n = N, .max_tokens = 1, .press = presses[0]};
+    const ask both = {.tokens = prompt, .n = N, .explain = true, .compare = presses};
+    answer *a = case_run(e, &alone), *b = case_run(e, &both);
+    assert_true(a->r->kv.ratio > 0.3);
+    assert_true(b->job->compared[0].ratio == a->r->kv.ratio && b->job->compared[1].ratio == 0.0);
+    case_drop(a);
+    case_drop(b);
+    pd_engine_close(e);
+}
+
 static pd_status with_types(pd_engine *e, const char *text, pd_kv_type key, pd_kv_type value, answer **ret, pd_err *err) {
     pd_arena arena = {0};
     pd_spec *spec;
@@ -365,6 +380,7 @@ int main(void) {
         cmocka_unit_test(company_and_threads_change_nothing),
         cmocka_unit_test(what_is_lost_is_what_the_basis_misses),
         cmocka_unit_test(a_budget_gives_each_layer_its_rank),
+        cmocka_unit_test(a_comparison_counts_its_numbers),
         cmocka_unit_test(heads_have_their_bases),
         cmocka_unit_test(few_bits_go_along_for_values),
         cmocka_unit_test(ranks_are_steps_of_the_head),
