@@ -3,6 +3,8 @@
  *
  *   calibrate.c          open, close, the two presses
  *   calibrate_text.c     moments, Gram matrices of queries, DuoAttention's scores
+ *   calibrate_bases.c    second moments of keys, values and queries; their eigenvectors
+ *   calibrate_errors.c   what each rank of a basis costs a layer
  *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
 #ifndef PD_COMPRESSION_CALIBRATE_INT_H
 #define PD_COMPRESSION_CALIBRATE_INT_H
@@ -27,6 +29,18 @@ struct pd_calib {
     /* DUO */
     double *duo;    /* [NL][Hk] sum over texts */
 
+    /* EIGEN and JOINT: sums of x x^T, upper triangles */
+    size_t *key_rows;  /* [NL] */
+    size_t distances;  /* tokens of the longest prompt */
+    float *freq;       /* [NL][D/2] */
+    double *key, *rotated, *value; /* [NL][Hk][D][D] before RoPE, after it */
+    double *query;     /* [NL][Hk][D][D] before RoPE, summed over the group */
+    double *joint;     /* [NL][Hk*D][Hk*D] keys before RoPE */
+    const pd_press_data *bases;  /* what was made of them; NULL before */
+    double *output;    /* [NL] sum of squares of the layer's output, and of what a rank loses: */
+    double *eigen_error; /* [NL][PD_EIGEN_CURVES][PD_EIGEN_STEPS - 1] */
+    double *joint_error; /* [NL][PD_EIGEN_STEPS - 1] */
+
     /* KVZAP_LINEAR, about the first text's means */
     size_t *rows;   /* [NL] */
     float *x_shift, *y_shift; /* [NL][d], [NL][Hk] */
@@ -44,6 +58,12 @@ struct pd_calib {
 /* One layer of a text prompt. */
 pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+/* The same for bases. */
+pd_status pd__calib_bases_layer(pd_calib *c, const pd_view *view, pd_err *err);
+pd_status pd__calib_bases_make(const pd_calib *c, pd_press_data *d, pd_err *err);
+pd_status pd__calib_errors_layer(pd_calib *c, const pd_view *view, pd_err *err);
+pd_status pd__calib_errors_finish(const pd_calib *c, pd_press_data *d, pd_err *err);
 
 /* One layer of a repeat prompt. */
 pd_status pd__calib_repeat_layer(pd_calib *c, const pd_view *view, pd_err *err);

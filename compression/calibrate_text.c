@@ -185,6 +185,7 @@ pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err) {
     if (c->count && m && m->count) pool_moments(c, view, m);
     if (c->gram) PD_TRY(add_gram(c, view, err));
     if (c->duo) PD_TRY(add_duo(c, view, err));
+    if (c->key_rows) PD_TRY(pd__calib_bases_layer(c, view, err));
     return PD_OK;
 }
 
@@ -209,6 +210,7 @@ static pd_status finish_stats(pd_calib *c, pd_press_data *d, pd_err *err) {
 pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err) {
     if (c->n_text == 0) return pd_fail(err, PD_EINVAL, NULL, "no text was read");
     if (c->count) PD_TRY(finish_stats(c, d, err));
+    if (c->bases) PD_TRY(pd__calib_errors_finish(c, d, err));
     if (c->gram) {
         float *filters = pd_press_data_put(d, PD_DATA_QFILTERS);
         if (!filters) return no_memory(err);

@@ -129,6 +129,13 @@ size_t pd_press_most(const pd_press_inst *inst, const pd_budget *budget, size_t 
     return inst->press->most ? pd_min_size(inst->press->most(inst, budget, layer, n), n) : keep;
 }
 
+size_t pd_press_key_channels(const pd_press_inst *inst, size_t head_dim) {
+    size_t n = inst->press->key_channels ? inst->press->key_channels(inst, head_dim) : head_dim;
+    for (size_t i = 0; i < inst->n_child; i++)
+        n = pd_min_size(n, pd_press_key_channels(inst->child[i], head_dim));
+    return n;
+}
+
 void pd_press_reset(pd_press_inst *inst) {
     if (!inst) return;
     if (inst->press->reset) inst->press->reset(inst);
@@ -186,7 +193,11 @@ static bool nothing_goes(const pd_view *view, const pd_budget *budget) {
 }
 
 #ifndef NDEBUG
-static void check_plan(const pd_view *view, const pd_plan *plan) {
+static void check_plan(const pd_press_inst *inst, const pd_view *view, const pd_plan *plan) {
+    assert((plan->channel ? plan->n_channel : view->head_dim) == pd_press_key_channels(inst, view->head_dim));
+    for (size_t h = 0; plan->channel && h < view->n_head_kv; h++)
+        for (size_t i = 0; i < plan->n_channel; i++)
+            assert(plan->channel[h][i] < view->head_dim && (i == 0 || plan->channel[h][i] > plan->channel[h][i - 1]));
     if (plan->keep_all) return;
     for (size_t h = 0; h < view->n_head_kv; h++) {
         const size_t n = plan->n_keep[h];
@@ -234,7 +245,7 @@ pd_status pd_press_plan(const pd_press_inst *inst, const pd_view *view, const pd
         PD_TRY(pd__plan_top(view, budget, (const float *const *)s, false, &plan, err));
     }
 #ifndef NDEBUG
-    check_plan(view, &plan);
+    check_plan(inst, view, &plan);
 #endif
     *ret = plan;
     return PD_OK;

@@ -116,13 +116,49 @@ typedef struct pd_view {
 /* n_keep[h] slots keep[h][] of each head stay, ascending, distinct, >= 1 each.
  * Memory comes from view->tmp. */
 typedef struct pd_plan {
-    bool keep_all;      /* nothing goes; the rest is unset */
+    bool keep_all;      /* no slot goes; n_keep, keep, rerotate and v_new are unset */
     size_t *n_keep;     /* [H] */
     uint32_t **keep;    /* [H][n_keep] */
     bool rerotate;      /* move kept keys to positions 0..n_keep-1; later tokens follow on.
                            Needs n_keep equal for all heads. */
     float *const *v_new; /* [H][n_keep][D] replaces the kept values; NULL = unchanged */
+    /* Key channels that stay, ascending, [H][n_channel]: the others of every kept slot are 0
+     * from now on and take no memory.  n_channel is pd_press_key_channels; NULL = all stay. */
+    uint32_t *const *channel;
+    size_t n_channel;
 } pd_plan;
+
+enum { PD_LATENT_LAYERS = 512 }; /* as many as any model has */
+
+/* How the keys of full layers are stored that left the last `window` slots: projected
+ * (engine/cache/latent.h), some numbers each.  Values stay as they are. */
+typedef struct pd_latent_rule {
+    size_t rank;          /* the most of all layers; 0 = nothing is projected */
+    uint16_t layer[PD_LATENT_LAYERS]; /* each layer's; 0 = its keys stay as they are */
+    size_t window;
+    size_t n_sink;        /* positions below it stay whole */
+    bool rotated;         /* the bases are of keys after RoPE */
+    size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
+    const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
+} pd_latent_rule;
+
+enum { PD_LATENT_PIECE = 16 }; /* slots are projected so many at a time */
+
+/* Of n slots that came to an empty head of the layer, how many are projected. */
+static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, size_t n) {
+    return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
+}
+
+/* What those n pairs count, as pairs, when a projected key counts by its numbers. */
+static inline double pd_latent_pairs(const pd_latent_rule *r, size_t layer, size_t n, size_t head_dim) {
+    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(head_dim - r->layer[layer]) / (double)(2 * head_dim);
+}
+
+/* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
+static inline double pd_plan_pairs(const pd_plan *plan, size_t n, size_t head_dim) {
+    const size_t k_dim = plan->channel ? plan->n_channel : head_dim;
+    return (double)n * (double)(head_dim + k_dim) / (double)(2 * head_dim);
+}
 
 /* ---- parameters ---- */
 
@@ -267,6 +303,13 @@ struct pd_press {
      * above budget->n_protected: admission reserves both.  NULL = pd_budget_keep. */
     size_t (*most)(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
 
+    /* Key channels of head_dim that its plans leave.  NULL = all. */
+    size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
+
+    /* How older keys are stored; false: as all others, with these parameters.  NULL = as all
+     * others.  Asked of the request's press alone, not of one inside another. */
+    bool (*latents)(const pd_press_inst *inst, const struct pd_press_model *model, pd_latent_rule *ret);
+
     /* What it does while tokens are generated; false: nothing, with these
      * parameters.  NULL unless PD_CAN_DECODE. */
     bool (*decode_rule)(const pd_press_inst *inst, pd_decode_rule *ret);
@@ -301,6 +344,9 @@ bool pd_press_inst_takes_ratio(const pd_press_inst *inst);
 
 /* press->most with the rules of pd_press_plan around it; at most n. */
 size_t pd_press_most(const pd_press_inst *inst, const pd_budget *budget, size_t layer, size_t n);
+
+/* Key channels that are left by inst and its children; head_dim = all, always the same. */
+size_t pd_press_key_channels(const pd_press_inst *inst, size_t head_dim);
 
 /* The reset hooks of inst and its children; NULL is fine. */
 void pd_press_reset(pd_press_inst *inst);

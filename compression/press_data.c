@@ -17,7 +17,8 @@
 static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
- * h hidden units, r rows of a curve, g size of a gate. */
+ * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
+ * b curves of errors, e their points. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -45,6 +46,21 @@ static const struct {
     [PD_DATA_GATE_K_NORM] = {"fastkvzip.k_norm.weight", "lg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
     [PD_DATA_GATE_BASE] = {"fastkvzip.k_base", "lkgg", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
     [PD_DATA_GATE_B] = {"fastkvzip.b", "lq", PD_SET_FASTKVZIP, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_SHARED] = {"eigen_attention.shared", "lDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_SHARED_ENERGY] = {"eigen_attention.shared.energy", "lD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_HEAD] = {"eigen_attention.per_head", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_HEAD_ENERGY] = {"eigen_attention.per_head.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_SCORE] = {"eigen_attention.score", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_REBUILD] = {"eigen_attention.score.rebuild", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_SCORE_ENERGY] = {"eigen_attention.score.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_ROTATED] = {"eigen_attention.rotated", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_ROTATED_ENERGY] = {"eigen_attention.rotated.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_VALUE] = {"eigen_attention.value", "lkDD", PD_SET_EIGEN, -INFINITY, INFINITY},
+    [PD_DATA_EIGEN_VALUE_ENERGY] = {"eigen_attention.value.energy", "lkD", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_EIGEN_ERROR] = {"eigen_attention.error", "lbe", PD_SET_EIGEN, 0, INFINITY},
+    [PD_DATA_JOINT] = {"joint.keys", "lJJ", PD_SET_JOINT, -INFINITY, INFINITY},
+    [PD_DATA_JOINT_ENERGY] = {"joint.keys.energy", "lJ", PD_SET_JOINT, 0, INFINITY},
+    [PD_DATA_JOINT_ERROR] = {"joint.keys.error", "le", PD_SET_JOINT, 0, INFINITY},
 };
 
 /* How to get a set: the command that makes it. */
@@ -61,6 +77,8 @@ static const struct {
                           "import-press-data -m MODEL --kind kvzap FILE"},
     [PD_SET_LUKV] = {"budget curves", "calibrate -m MODEL --text FILE --only lukv"},
     [PD_SET_FASTKVZIP] = {"trained gates", "import-press-data -m MODEL --kind fastkvzip FILE"},
+    [PD_SET_EIGEN] = {"bases of keys and values", "calibrate -m MODEL --text FILE --only eigen"},
+    [PD_SET_JOINT] = {"bases of all heads' keys", "calibrate -m MODEL --text FILE --only joint"},
 };
 
 static const char *const duo_names[2] = {"duo_attention.pattern", "duo_attention.calibrated"};
@@ -84,6 +102,9 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'd': return d->model.n_embd;
     case 'h': return d->n_hidden;
     case 'g': return PD_GATE_DIM;
+    case 'J': return d->model.n_head_kv * d->model.head_dim;
+    case 'b': return PD_EIGEN_CURVES;
+    case 'e': return PD_EIGEN_STEPS - 1;
     default: return PD_LUKV_ROWS;
     }
 }
@@ -107,6 +128,10 @@ size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id) {
 
 const char *pd_data_name(pd_data_id id) {
     return tensors[id].name;
+}
+
+pd_data_set pd_data_set_of(pd_data_id id) {
+    return tensors[id].set;
 }
 
 const float *pd_press_data_get(const pd_press_data *d, pd_data_id id) {

@@ -39,6 +39,23 @@ typedef enum {
     PD_DATA_GATE_K_NORM,    /* [NL][16] */
     PD_DATA_GATE_BASE,      /* [NL][Hk][16][16] base keys */
     PD_DATA_GATE_B,         /* [NL][Hq] */
+    /* Bases (bases.h): rows are directions, the strongest first; _ENERGY is the mean square along each. */
+    PD_DATA_EIGEN_SHARED,         /* [NL][D][D] keys before RoPE, one basis for all heads of a layer */
+    PD_DATA_EIGEN_SHARED_ENERGY,  /* [NL][D] */
+    PD_DATA_EIGEN_HEAD,           /* [NL][Hk][D][D] keys before RoPE */
+    PD_DATA_EIGEN_HEAD_ENERGY,    /* [NL][Hk][D] */
+    PD_DATA_EIGEN_SCORE,          /* [NL][Hk][D][D] what projects a key so that scores are kept */
+    PD_DATA_EIGEN_REBUILD,        /* [NL][Hk][D][D] and what rebuilds it */
+    PD_DATA_EIGEN_SCORE_ENERGY,   /* [NL][Hk][D] */
+    PD_DATA_EIGEN_ROTATED,        /* [NL][Hk][D][D] keys after RoPE */
+    PD_DATA_EIGEN_ROTATED_ENERGY, /* [NL][Hk][D] */
+    PD_DATA_EIGEN_VALUE,          /* [NL][Hk][D][D] */
+    PD_DATA_EIGEN_VALUE_ENERGY,   /* [NL][Hk][D] */
+    PD_DATA_EIGEN_ERROR,          /* [NL][5][15] share of a layer's output that i/16 of the directions lose:
+                                     shared, per_head, score, rotated, value */
+    PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
+    PD_DATA_JOINT_ENERGY,         /* [NL][J] */
+    PD_DATA_JOINT_ERROR,          /* [NL][15] */
     PD_DATA_N
 } pd_data_id;
 
@@ -52,10 +69,12 @@ typedef enum {
     PD_SET_KVZAP_MLP,      /* W1 .. B2 */
     PD_SET_LUKV,
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
+    PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
+    PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
     PD_SET_N
 } pd_data_set;
 
-enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16 };
+enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5 };
 
 typedef struct pd_press_data pd_press_data;
 
@@ -96,6 +115,7 @@ size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id); /* their prod
  * The caller fills it. */
 float *pd_press_data_put(pd_press_data *d, pd_data_id id);
 const char *pd_data_name(pd_data_id id);   /* in the file */
+pd_data_set pd_data_set_of(pd_data_id id);
 /* Whole sets, finite values, ranges: what load checks too.  Errors: EINVAL. */
 pd_status pd_press_data_check(const pd_press_data *d, pd_err *err);
 

@@ -86,7 +86,7 @@ static void write_reply(pd_req *q) {
     for (size_t l = 0; l < kv->n_layer && r->explain && !r->n_compared; l++) {
         uint64_t bytes = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
-            bytes += kv->head_pages ? pd_kv_report_bytes(kv, kv->head_pages[l * kv->n_head_kv + h]) : 0;
+            bytes += kv->head_bytes ? kv->head_bytes[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,", l ? "," : "", l,
                       (unsigned long long)bytes);
         write_heads(out, r->explain + l * kv->n_head_kv, kv->n_head_kv, r->scope_tokens);

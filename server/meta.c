@@ -37,15 +37,13 @@ static void layers(pd_buf *out, const pd_kv_report *kv) {
     for (size_t l = 0; l < kv->n_layer; l++) {
         uint64_t bytes = 0;
         for (size_t h = 0; h < kv->n_head_kv; h++)
-            bytes += kv->head_pages ? pd_kv_report_bytes(kv, kv->head_pages[l * kv->n_head_kv + h]) : 0;
+            bytes += kv->head_bytes ? kv->head_bytes[l * kv->n_head_kv + h] : 0;
         pd_buf_printf(out, "%s{\"layer\":%zu,\"bytes\":%llu,\"heads\":[", l ? "," : "", l,
                       (unsigned long long)bytes);
         for (size_t h = 0; h < kv->n_head_kv; h++) {
             const size_t i = l * kv->n_head_kv + h;
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
-                          (unsigned long long)(kv->head_pages
-                                                   ? pd_kv_report_bytes(kv, kv->head_pages[i])
-                                                   : 0));
+                          (unsigned long long)(kv->head_bytes ? kv->head_bytes[i] : 0));
         }
         pd_buf_puts(out, "]}");
     }
@@ -59,8 +57,10 @@ void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     else
         pd_buf_printf(out, ",\"kv_type\":{\"key\":\"%s\",\"value\":\"%s\"}", key, value);
     const size_t values = 2 * info->page_tokens * info->head_dim;
-    member_num(out, "bits_per_value", 8.0 * (double)kv->page_bytes / (double)values);
-    if (kv->recent_page_bytes) member_u64(out, "bytes_recent", kv->bytes - kv->pages * kv->page_bytes);
+    /* of the pages held: those of pressed keys may be narrower than those of later tokens */
+    const double page = kv->pages ? (double)(kv->bytes - kv->bytes_recent) / (double)kv->pages : (double)kv->page_bytes;
+    member_num(out, "bits_per_value", 8.0 * page / (double)values);
+    if (kv->bytes_recent) member_u64(out, "bytes_recent", kv->bytes_recent);
 }
 
 /* Without the closing brace. */
@@ -111,6 +111,7 @@ static void add_report(pd_kv_report *sum, const pd_kv_report *kv) {
     sum->tokens_evicted += kv->tokens_evicted;
     sum->tokens_kept += kv->tokens_kept;
     sum->bytes += kv->bytes;
+    sum->bytes_recent += kv->bytes_recent;
     sum->bytes_after_prefill += kv->bytes_after_prefill;
     sum->bytes_peak += kv->bytes_peak;
     sum->bytes_dense += kv->bytes_dense;
@@ -142,6 +143,7 @@ static void total(const pd_job_result *const *r, size_t n, pd_kv_report *kv, pd_
     }
     kv->ratio = ratio / (double)kv->tokens_seen;
     kv->kept = kv->head_pages = NULL;
+    kv->head_bytes = NULL;
 }
 
 static void sequences(pd_buf *out, const pd_job_result *const *r, size_t n,

@@ -436,23 +436,30 @@ static void softmax(const pd_kernels *kern, const pd_part_pass *p, float softcap
     }
 }
 
-void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t d,
-                   const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t k_dim,
+                   size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                    size_t tmp_stride, float *scratch, float *m, float *l, float *acc) {
     if (c->key == c->value && c->key == PD_KV_F16) {
-        kern->attn_pages_f16(q, n_group, d, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+        kern->attn_pages_f16(q, n_group, k_dim, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
         return;
     }
     if (c->key == c->value && c->key == PD_KV_F32) {
-        kern->attn_pages_f32(q, n_group, d, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+        kern->attn_pages_f32(q, n_group, k_dim, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
         return;
     }
-    pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_group = n_group, .head_dim = d,
+    pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_group = n_group, .head_dim = k_dim,
                       .tmp = tmp, .tmp_stride = tmp_stride, .acc = acc};
     prepare(c, kern, q, scratch, &p);
     scores(c, kern, &p);
+    pd_codec_attn_scored(c, kern, n_group, k_dim, v_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc);
+}
+
+void pd_codec_attn_scored(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim,
+                          const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
+                          size_t tmp_stride, float *m, float *l, float *acc) {
+    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(k_dim), .first = first, .n = n, .n_group = n_group,
+                            .head_dim = v_dim, .tmp = tmp, .tmp_stride = tmp_stride, .acc = acc};
     softmax(kern, &p, softcap, m, l);
-    p.at = c->k->bytes(d);
     values(c, kern, &p);
-    for (size_t g = 0; g < n_group && c->value == PD_KV_Q4; g++) rotate(acc + g * d, d);
+    for (size_t g = 0; g < n_group && c->value == PD_KV_Q4; g++) rotate(acc + g * v_dim, v_dim);
 }

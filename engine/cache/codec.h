@@ -13,6 +13,8 @@
  * slots of a head (kv.h): <q, centre> is the same for every slot, so no softmax sees it
  * (SageAttention, 2410.02367), and what is left needs smaller steps.
  *
+ * Keys may be narrower than values (packed pages, kv.h): k_dim and v_dim where it matters.
+ *
  * A row is stored when its token comes: nothing waits for a page to fill.  One
  * type = one row of codec.c.  Thread: any (pages are the engine's). */
 #ifndef PD_ENGINE_CACHE_CODEC_H
@@ -65,8 +67,8 @@ static inline size_t pd_kv_type_group(pd_kv_type t) {
     return t == PD_KV_Q8_0 || t == PD_KV_Q4 ? PD_KV_GROUP : 1;
 }
 
-static inline size_t pd_codec_page_bytes(const pd_codec *c, size_t head_dim) {
-    return c->k->bytes(head_dim) + c->v->bytes(head_dim);
+static inline size_t pd_codec_page_bytes(const pd_codec *c, size_t k_dim, size_t v_dim) {
+    return c->k->bytes(k_dim) + c->v->bytes(v_dim);
 }
 
 static inline void *pd_codec_v(const pd_codec *c, void *page, size_t head_dim) {
@@ -89,14 +91,19 @@ const float *pd_codec_keys(const pd_codec *c, const pd_kernels *kern, const void
 /* What x becomes when it is written and read back, in place.  f16 and f32 alone. */
 void pd_kv_round(pd_kv_type t, const pd_kernels *kern, float *x, size_t n);
 
-/* Attention over pages, as attn_pages_f16 in kernels.h; scratch: floats for
- * pd_codec_attn_floats, 64-byte aligned. */
+/* Attention over pages, as attn_pages_f16 in kernels.h: q [n_group][k_dim], acc
+ * [n_group][v_dim]; scratch: floats for pd_codec_attn_floats of the larger, 64-byte aligned. */
 static inline size_t pd_codec_attn_floats(size_t n_group, size_t head_dim) {
     const size_t row = head_dim + head_dim / 4 + 2 * (head_dim / PD_KV_GROUP) + 2 * (head_dim / 16);
     return n_group * (row + 16) + 16;
 }
+/* The same when the scores are known: tmp [n_group][tmp_stride], slot s of page p at 16 p + s (those
+ * outside the range hold anything); k_dim says where the values begin. */
+void pd_codec_attn_scored(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim,
+                          const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
+                          size_t tmp_stride, float *m, float *l, float *acc);
 void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group,
-                   size_t head_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
+                   size_t k_dim, size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
                    float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);
 
 #endif

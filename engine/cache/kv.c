@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS };
+enum { N = PD_PAGE_TOKENS, ROW_MAX = 512 };
 
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
@@ -16,8 +16,8 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
     *kv = (pd_kv){.pool = pool, .codec = *codec, .kern = kern,
                   .n_layer = n_layer, .n_head_kv = n_head_kv, .head_dim = head_dim};
     size_t total = 0;
-    for (size_t l = 0; l < n_layer; l++) /* + 1: a window may straddle one page more */
-        total += n_head_kv * (pd_div_up(max_slots[l], N) + 1);
+    for (size_t l = 0; l < n_layer; l++) /* + 2: a window may straddle one page more, and so may the two sections */
+        total += n_head_kv * (pd_div_up(max_slots[l], N) + 2);
     kv->head = calloc(n_layer * n_head_kv, sizeof *kv->head);
     kv->page_list = malloc(total * sizeof *kv->page_list);
     const bool centred = pd_kv_type_group(codec->key) > 1;
@@ -31,12 +31,14 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
         for (size_t h = 0; h < n_head_kv; h++) {
             pd_kv_head *kh = pd_kv_at(kv, l, h);
             kh->page = next;
-            kh->cap_page = (uint32_t)(pd_div_up(max_slots[l], N) + 1);
+            kh->cap_page = (uint32_t)(pd_div_up(max_slots[l], N) + 2);
             next += kh->cap_page;
         }
     }
     return PD_OK;
 }
+
+/* ---- pages ---- */
 
 pd_status pd_kv_hold_recent(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, pd_err *err) {
     assert(kv->n_pages == 0);
@@ -47,50 +49,193 @@ pd_status pd_kv_hold_recent(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, p
     return PD_OK;
 }
 
-static uint32_t *ring(pd_kv_head *kh, uint32_t page) {
-    return &kh->recent[(kh->turn + page) % PD_KV_RECENT];
+/* Where page p of the list, an open one, is held again. */
+static uint32_t *ring(pd_kv_head *kh, uint32_t p) {
+    return &kh->recent[(kh->turn + p - kh->n_pack_page) % PD_KV_RECENT];
 }
 
-/* Ring pages [from, to) go back. */
+/* What the ring has of the pages [from, to) of the list goes back. */
 static void give_recent(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
     for (uint32_t p = from; p < to; p++) pd_kvpool_give(kv->recent_pool, *ring(kh, p));
     if (from < to) kv->n_recent -= to - from;
 }
 
+/* The first n open pages are about to go. */
+static void turn_ring(pd_kv *kv, pd_kv_head *kh, uint32_t n) {
+    if (!kv->recent_pool) return;
+    give_recent(kv, kh, pd_kv_recent_from(kv, kh), kh->n_pack_page + n);
+    kh->turn = (kh->turn + n) % PD_KV_RECENT;
+}
+
+static pd_kvpool *pool_of(const pd_kv *kv, const pd_kv_head *kh, bool packed) {
+    return packed ? pd_kv_pack_pool(kv, kh) : kv->pool;
+}
+
+/* Pages [from, to) of the list, all of one section, go back; the list closes up. */
 static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
-    for (uint32_t i = from; i < to; i++) pd_kvpool_give(kv->pool, kh->page[i]);
-    kv->n_pages -= to - from;
+    const bool packed = from < kh->n_pack_page;
+    for (uint32_t i = from; i < to; i++) pd_kvpool_give(pool_of(kv, kh, packed), kh->page[i]);
+    memmove(kh->page + from, kh->page + to, (kh->n_page - to) * sizeof *kh->page);
+    kh->n_page -= to - from;
+    if (packed) kh->n_pack_page -= to - from;
+    *(packed ? &kv->n_pack_pages : &kv->n_pages) -= to - from;
+    if (packed) kv->pack_bytes -= (to - from) * pool_of(kv, kh, true)->page_bytes;
+}
+
+/* One more page behind those of its section. */
+static pd_status add_page(pd_kv *kv, pd_kv_head *kh, bool packed, pd_err *err) {
+    uint32_t page;
+    /* one of the first open pages is held again beside the others; a later one in place of the oldest */
+    const bool recent = kv->recent_pool && !packed && kh->n_page - kh->n_pack_page < PD_KV_RECENT;
+    bool ok = kh->n_page < kh->cap_page && pd_kvpool_take(pool_of(kv, kh, packed), PD_PAGE_SEQ, &page);
+    if (ok && recent && !pd_kvpool_take(kv->recent_pool, PD_PAGE_SEQ, ring(kh, kh->n_page))) {
+        pd_kvpool_give(pool_of(kv, kh, packed), page);
+        ok = false;
+    }
+    if (!ok) return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
+    kv->n_recent += recent;
+    const uint32_t at = packed ? kh->n_pack_page : kh->n_page;
+    memmove(kh->page + at + 1, kh->page + at, (kh->n_page - at) * sizeof *kh->page);
+    kh->page[at] = page;
+    kh->n_page++;
+    kh->n_pack_page += packed;
+    (*(packed ? &kv->n_pack_pages : &kv->n_pages))++;
+    if (packed) kv->pack_bytes += pool_of(kv, kh, true)->page_bytes;
+    kv->peak_pages = pd_max_size(kv->peak_pages, kv->n_pages + kv->n_pack_pages);
+    return PD_OK;
 }
 
 void pd_kv_done(pd_kv *kv) {
-    if (kv->head) {
-        for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
-            give_recent(kv, &kv->head[i], pd_kv_recent_from(kv, &kv->head[i]), kv->head[i].n_page);
-            give_pages(kv, &kv->head[i], 0, kv->head[i].n_page);
-        }
-        assert(kv->n_pages == 0 && kv->n_recent == 0);
+    for (size_t i = 0; kv->head && i < kv->n_layer * kv->n_head_kv; i++) {
+        pd_kv_head *kh = &kv->head[i];
+        give_recent(kv, kh, pd_kv_recent_from(kv, kh), kh->n_page);
+        give_pages(kv, kh, kh->n_pack_page, kh->n_page);
+        give_pages(kv, kh, 0, kh->n_page);
+    }
+    assert(kv->n_pages == 0 && kv->n_pack_pages == 0 && kv->n_recent == 0);
+    /* Few requests share a packed kind: its free memory waits for nobody. */
+    for (size_t l = 0; l < (kv->pack.layer ? kv->n_layer : 1); l++) {
+        pd_kvpool *pool = kv->pack.layer ? kv->pack.layer[l] : kv->pack.pool;
+        if (pool && pool->n_seq + pool->n_store == 0) pd_kvpool_trim(pool, 0);
     }
     free(kv->recent_tmp);
     free(kv->head);
     free(kv->page_list);
     free(kv->centre);
+    free(kv->pack.channel);
+    free(kv->pack.layer);
+    free(kv->pack.latent);
+    free(kv->pack.sink);
     *kv = (pd_kv){0};
 }
 
-static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
-    const bool recent = kv->recent_pool && kh->n_page < PD_KV_RECENT; /* else the oldest of the ring makes room */
-    if (kh->n_page == kh->cap_page || (recent && !pd_kvpool_take(kv->recent_pool, PD_PAGE_SEQ, ring(kh, kh->n_page))))
-        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
-    if (!pd_kvpool_take(kv->pool, PD_PAGE_SEQ, &kh->page[kh->n_page])) {
-        if (recent) pd_kvpool_give(kv->recent_pool, *ring(kh, kh->n_page));
-        return pd_fail(err, PD_EINTERNAL, NULL, "the KV pool ran out of pages that admission had promised");
-    }
-    kv->n_recent += recent;
-    kh->n_page++;
-    kv->n_pages++;
-    if (kv->n_pages > kv->peak_pages) kv->peak_pages = kv->n_pages;
+/* ---- the packed kind ---- */
+
+size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim) {
+    const size_t step = pd_max_size(pd_div_up(head_dim, 16), pd_kv_type_group(key));
+    return pd_min_size(head_dim, pd_max_size(1, pd_div_up(n_channel, step)) * step);
+}
+
+pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err) {
+    const size_t width = pd_kv_pack_width(kv->codec.key, n_channel, kv->head_dim);
+    assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
+    uint32_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
+    if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
+    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
 }
+
+static size_t sink_floats(const pd_kv *kv) {
+    return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
+}
+
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
+    const size_t heads = kv->n_layer * kv->n_head_kv;
+    assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= ROW_MAX);
+    kv->pack = (pd_kv_pack){.n_sink = n_sink};
+    kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
+    kv->pack.latent = malloc(heads * sizeof *latent);
+    kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
+    if (!kv->pack.layer || !kv->pack.latent || !kv->pack.sink)
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys"); /* pd_kv_done frees */
+    memcpy(kv->pack.layer, pool, kv->n_layer * sizeof(pd_kvpool *));
+    memcpy(kv->pack.latent, latent, heads * sizeof *latent);
+    return PD_OK;
+}
+
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel) {
+    assert(pd_kv_at(kv, layer, head)->n_pack == 0);
+    memcpy(kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel, channel,
+           kv->pack.n_channel * sizeof *channel);
+}
+
+/* Where the values of a packed page begin. */
+static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
+    return (char *)page + kv->codec.k->bytes(pd_kv_pack_dim(kv, kh));
+}
+
+/* A key's row in a packed page; as a latent, and whole if it is a sink's. */
+static void project(const pd_kv *kv, size_t layer, size_t head, const float *k, int32_t pos, float *row) {
+    float tmp[ROW_MAX];
+    pd_latent_project(pd_kv_latent(kv, layer, head), kv->kern, k, pos, row, tmp);
+    if ((size_t)pos < kv->pack.n_sink)
+        memcpy(pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, k, kv->head_dim * sizeof *k);
+}
+
+static void choose(const pd_kv *kv, size_t layer, size_t head, const float *k, float *row) {
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
+}
+
+static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v,
+                         int32_t pos) {
+    float row[ROW_MAX] = {0};
+    if (kv->pack.latent)
+        project(kv, layer, head, k, pos, row);
+    else
+        choose(kv, layer, head, k, row);
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t k_dim = pd_kv_pack_dim(kv, kh);
+    kv->codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
+    kv->codec.v->write(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, 1, v, kv->head_dim);
+}
+
+static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
+    if ((size_t)pos < kv->pack.n_sink)
+        memcpy(k, pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *k);
+    else
+        pd_latent_rebuild(pd_kv_latent(kv, layer, head), kv->kern, row, pos, k);
+}
+
+static void spread(const pd_kv *kv, size_t layer, size_t head, const float *row, float *k) {
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    memset(k, 0, kv->head_dim * sizeof *k);
+    for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);
+}
+
+static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id, size_t slot, float *k, float *v) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+    void *page = pd_kvpool_page(pool, id);
+    if (k) {
+        float row[ROW_MAX];
+        kv->codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
+        if (kv->pack.latent)
+            rebuild(kv, layer, head, row, pd_kvpool_pos(pool, id)[slot], k);
+        else
+            spread(kv, layer, head, row, k);
+    }
+    if (v) kv->codec.v->read(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, v);
+}
+
+static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
+    kv->codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
+    kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, kv->head_dim);
+}
+
+/* ---- slots ---- */
 
 enum { CENTRE_ROWS = 16 }; /* fewer say little about those to come */
 
@@ -107,11 +252,11 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     const float *centre = pd_kv_centre(kv, layer, head);
-    const size_t pages = pd_div_up((size_t)kh->first + kh->n + n, N); /* of the head, when all is in */
+    const size_t pages = pd_div_up(pd_kv_open_end(kh) + n, N); /* open, when all is in */
     for (size_t i = 0; i < n;) {
-        const size_t at = (size_t)kh->first + kh->n, slot = at % N;
-        if (at == (size_t)kh->n_page * N) PD_TRY(add_page(kv, kh, err));
-        const uint32_t id = kh->page[at / N];
+        const size_t at = pd_kv_open_end(kh), slot = at % N;
+        if (at == (size_t)(kh->n_page - kh->n_pack_page) * N) PD_TRY(add_page(kv, kh, false, err));
+        const uint32_t id = kh->page[kh->n_pack_page + at / N];
         void *page = pd_kvpool_page(kv->pool, id);
         int32_t *page_pos = pd_kvpool_pos(kv->pool, id);
         size_t run = pd_min_size(N - slot, n - i);
@@ -119,8 +264,8 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
         const size_t row = idx ? idx[i] : i;
         pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
         if (kv->recent_pool && at / N + PD_KV_RECENT >= pages)
-            pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, (uint32_t)(at / N))), kv->head_dim,
-                           slot, run, k + row * stride, v + row * stride, stride, centre);
+            pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, kh->n_pack_page + (uint32_t)(at / N))),
+                           kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
         kh->n += (uint32_t)run;
         i += run;
@@ -128,123 +273,217 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     return PD_OK;
 }
 
-void pd_kv_row(const pd_kv *kv, size_t layer, size_t head, size_t i, float *k, float *v, int32_t *pos) {
-    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    const size_t at = kh->first + i;
-    assert(i < kh->n);
-    if (k || v) {
-        const pd_codec *codec;
-        const void *page = pd_kv_page(kv, kh, (uint32_t)(at / N), &codec);
-        pd_codec_read(codec, kv->kern, page, kv->head_dim, at % N, k, v, pd_kv_centre(kv, layer, head));
-    }
-    if (pos) *pos = pd_kvpool_pos(kv->pool, kh->page[at / N])[at % N];
+/* One slot more at the end of the packed section. */
+static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v, int32_t pos, pd_err *err) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t at = kh->n_pack ? (size_t)kh->first + kh->n_pack : 0;
+    if (at == (size_t)kh->n_pack_page * N) PD_TRY(add_page(kv, kh, true, err));
+    const uint32_t id = kh->page[at / N];
+    const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+    write_packed(kv, layer, head, pd_kvpool_page(pool, id), at % N, k, v, pos);
+    pd_kvpool_pos(pool, id)[at % N] = pos;
+    kh->n_pack++;
+    kh->n++;
+    return PD_OK;
 }
 
-void pd_kv_set_row(pd_kv *kv, size_t layer, size_t head, size_t i, const float *k, const float *v) {
+pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                              size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(pd_kv_pack_pool(kv, kh) && kh->n == kh->n_pack);
+    if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
+    for (size_t i = 0; i < n; i++) {
+        const size_t row = idx ? idx[i] : i;
+        PD_TRY(put_packed(kv, layer, head, k + row * stride, v + row * stride, pos[row], err));
+    }
+    return PD_OK;
+}
+
+pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    const size_t at = kh->first + i, d = kv->head_dim;
-    const uint32_t page = (uint32_t)(at / N);
-    const float *centre = pd_kv_centre(kv, layer, head);
-    assert(i < kh->n);
-    pd_codec_write(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, at % N, 1, k, v, d, centre);
-    if (page >= pd_kv_recent_from(kv, kh))
-        pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, page)), d, at % N, 1, k, v, d, centre);
+    assert(pd_kv_pack_pool(kv, kh) && n <= kh->n - kh->n_pack);
+    assert(n == 0 || n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
+    while (n) {
+        /* The rows of the first open page; it goes before the packed page that takes them comes. */
+        float k[N][ROW_MAX], v[N][ROW_MAX];
+        int32_t pos[N];
+        const pd_kv_place at = pd_kv_find(kh, kh->n_pack);
+        const uint32_t id = kh->page[at.page];
+        const pd_codec *codec;
+        const void *page = pd_kv_page(kv, kh, at.page, &codec);
+        for (uint32_t i = 0; i < at.run; i++) {
+            pd_codec_read(codec, kv->kern, page, kv->head_dim, at.slot + i, k[i], v[i], pd_kv_centre(kv, layer, head));
+            pos[i] = pd_kvpool_pos(kv->pool, id)[at.slot + i];
+        }
+        if (!kh->n_pack) kh->first = 0;
+        kh->n -= at.run;
+        turn_ring(kv, kh, 1);
+        give_pages(kv, kh, at.page, at.page + 1);
+        for (uint32_t i = 0; i < at.run; i++) PD_TRY(put_packed(kv, layer, head, k[i], v[i], pos[i], err));
+        n -= at.run;
+    }
+    return PD_OK;
+}
+
+void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, size_t n, float *k, float *v, int32_t *pos) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(from + n <= kh->n);
+    for (size_t i = 0; i < n; i++) {
+        const pd_kv_place at = pd_kv_find(kh, from + i);
+        float *ki = k ? k + i * kv->head_dim : NULL, *vi = v ? v + i * kv->head_dim : NULL;
+        if (at.packed) {
+            read_packed(kv, layer, head, kh->page[at.page], at.slot, ki, vi);
+        } else if (ki || vi) {
+            const pd_codec *codec;
+            const void *page = pd_kv_page(kv, kh, at.page, &codec);
+            pd_codec_read(codec, kv->kern, page, kv->head_dim, at.slot, ki, vi, pd_kv_centre(kv, layer, head));
+        }
+        if (pos) pos[i] = pd_kvpool_pos(pool_of(kv, kh, at.packed), kh->page[at.page])[at.slot];
+    }
 }
 
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos) {
-    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    for (size_t i = 0; i < kh->n; i++)
-        pd_kv_row(kv, layer, head, i, k ? k + i * kv->head_dim : NULL, v ? v + i * kv->head_dim : NULL, pos ? pos + i : NULL);
+    pd_kv_read_some(kv, layer, head, 0, pd_kv_at(kv, layer, head)->n, k, v, pos);
 }
 
-/* The ring of a head whose page lists are about to be compacted to `keep`: slots that it
- * holds move as bits, older ones are read from their pages. */
+void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_kv_place at = pd_kv_find(kh, i);
+    void *page = pd_kvpool_page(pool_of(kv, kh, at.packed), kh->page[at.page]);
+    void *part = at.packed ? packed_v(kv, kh, page) : pd_codec_v(&kv->codec, page, kv->head_dim);
+    kv->codec.v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
+    if (at.packed || at.page < pd_kv_recent_from(kv, kh)) return;
+    const pd_codec *codec = &kv->recent_codec;
+    part = pd_codec_v(codec, pd_kvpool_page(kv->recent_pool, pd_kv_again(kh, at.page)), kv->head_dim);
+    codec->v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
+}
+
+const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_place at, float *tmp) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    if (!at.packed) {
+        const pd_codec *codec;
+        const void *page = pd_kv_page(kv, kh, at.page, &codec);
+        return pd_codec_keys(codec, kv->kern, page, kv->head_dim, tmp, pd_kv_centre(kv, layer, head));
+    }
+    float row[ROW_MAX];
+    for (size_t s = at.slot; s < at.slot + at.run; s++) {
+        read_packed(kv, layer, head, kh->page[at.page], s, row, NULL);
+        for (size_t c = 0; c < kv->head_dim; c++) tmp[c * N + s] = row[c];
+    }
+    return tmp;
+}
+
+/* The slots keep[0..n) of one section, as slots of the page list from page0 on, to its start. */
+static void compact(pd_kv *kv, pd_kv_head *kh, bool packed, size_t first, const uint32_t *keep, size_t n, size_t slot0) {
+    const pd_kvpool *pool = pool_of(kv, kh, packed);
+    const uint32_t *list = kh->page + (packed ? 0 : kh->n_pack_page);
+    for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
+        const size_t from = first + keep[i] - slot0;
+        if (from == i) continue;
+        const uint32_t src = list[from / N], dst = list[i / N];
+        if (packed)
+            move_packed(kv, kh, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N);
+        else
+            pd_codec_move(&kv->codec, pd_kvpool_page(pool, src), from % N, pd_kvpool_page(pool, dst), i % N, kv->head_dim);
+        pd_kvpool_pos(pool, dst)[i % N] = pd_kvpool_pos(pool, src)[from % N];
+    }
+}
+
+/* The ring of a head whose open slots are about to be compacted to keep[0..n): slots that
+ * it holds move as bits, older ones are read from their pages. */
 static void keep_recent(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    const size_t bytes = kv->recent_pool->page_bytes, d = kv->head_dim;
-    const uint32_t held = pd_kv_recent_from(kv, kh), n_page = (uint32_t)pd_div_up(n, N);
+    const size_t bytes = kv->recent_pool->page_bytes, d = kv->head_dim, first = kh->n_pack ? 0 : kh->first;
+    const uint32_t p0 = kh->n_pack_page, held = pd_kv_recent_from(kv, kh), n_page = (uint32_t)pd_div_up(n, N);
+    const float *centre = pd_kv_centre(kv, layer, head);
     uint8_t *old = kv->recent_tmp;
     float *k = (float *)(old + PD_KV_RECENT * bytes), *v = k + d;
     for (uint32_t p = held; p < kh->n_page; p++)
         memcpy(old + p % PD_KV_RECENT * bytes, pd_kvpool_page(kv->recent_pool, *ring(kh, p)), bytes);
     for (size_t i = n_page > PD_KV_RECENT ? (size_t)(n_page - PD_KV_RECENT) * N : 0; i < n; i++) {
-        const size_t from = kh->first + keep[i];
-        void *to = pd_kvpool_page(kv->recent_pool, *ring(kh, (uint32_t)(i / N)));
-        if (from / N >= held) {
-            pd_codec_move(&kv->recent_codec, old + from / N % PD_KV_RECENT * bytes, from % N, to, i % N, d);
+        const size_t from = first + keep[i] - kh->n_pack;
+        const uint32_t page = p0 + (uint32_t)(from / N);
+        void *to = pd_kvpool_page(kv->recent_pool, *ring(kh, p0 + (uint32_t)(i / N)));
+        if (page >= held) {
+            pd_codec_move(&kv->recent_codec, old + page % PD_KV_RECENT * bytes, from % N, to, i % N, d);
         } else {
-            const float *centre = pd_kv_centre(kv, layer, head);
-            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[from / N]), d, from % N, k, v, centre);
+            pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, from % N, k, v, centre);
             pd_codec_write(&kv->recent_codec, kv->kern, to, d, i % N, 1, k, v, d, centre);
         }
     }
-    const uint32_t before = kh->n_page < PD_KV_RECENT ? kh->n_page : PD_KV_RECENT;
-    give_recent(kv, kh, n_page, before);
+    const uint32_t open = kh->n_page - p0;
+    give_recent(kv, kh, p0 + n_page, p0 + (open < PD_KV_RECENT ? open : PD_KV_RECENT));
 }
 
 void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(n >= 1 && n <= kh->n && keep[n - 1] < kh->n);
-    if (kv->recent_pool) keep_recent(kv, layer, head, keep, n);
-    for (size_t i = 0; i < n; i++) { /* ascending: target never overtakes source */
-        const size_t from = kh->first + keep[i];
-        if (from == i) continue;
-        const uint32_t src = kh->page[from / N], dst = kh->page[i / N];
-        pd_codec_move(&kv->codec, pd_kvpool_page(kv->pool, src), from % N, pd_kvpool_page(kv->pool, dst), i % N, kv->head_dim);
-        pd_kvpool_pos(kv->pool, dst)[i % N] = pd_kvpool_pos(kv->pool, src)[from % N];
-    }
-    const uint32_t n_page = (uint32_t)pd_div_up(n, N);
-    give_pages(kv, kh, n_page, kh->n_page);
-    kh->n_page = n_page;
+    size_t n_pack = 0;
+    while (n_pack < n && keep[n_pack] < kh->n_pack) n_pack++;
+    if (kv->recent_pool) keep_recent(kv, layer, head, keep + n_pack, n - n_pack);
+    compact(kv, kh, true, kh->first, keep, n_pack, 0);
+    compact(kv, kh, false, kh->n_pack ? 0 : kh->first, keep + n_pack, n - n_pack, kh->n_pack);
+    give_pages(kv, kh, kh->n_pack_page + (uint32_t)pd_div_up(n - n_pack, N), kh->n_page);
+    if (kh->n_pack_page) give_pages(kv, kh, (uint32_t)pd_div_up(n_pack, N), kh->n_pack_page);
     kh->first = 0;
+    kh->n_pack = (uint32_t)n_pack;
     kh->n = (uint32_t)n;
+}
+
+/* The first n slots of the first section: the pages that are wholly dead then go. */
+static void drop_of_section(pd_kv *kv, pd_kv_head *kh, bool packed, size_t n) {
+    if (!n) return;
+    kh->first += (uint32_t)n;
+    kh->n -= (uint32_t)n;
+    if (packed) kh->n_pack -= (uint32_t)n;
+    const bool all = packed ? kh->n_pack == 0 : kh->n == 0;
+    const uint32_t dead = all ? (packed ? kh->n_pack_page : kh->n_page) : kh->first / N;
+    if (dead && !packed) turn_ring(kv, kh, dead);
+    if (dead) give_pages(kv, kh, 0, dead);
+    kh->first = all ? 0 : kh->first % N;
 }
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     assert(n <= kh->n);
-    kh->first += (uint32_t)n;
-    kh->n -= (uint32_t)n;
-    const uint32_t dead = kh->n ? kh->first / N : kh->n_page;
-    if (kh->n == 0) kh->first = 0;
-    if (!dead) return;
-    if (kv->recent_pool) {
-        give_recent(kv, kh, pd_kv_recent_from(kv, kh), dead);
-        kh->turn = (kh->turn + dead) % PD_KV_RECENT;
-    }
-    give_pages(kv, kh, 0, dead);
-    memmove(kh->page, kh->page + dead, (kh->n_page - dead) * sizeof *kh->page);
-    kh->n_page -= dead;
-    kh->first %= N;
+    const size_t n_pack = pd_min_size(n, kh->n_pack);
+    drop_of_section(kv, kh, true, n_pack);
+    drop_of_section(kv, kh, false, n - n_pack);
 }
 
 void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(n <= kh->n);
+    assert(n <= kh->n - kh->n_pack);
     kh->n -= (uint32_t)n;
     if (kh->n == 0) kh->first = 0;
-    const uint32_t n_page = (uint32_t)pd_div_up((size_t)kh->first + kh->n, N);
+    const uint32_t n_page = kh->n_pack_page + (uint32_t)pd_div_up(pd_kv_open_end(kh), N);
     assert(!kv->recent_pool || n_page == kh->n_page);
     give_pages(kv, kh, n_page, kh->n_page);
-    kh->n_page = n_page;
 }
 
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     if (kv->centre) memcpy(kv->centre, from->centre, pd_kv_centre_bytes(kv));
+    if (kv->pack.channel)
+        memcpy(kv->pack.channel, from->pack.channel,
+               kv->n_layer * kv->n_head_kv * kv->pack.n_channel * sizeof *kv->pack.channel);
+    if (kv->pack.sink) memcpy(kv->pack.sink, from->pack.sink, sink_floats(kv) * sizeof *kv->pack.sink);
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];
         assert(kh->n_page == 0 && !kv->recent_pool == !from->recent_pool);
         kh->turn = src->turn;
         for (uint32_t p = 0; p < src->n_page; p++) {
-            PD_TRY(add_page(kv, kh, err));
-            memcpy(pd_kvpool_page(kv->pool, kh->page[p]), pd_kvpool_page(from->pool, src->page[p]), kv->pool->page_bytes);
-            memcpy(pd_kvpool_pos(kv->pool, kh->page[p]), pd_kvpool_pos(from->pool, src->page[p]), N * sizeof(int32_t));
+            const bool packed = p < src->n_pack_page;
+            PD_TRY(add_page(kv, kh, packed, err));
+            const pd_kvpool *to = pool_of(kv, kh, packed), *pool = pool_of(from, src, packed);
+            memcpy(pd_kvpool_page(to, kh->page[p]), pd_kvpool_page(pool, src->page[p]), to->page_bytes);
+            memcpy(pd_kvpool_pos(to, kh->page[p]), pd_kvpool_pos(pool, src->page[p]), N * sizeof(int32_t));
         }
         for (uint32_t p = pd_kv_recent_from(kv, kh); p < kh->n_page; p++)
-            memcpy(pd_kvpool_page(kv->recent_pool, *ring(kh, p)),
-                   pd_kvpool_page(from->recent_pool, src->recent[(src->turn + p) % PD_KV_RECENT]), kv->recent_pool->page_bytes);
+            memcpy(pd_kvpool_page(kv->recent_pool, *ring(kh, p)), pd_kvpool_page(from->recent_pool, pd_kv_again(src, p)),
+                   kv->recent_pool->page_bytes);
         kh->first = src->first;
+        kh->n_pack = src->n_pack;
         kh->n = src->n;
     }
     return PD_OK;

@@ -8,10 +8,21 @@
  *     head:  page[0]  page[1] ... page[n_page-1]
  *            |..first|---------- n slots -------|        first + n <= 16 * n_page
  *
+ * Its oldest slots may be *packed*: their keys hold some of the channels alone, in
+ * pages of a narrower kind and another pool, which come first in the list.  The
+ * open section behind them begins with a page of its own.
+ *
+ *     page[0] ... page[n_pack_page-1] | page[n_pack_page] ... page[n_page-1]
+ *     |..first|------ n_pack -----|...| |------- n - n_pack -------|
+ *
+ * A packed key reads as its channels and zeros elsewhere.  New tokens are open.
+ * Or it is projected (latent.h) and reads as what is rebuilt from it; but keys of positions
+ * below n_sink, which look like no others, are kept whole beside the pages.
+ *
  * Attention is strongest among the last tokens, where q4 is too coarse.  The last
- * PD_KV_RECENT pages of every head are therefore held a second time, in q8_0: a ring
- * of pages, read in place of the others.  A page that falls out of the ring was in q4
- * all the time: nothing is stored late.
+ * PD_KV_RECENT open pages of every head are therefore held a second time, in q8_0: a
+ * ring of pages, read in place of the others.  A page that falls out of the ring was in
+ * q4 all the time: nothing is stored late.
  *
  * Pages come from the pool one at a time as slots are written and go back as
  * soon as they hold none; nothing is reallocated while decoding: the page lists
@@ -20,19 +31,36 @@
 #define PD_ENGINE_CACHE_KV_H
 
 #include "engine/cache/codec.h"
+#include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
 
-/* Mean KL on SmolLM2: without them 0.012 to 0.032, with two pages 0.003 to 0.007; four gain little. */
+#include <stdbool.h>
+
+/* On SmolLM2 one page leaves a KL of 0.009, two 0.006, four 0.005. */
 enum { PD_KV_RECENT = 2 };
 
 typedef struct pd_kv_head {
     uint32_t *page;
     uint32_t n_page, cap_page;
-    uint32_t first;
-    uint32_t n; /* live slots */
-    uint32_t turn;                  /* page p is held again in recent[(turn + p) % PD_KV_RECENT] ... */
-    uint32_t recent[PD_KV_RECENT];  /* ... if it is one of the last; pages of recent_pool */
+    uint32_t n_pack_page; /* of them, the first ones, packed */
+    uint32_t first;       /* of the section that page[0] belongs to */
+    uint32_t n;           /* live slots */
+    uint32_t n_pack;      /* of them, the first ones, packed; 0 just if n_pack_page is */
+    uint32_t turn;        /* open page o is held again in recent[(turn + o) % PD_KV_RECENT] ... */
+    uint32_t recent[PD_KV_RECENT]; /* ... if it is one of the last; pages of recent_pool */
 } pd_kv_head;
+
+/* The packed kind of page of one sequence; its types are the open kind's. */
+typedef struct pd_kv_pack {
+    pd_kvpool *pool;   /* NULL: nothing is ever packed, or the layers have pools of their own */
+    pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; projected keys only */
+    size_t k_dim;      /* numbers of a stored key */
+    size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
+    uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
+    pd_latent *latent; /* [n_layer][n_head_kv] instead of channels; NULL = channels */
+    size_t n_sink;
+    float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] */
+} pd_kv_pack;
 
 typedef struct pd_kv {
     pd_kvpool *pool;
@@ -42,12 +70,15 @@ typedef struct pd_kv {
     pd_kv_head *head;    /* [n_layer][n_head_kv] */
     uint32_t *page_list; /* all page lists in one block */
     float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
+    pd_kv_pack pack;
     pd_kvpool *recent_pool; /* NULL = nothing is held twice */
     pd_codec recent_codec;
     void *recent_tmp;    /* the ring of a head and two rows, while it is compacted */
     size_t n_recent;     /* pages of recent_pool, all heads */
-    size_t n_pages;      /* held now, all heads */
-    size_t peak_pages;
+    size_t n_pages;      /* open ones held now, all heads */
+    size_t n_pack_pages; /* and packed ones */
+    uint64_t pack_bytes; /* of the packed ones */
+    size_t peak_pages;   /* most of both at once */
 } pd_kv;
 
 /* max_slots[layer] = most slots a head of that layer will ever hold at once.
@@ -55,10 +86,26 @@ typedef struct pd_kv {
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
                      pd_err *err);
-/* Hold the last pages a second time, in pages of `pool`.  Before anything is appended.
+/* Hold the last open pages a second time, in pages of `pool`.  Before anything is appended.
  * Errors: ENOMEM. */
 pd_status pd_kv_hold_recent(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, pd_err *err);
 void pd_kv_done(pd_kv *kv); /* all pages back; all-zero is fine */
+
+/* What a packed key stores for n_channel channels of head_dim: as many numbers, rounded
+ * up to sixteenths of head_dim, so that there are few kinds of pages, and to the groups
+ * of its type. */
+size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
+
+/* An empty cache gets a packed kind: keys of n_channel channels, in a pool of pages whose
+ * keys have pd_kv_pack_width.  Errors: ENOMEM. */
+pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
+
+/* Or one of projected keys: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's latents have
+ * one rank, its pool's k_dim.  No pool: the layer's keys are never packed.  Not for keys in few bits. */
+pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
+
+/* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
+void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
@@ -67,6 +114,68 @@ static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
 /* Few bits: the mean of the keys that came first, while the head holds any. */
 static inline const float *pd_kv_centre(const pd_kv *kv, size_t layer, size_t head) {
     return kv->centre ? kv->centre + (layer * kv->n_head_kv + head) * kv->head_dim : NULL;
+}
+
+static inline const uint32_t *pd_kv_channels(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
+}
+
+/* The pool of a head's packed pages, and the numbers of a key in them. */
+static inline pd_kvpool *pd_kv_pack_pool(const pd_kv *kv, const pd_kv_head *kh) {
+    return kv->pack.layer ? kv->pack.layer[(size_t)(kh - kv->head) / kv->n_head_kv] : kv->pack.pool;
+}
+
+static inline size_t pd_kv_pack_dim(const pd_kv *kv, const pd_kv_head *kh) {
+    return kv->pack.latent ? kv->pack.latent[kh - kv->head].rank : kv->pack.k_dim;
+}
+
+/* Slots of the open section's pages up to its end. */
+static inline size_t pd_kv_open_end(const pd_kv_head *kh) {
+    return kh->n_pack ? kh->n - kh->n_pack : (size_t)kh->first + kh->n;
+}
+
+/* Number in the list of a head's first page that is held twice; its n_page if none is. */
+static inline uint32_t pd_kv_recent_from(const pd_kv *kv, const pd_kv_head *kh) {
+    const uint32_t open = kh->n_page - kh->n_pack_page;
+    if (!kv->recent_pool) return kh->n_page;
+    return open > PD_KV_RECENT ? kh->n_page - PD_KV_RECENT : kh->n_pack_page;
+}
+
+/* The page of recent_pool that holds page p of the list again. */
+static inline uint32_t pd_kv_again(const pd_kv_head *kh, uint32_t p) {
+    return kh->recent[(kh->turn + p - kh->n_pack_page) % PD_KV_RECENT];
+}
+
+/* Open page p of the list as it is to be read, and how it stores numbers. */
+static inline const void *pd_kv_page(const pd_kv *kv, const pd_kv_head *kh, uint32_t p, const pd_codec **codec) {
+    const bool recent = p >= pd_kv_recent_from(kv, kh);
+    *codec = recent ? &kv->recent_codec : &kv->codec;
+    return recent ? pd_kvpool_page(kv->recent_pool, pd_kv_again(kh, p)) : pd_kvpool_page(kv->pool, kh->page[p]);
+}
+
+/* Where live slot i lies. */
+typedef struct pd_kv_place {
+    uint32_t page; /* index into the head's list */
+    uint32_t slot;
+    bool packed;
+    uint32_t run;  /* live slots from i to the end of the page */
+} pd_kv_place;
+
+static inline pd_kv_place pd_kv_find(const pd_kv_head *kh, size_t i) {
+    const bool packed = i < kh->n_pack;
+    const size_t at = packed || !kh->n_pack ? kh->first + i : i - kh->n_pack;
+    const size_t slot = at % PD_PAGE_TOKENS, left = PD_PAGE_TOKENS - slot, live = (packed ? kh->n_pack : kh->n) - i;
+    return (pd_kv_place){.page = (uint32_t)(at / PD_PAGE_TOKENS) + (packed ? 0 : kh->n_pack_page), .slot = (uint32_t)slot,
+                         .packed = packed, .run = (uint32_t)(left < live ? left : live)};
+}
+
+/* The latent of a head, and its whole keys [n_sink][head_dim]. */
+static inline const pd_latent *pd_kv_latent(const pd_kv *kv, size_t layer, size_t head) {
+    return &kv->pack.latent[layer * kv->n_head_kv + head];
+}
+
+static inline float *pd_kv_sinks(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->pack.sink + (layer * kv->n_head_kv + head) * kv->pack.n_sink * kv->head_dim;
 }
 
 static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, as positions are */
@@ -79,27 +188,24 @@ static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, 
 pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
 
-/* Number of a head's first page that is held twice; its n_page if none is. */
-static inline uint32_t pd_kv_recent_from(const pd_kv *kv, const pd_kv_head *kh) {
-    if (!kv->recent_pool) return kh->n_page;
-    return kh->n_page > PD_KV_RECENT ? kh->n_page - PD_KV_RECENT : 0;
-}
+/* The same into the packed section of a head that holds nothing open. */
+pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                              size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
 
-/* Page p of a head as it is to be read, and how it stores numbers. */
-static inline const void *pd_kv_page(const pd_kv *kv, const pd_kv_head *kh, uint32_t p, const pd_codec **codec) {
-    const bool recent = p >= pd_kv_recent_from(kv, kh);
-    *codec = recent ? &kv->recent_codec : &kv->codec;
-    if (recent) return pd_kvpool_page(kv->recent_pool, kh->recent[(kh->turn + p) % PD_KV_RECENT]);
-    return pd_kvpool_page(kv->pool, kh->page[p]);
-}
+/* The first n open slots become packed ones: whole pages of them, or all.  Pages are
+ * taken and given back one by one.  Errors: EINTERNAL as pd_kv_append; then some are lost. */
+pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err);
 
-/* Live slot i as a row; k, v, pos may be NULL. */
-void pd_kv_row(const pd_kv *kv, size_t layer, size_t head, size_t i, float *k, float *v, int32_t *pos);
-/* Live slot i gets another row; its position stays. */
-void pd_kv_set_row(pd_kv *kv, size_t layer, size_t head, size_t i, const float *k, const float *v);
-
-/* All live slots as rows: k, v [n][head_dim], pos [n]; any may be NULL. */
+/* Live slots as rows: k, v [n][head_dim], pos [n]; any may be NULL.  All, or n from slot `from` on. */
 void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, int32_t *pos);
+void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, size_t n, float *k, float *v, int32_t *pos);
+
+/* A live slot gets another value; its key stays. */
+void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v);
+
+/* The keys of the page at `place` as f32 [head_dim][16], from tmp or in it (as many
+ * floats): channels that packed keys lack are 0. */
+const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_place place, float *tmp);
 
 /* Keep only slots keep[0..n) (ascending, n >= 1), in place, and give the tail
  * pages back.  Values move as bits. */
@@ -108,8 +214,8 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
 /* Forget the first n slots (n <= live slots); pages wholly dead go back. */
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n);
 
-/* Forget the last n slots (n <= live slots); pages without a slot go back.  Where pages are
- * held twice, every page keeps a slot. */
+/* Forget the last n open slots; pages without a slot go back.  Where pages are held
+ * twice, every page keeps a slot. */
 void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n);
 
 /* What `from` holds into an empty cache of the same shape, page by page.  Errors: EINTERNAL as
@@ -117,8 +223,14 @@ void pd_kv_drop_back(pd_kv *kv, size_t layer, size_t head, size_t n);
 pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err);
 
 static inline uint64_t pd_kv_bytes(const pd_kv *kv) { /* 0 for an all-zero one */
-    const uint64_t recent = kv->n_recent ? (uint64_t)kv->n_recent * kv->recent_pool->page_bytes : 0;
-    return kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes + recent : 0;
+    return (kv->n_pages ? (uint64_t)kv->n_pages * kv->pool->page_bytes : 0) + kv->pack_bytes +
+           (kv->n_recent ? (uint64_t)kv->n_recent * kv->recent_pool->page_bytes : 0);
+}
+
+static inline uint64_t pd_kv_head_bytes(const pd_kv *kv, const pd_kv_head *kh) {
+    return (uint64_t)(kh->n_page - kh->n_pack_page) * kv->pool->page_bytes +
+           (kh->n_pack_page ? (uint64_t)kh->n_pack_page * pd_kv_pack_pool(kv, kh)->page_bytes : 0) +
+           (kv->recent_pool ? (uint64_t)(kh->n_page - pd_kv_recent_from(kv, kh)) * kv->recent_pool->page_bytes : 0);
 }
 
 #endif

@@ -2,17 +2,29 @@
 /* One pool per kind of page (see pools.h). */
 #include "engine/cache/pools.h"
 
+#include "engine/base/num.h"
+
+#include <assert.h>
 #include <string.h>
 
-#define FOR_EACH_POOL(p, k, v)                  \
-    for (int k = 0; k < PD_KV_TYPES; k++)       \
-        for (int v = 0; v < PD_KV_TYPES; v++)   \
-            if (atomic_load_explicit(&(p)->made[k][v], memory_order_acquire))
+#define FOR_EACH_POOL(p, k, v, w)                   \
+    for (int k = 0; k < PD_KV_TYPES; k++)           \
+        for (int v = 0; v < PD_KV_TYPES; v++)       \
+            for (int w = 0; w < PD_KV_WIDTHS; w++)  \
+                if (atomic_load_explicit(&(p)->k_dim[k][v][w], memory_order_acquire))
 
-static pd_status make(pd_kvpools *p, const pd_codec *c, pd_err *err) {
-    PD_TRY(pd_kvpool_init(&p->pool[c->key][c->value], pd_codec_page_bytes(c, p->head_dim), p->max_bytes,
-                          p->hysteresis_bytes, err));
-    atomic_store_explicit(&p->made[c->key][c->value], true, memory_order_release);
+pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *c, size_t k_dim, pd_kvpool **ret, pd_err *err) {
+    assert(k_dim >= 1 && k_dim <= p->head_dim);
+    const size_t w = pd_div_up(k_dim * PD_KV_WIDTHS, p->head_dim) - 1;
+    pd_kvpool *pool = &p->pool[c->key][c->value][w];
+    _Atomic uint32_t *made = &p->k_dim[c->key][c->value][w];
+    const size_t has = atomic_load_explicit(made, memory_order_relaxed);
+    assert(!has || has == k_dim); /* pd_kv_pack_width gives one width to each of them */
+    if (!has) {
+        PD_TRY(pd_kvpool_init(pool, pd_codec_page_bytes(c, k_dim, p->head_dim), p->max_bytes, p->hysteresis_bytes, err));
+        atomic_store_explicit(made, (uint32_t)k_dim, memory_order_release);
+    }
+    *ret = pool;
     return PD_OK;
 }
 
@@ -22,38 +34,32 @@ pd_status pd_kvpools_init(pd_kvpools *p, const pd_codec *native, size_t head_dim
     p->head_dim = head_dim;
     p->hysteresis_bytes = hysteresis_bytes;
     p->max_bytes = max_bytes;
-    PD_TRY(make(p, native, err));
-    p->max_bytes -= max_bytes % pd_codec_page_bytes(native, head_dim);
+    pd_kvpool *pool;
+    PD_TRY(pd_kvpools_get(p, native, head_dim, &pool, err));
+    p->max_bytes -= max_bytes % pool->page_bytes;
     return PD_OK;
 }
 
 void pd_kvpools_done(pd_kvpools *p) {
-    FOR_EACH_POOL(p, k, v) pd_kvpool_done(&p->pool[k][v]);
+    FOR_EACH_POOL(p, k, v, w) pd_kvpool_done(&p->pool[k][v][w]);
     memset(p, 0, sizeof *p);
 }
 
-pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, pd_kvpool **ret, pd_err *err) {
-    if (!atomic_load_explicit(&p->made[codec->key][codec->value], memory_order_relaxed))
-        PD_TRY(make(p, codec, err));
-    *ret = &p->pool[codec->key][codec->value];
-    return PD_OK;
-}
-
 void pd_kvpools_trim(pd_kvpools *p) {
-    FOR_EACH_POOL(p, k, v) pd_kvpool_trim(&p->pool[k][v], 0);
+    FOR_EACH_POOL(p, k, v, w) pd_kvpool_trim(&p->pool[k][v][w], 0);
 }
 
 bool pd_kvpools_check(const pd_kvpools *p) {
-    FOR_EACH_POOL(p, k, v) {
-        if (!pd_kvpool_check(&p->pool[k][v])) return false;
+    FOR_EACH_POOL(p, k, v, w) {
+        if (!pd_kvpool_check(&p->pool[k][v][w])) return false;
     }
     return pd_kvpools_held(p, PD_PAGE_SEQ) + pd_kvpools_held(p, PD_PAGE_STORE) <= p->max_bytes;
 }
 
 uint64_t pd_kvpools_held(const pd_kvpools *p, pd_page_owner owner) {
     uint64_t bytes = 0;
-    FOR_EACH_POOL(p, k, v) {
-        const pd_kvpool *pool = &p->pool[k][v];
+    FOR_EACH_POOL(p, k, v, w) {
+        const pd_kvpool *pool = &p->pool[k][v][w];
         bytes += (uint64_t)atomic_load(owner == PD_PAGE_SEQ ? &pool->n_seq : &pool->n_store) * pool->page_bytes;
     }
     return bytes;
@@ -61,17 +67,17 @@ uint64_t pd_kvpools_held(const pd_kvpools *p, pd_page_owner owner) {
 
 uint64_t pd_kvpools_dirty(const pd_kvpools *p) {
     uint64_t bytes = 0;
-    FOR_EACH_POOL(p, k, v) bytes += (uint64_t)atomic_load(&p->pool[k][v].n_dirty) * p->pool[k][v].page_bytes;
+    FOR_EACH_POOL(p, k, v, w) bytes += (uint64_t)atomic_load(&p->pool[k][v][w].n_dirty) * p->pool[k][v][w].page_bytes;
     return bytes;
 }
 
 void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]) {
     memset(ret, 0, sizeof(uint64_t[2][PD_KV_TYPES]));
-    FOR_EACH_POOL(p, k, v) {
-        const pd_kvpool *pool = &p->pool[k][v];
+    FOR_EACH_POOL(p, k, v, w) {
+        const pd_kvpool *pool = &p->pool[k][v][w];
         const pd_codec c = pd_codec_of((pd_kv_type)k, (pd_kv_type)v);
         const uint64_t n = (uint64_t)atomic_load(&pool->n_seq) + atomic_load(&pool->n_store);
-        ret[0][k] += n * c.k->bytes(p->head_dim);
+        ret[0][k] += n * c.k->bytes(atomic_load_explicit(&p->k_dim[k][v][w], memory_order_relaxed));
         ret[1][v] += n * c.v->bytes(p->head_dim);
     }
 }

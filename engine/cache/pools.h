@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The server's KV memory: one page pool for each kind of page (a type of keys and
- * one of values), all under one bound.
+ * one of values, and how wide the keys are), all under one bound.
  *
  *     sum over pools of (n_seq + n_store) * page_bytes  <=  max_bytes
  *
  * and each pool's own equation (pool.h).  A pool reserves address space for the
  * whole bound, and is made when the first request wants its kind: memory costs
- * only what lies in pages.  Who admits requests keeps the sum below the bound.
+ * only what lies in pages.  Keys have head_dim numbers or, in packed pages (kv.h),
+ * some sixteenths of it, so there are only so many kinds.  Who admits requests keeps the sum below the bound.
  *
  * Thread: engine, except pd_kvpools_held and pd_kvpools_dirty, which anyone may ask. */
 #ifndef PD_ENGINE_CACHE_POOLS_H
@@ -15,11 +16,15 @@
 #include "engine/cache/codec.h"
 #include "engine/cache/pool.h"
 
+enum { PD_KV_WIDTHS = 16 };
+
 typedef struct pd_kvpools {
-    pd_kvpool pool[PD_KV_TYPES][PD_KV_TYPES]; /* [key][value]; NATIVE's row and column are unused */
+    /* [key][value][w]: keys have more than w and up to w + 1 sixteenths; NATIVE's row and column are unused */
+    pd_kvpool pool[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
     size_t head_dim, hysteresis_bytes;
     uint64_t max_bytes;
-    _Atomic bool made[PD_KV_TYPES][PD_KV_TYPES]; /* pool may be looked at */
+    /* numbers of a key of the pool; 0 = it may not be looked at yet */
+    _Atomic uint32_t k_dim[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
 } pd_kvpools;
 
 /* With the pool of `native`; the bound is its whole pages.  Errors: as pd_kvpool_init. */
@@ -27,8 +32,8 @@ pd_status pd_kvpools_init(pd_kvpools *p, const pd_codec *native, size_t head_dim
                           size_t hysteresis_bytes, pd_err *err);
 void pd_kvpools_done(pd_kvpools *p); /* all-zero and half-made ones too */
 
-/* The pool of a kind of page.  Errors: ENOMEM. */
-pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, pd_kvpool **ret, pd_err *err);
+/* The pool of a kind of page; k_dim: head_dim, or a pd_kv_pack_width.  Errors: ENOMEM. */
+pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, size_t k_dim, pd_kvpool **ret, pd_err *err);
 
 void pd_kvpools_trim(pd_kvpools *p); /* all free memory back to the system */
 bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */

@@ -9,24 +9,29 @@
 #include "engine/run/seq.h"
 
 #include "compression/deferred.h"
+#include "compression/spec.h"
 #include "engine/base/num.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
     const uint64_t heads = hp->n_head_kv;
+    if (slots == 0) return 0;
     return heads + heads * (slots - 1) / PD_PAGE_TOKENS;
+}
+
+/* What is left of the scope, per head of a full layer. */
+static size_t most_of_scope(const pd_job *job, size_t layer) {
+    if (!job->scope || job->deferred) return job->scope; /* a deferred press finds all of the scope dense */
+    pd_budget budget = job->budget;
+    budget.n_protected = job->protect_end - job->protect_begin;
+    /* protected tokens stay whatever the budget says */
+    return pd_min_size(job->scope, pd_press_most(job->comp->press, &budget, layer, job->scope) + budget.n_protected);
 }
 
 /* Slots per head of a full layer when the prompt is in, then while tokens come. */
 static size_t most_slots(const pd_job *job, size_t layer) {
     const pd_compression *c = job->comp;
     const size_t n_protected = job->protect_end - job->protect_begin;
-    size_t kept = job->n_tokens;
-    /* protected tokens stay whatever the budget says */
-    if (job->scope && !job->deferred) { /* a deferred press finds all of the scope dense */
-        pd_budget budget = job->budget;
-        budget.n_protected = n_protected;
-        kept += pd_min_size(job->scope, pd_press_most(c->press, &budget, layer, job->scope) + n_protected) - job->scope;
-    }
+    const size_t kept = job->n_tokens - job->scope + most_of_scope(job, layer);
     const size_t slots = kept + job->max_tokens;
     pd_decode_rule rule;
     if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
@@ -37,15 +42,29 @@ static size_t most_slots(const pd_job *job, size_t layer) {
     return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
 }
 
-static uint64_t most_pages(const pd_job *job, const pd_hparams *hp) {
-    uint64_t pages = 0;
+/* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
+static size_t most_open(const pd_latent_rule *r, size_t layer, size_t slots) {
+    return r->layer[layer] ? pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1) : slots;
+}
+
+static void most_pages(pd_job *job, const pd_hparams *hp) {
+    uint64_t pages = 0, packed = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t w = hp->window[l];
+        size_t open = w ? 0 : most_slots(job, l);
+        if (!w && job->latent.rank) {
+            packed += layer_pages(hp, pd_latent_packed(&job->latent, l, open));
+            open = most_open(&job->latent, l, open);
+        } else if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
+            open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
+            packed += layer_pages(hp, most_of_scope(job, l));
+        }
         /* a window straddles up to two pages more, and holds one token more for a moment */
         pages += w ? layer_pages(hp, pd_min_size(job->n_tokens + job->max_tokens, w + 1)) + hp->n_head_kv
-                   : layer_pages(hp, most_slots(job, l));
+                   : layer_pages(hp, open);
     }
-    return pages;
+    job->pages_reserved = job->pages_promised = pages;
+    job->pack_reserved = job->pack_promised = packed;
 }
 
 /* Pages of a full layer that holds what it does when max_tokens more come and a decode
@@ -64,23 +83,28 @@ static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
     }
     uint64_t pages = 0;
     for (size_t h = 0; h < hp->n_head_kv; h++) {
-        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        const size_t n = kh->n, open = n - kh->n_pack; /* packed ones only become fewer */
         slots += n;
-        pages += pd_div_up(pd_min_size(n + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
+        pages += pd_div_up(pd_min_size(open + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
     }
+    if (job->pack_page_bytes) return pages;
     if (!rule->prune || !rule->prune->press->plan) return pages;
     /* its plan may give one head what another loses */
     return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + more);
 }
 
-uint64_t pd_admit_left(const pd_seq *s) {
+void pd_admit_left(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
+    pd_job *job = s->job;
     uint64_t pages = 0;
+    if (job->latent.rank) return; /* all its slots stay */
     for (size_t l = 0; l < hp->n_layer; l++) {
-        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + s->job->max_tokens : 0;
+        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + job->max_tokens : 0;
         pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
     }
-    return pages < s->job->pages_promised ? pages : s->job->pages_promised;
+    if (pages < job->pages_promised) job->pages_promised = pages;
+    if (s->kv.n_pack_pages < job->pack_promised) job->pack_promised = s->kv.n_pack_pages;
 }
 
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
@@ -97,32 +121,35 @@ uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
     return pages;
 }
 
-/* Most pages of the scope when the press is told to leave `count` per head.  One
+/* Bytes of the most pages of the scope when the press is told to leave `count` per head.  One
  * with a plan of its own may spread a layer's H * n slots over its heads as it
  * likes: H heads of n_h >= 1 slots hold sum(1 + (n_h - 1) / 16) pages, which is
  * at most H + H * (n - 1) / 16. */
-static uint64_t pages_for_count(const pd_press_inst *press, const pd_hparams *hp, size_t count, size_t scope) {
+static uint64_t bytes_for_count(const pd_job *job, const pd_hparams *hp, size_t count) {
+    const pd_press_inst *press = job->comp->press;
     const pd_budget budget = {.by_count = true, .count = count};
+    const size_t page = job->pack_page_bytes ? job->pack_page_bytes : job->page_bytes, scope = job->scope;
     const uint64_t heads = hp->n_head_kv;
-    uint64_t pages = 0, whole = 0;
+    uint64_t pages = 0, windows = 0, whole = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         const size_t n = hp->window[l] ? pd_min_size(scope, hp->window[l]) : pd_press_most(press, &budget, l, scope);
-        if (!hp->window[l] && n < scope && press->press->deferred && press->press->deferred->whole_pages)
+        if (hp->window[l])
+            windows += heads * pd_div_up(n, PD_PAGE_TOKENS);
+        else if (n < scope && press->press->deferred && press->press->deferred->whole_pages)
             whole += heads * n; /* slots of one budget */
         else
-            pages += hp->window[l] || (!press->press->plan && !press->press->deferred) ? heads * pd_div_up(n, PD_PAGE_TOKENS)
-                                                                                        : heads + heads * (n - 1) / PD_PAGE_TOKENS;
+            pages += !press->press->plan && !press->press->deferred ? heads * pd_div_up(n, PD_PAGE_TOKENS)
+                                                                    : heads + heads * (n - 1) / PD_PAGE_TOKENS;
     }
-    return pages + (whole + PD_PAGE_TOKENS - 1) / PD_PAGE_TOKENS;
+    return windows * job->page_bytes + (pages + (whole + PD_PAGE_TOKENS - 1) / PD_PAGE_TOKENS) * page;
 }
 
 /* Most tokens per head whose pages fit into `bytes`; 0 if not even one does. */
-static size_t tokens_for_bytes(const pd_press_inst *press, const pd_hparams *hp, size_t scope, uint64_t bytes,
-                               size_t page_bytes) {
-    size_t lo = 0, hi = scope;
+static size_t tokens_for_bytes(const pd_job *job, const pd_hparams *hp, uint64_t bytes) {
+    size_t lo = 0, hi = job->scope;
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
-        if (pages_for_count(press, hp, mid, scope) * page_bytes <= bytes)
+        if (bytes_for_count(job, hp, mid) <= bytes)
             lo = mid;
         else
             hi = mid - 1;
@@ -130,7 +157,7 @@ static size_t tokens_for_bytes(const pd_press_inst *press, const pd_hparams *hp,
     return lo;
 }
 
-static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_bytes, pd_err *err) {
+static pd_status plan_budget(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const pd_compression *c = job->comp;
     switch (c->budget) {
     case PD_BUDGET_RATIO:
@@ -141,12 +168,12 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, size_t page_byte
         break;
     case PD_BUDGET_BYTES: {
         const uint64_t recent = job->recent_bytes;
-        const size_t n = c->amount <= recent ? 0 : tokens_for_bytes(c->press, hp, job->scope, c->amount - recent, page_bytes);
+        const size_t n = c->amount <= recent ? 0 : tokens_for_bytes(job, hp, c->amount - recent);
         if (n == 0)
             return pd_fail(err, PD_EBUDGET, "compression.budget_bytes",
                            "compression.budget_bytes %llu is less than one page per head: at least %llu are needed",
                            (unsigned long long)c->amount,
-                           (unsigned long long)(pages_for_count(c->press, hp, 1, job->scope) * page_bytes + recent));
+                           (unsigned long long)(bytes_for_count(job, hp, 1) + recent));
         job->budget = (pd_budget){.by_count = true, .count = n};
         break;
     }
@@ -167,16 +194,40 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     job->kv_key = c && c->kv_key ? c->kv_key : native;
     job->kv_value = c && c->kv_value ? c->kv_value : native;
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
-    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim);
+    job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim, hp->head_dim);
     pd_codec recent;
     const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->max_tokens, PD_PAGE_TOKENS) + 1);
-    job->recent_page_bytes = pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim) : 0;
+    job->recent_page_bytes = pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
     job->recent_bytes = (uint64_t)hp->n_layer * hp->n_head_kv * twice * job->recent_page_bytes;
     const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
     if (hp->head_dim % group == 0) return PD_OK;
     return pd_fail(err, PD_EINVAL, "compression.kv_type",
                    "compression.kv_type stores keys as %s and values as %s in groups of %zu numbers; this model's heads have %zu",
                    pd_kv_type_name(job->kv_key), pd_kv_type_name(job->kv_value), group, hp->head_dim);
+}
+
+pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp) {
+    const pd_press_model model = {.n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv,
+                                  .head_dim = hp->head_dim, .n_embd = hp->n_embd};
+    pd_latent_rule rule = {0};
+    if (press->press->latents && !press->press->latents(press, &model, &rule)) rule = (pd_latent_rule){0};
+    return rule;
+}
+
+/* Pages for the scope's keys if the press takes channels out of them, or for older keys if it projects them. */
+static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
+    const size_t d = hp->head_dim;
+    const pd_press_inst *press = job->scope ? job->comp->press : NULL;
+    job->latent = press ? pd_admit_latents(press, hp) : (pd_latent_rule){0};
+    if (job->latent.rank && pd_kv_type_group(job->kv_key) > 1)
+        return pd_fail(err, PD_EINVAL, "compression.kv_type",
+                       "compression.kv_type stores keys as %s; press '%s' projects keys, which takes f16 or f32 (values may have any type)",
+                       pd_kv_type_name(job->kv_key), press->press->name);
+    job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
+    const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
+    return PD_OK;
 }
 
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
@@ -195,11 +246,12 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         if (job->skipped) job->scope = 0;
     }
     job->deferred = false;
+    PD_TRY(plan_packed(job, hp, err));
     if (job->scope) {
-        PD_TRY(plan_budget(job, hp, job->page_bytes, err));
+        PD_TRY(plan_budget(job, hp, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
     }
-    job->pages_reserved = job->pages_promised = most_pages(job, hp);
+    most_pages(job, hp);
     /* a replay stands behind the scope */
     const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
     const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;

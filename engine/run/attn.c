@@ -3,19 +3,21 @@
  *
  * Tile: one task = 32 tokens (16 if that gives too few tasks), all query heads of one KV
  * head (kernels.h, attn_tile); blocks above the diagonal or below the window are skipped.
- * Step: a chunk = up to 16 pages of one (sequence, KV head), those held a second time in
- * one of their own (kv.h); the group's query heads share each load of K and V.  A chunk leaves (max, sum, weighted V), and
+ * Step: a chunk = up to 16 pages of one (sequence, KV head), those that are packed and those
+ * held a second time (kv.h) in chunks of their own; the group's query heads share each load of
+ * K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
  * the next is prefetched while one is computed. */
 #include "engine/run/attn.h"
 
 #include "engine/base/num.h"
 
+#include <cblas.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, RUN = 16, N = PD_PAGE_TOKENS };
+enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = PD_ATTN_PAGES, RUN = 16, N = PD_PAGE_TOKENS, GROUP_MAX = 16 };
 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
@@ -38,15 +40,17 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
-    a->pages_floats = group * (PAGES * N + 2 * N) + group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
+    a->pages_floats = group * (PAGES * N + 2 * N) + 2 * group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
+    a->latent_floats = 2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim;
+    a->latent = floats(a, threads * a->latent_floats);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
-    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 3);
+    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 4);
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
     a->chunk = malloc(a->part_cap * sizeof *a->chunk);
-    if (a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
 }
@@ -56,6 +60,7 @@ void pd_attn_done(pd_attn *a) {
     free(a->row_max);
     free(a->row_sum);
     free(a->pages);
+    free(a->latent);
     free(a->part);
     free(a->chunk);
     *a = (pd_attn){0};
@@ -148,8 +153,51 @@ typedef struct {
 static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages, const pd_codec **codec) {
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_kv_page(kv, kh, c->page0 + i, codec);
+    if (c->page0 < kh->n_pack_page) *codec = &kv->codec;
+    for (uint32_t i = 0; i < c->n_page; i++)
+        pages[i] = c->page0 < kh->n_pack_page ? pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + i])
+                                              : pd_kv_page(kv, kh, c->page0 + i, codec);
     return c->n_page;
+}
+
+/* Packed keys see their channels of the queries: q [G][D] to ret [G][k_dim].  The centre
+ * was taken off all channels of an open key, but only these of a packed one: shift [G] is
+ * what a packed score then has too much. */
+static void pack_queries(const pd_kv *kv, size_t layer, size_t head, const float *q, size_t group, float *ret, float *shift) {
+    const uint32_t *channel = pd_kv_channels(kv, layer, head);
+    const float *centre = pd_kv_centre(kv, layer, head);
+    const size_t d = kv->head_dim, k_dim = kv->pack.k_dim;
+    for (size_t g = 0; g < group; g++) {
+        float *row = ret + g * k_dim;
+        memset(row, 0, k_dim * sizeof *row);
+        shift[g] = centre ? kv->kern->dot_f32(q + g * d, centre, d) : 0.0f;
+        for (size_t i = 0; i < kv->pack.n_channel; i++) {
+            row[i] = q[g * d + channel[i]];
+            if (centre) shift[g] -= row[i] * centre[channel[i]];
+        }
+    }
+}
+
+/* Scores of projected keys, which are rebuilt for the chunk: tmp [G][stride].  q [G][D]. */
+static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+                          const float *q, float *tmp, size_t stride, float *scratch) {
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const pd_latent *l = pd_kv_latent(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, ld = c->n_page * N, group = j->a->model->hp.n_head / kv->n_head_kv;
+    float *lat = scratch, *k = lat + l->rank * ld, *page = k + d * ld;
+    const int32_t *pos[PAGES];
+    for (size_t p = 0; p < c->n_page; p++) {
+        pos[p] = pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + p]);
+        const float *rows = pd_codec_keys(&kv->codec, kv->kern, pages[p], l->rank, page, NULL);
+        for (size_t r = 0; r < l->rank; r++) memcpy(lat + r * ld + p * N, rows + r * N, N * sizeof *lat);
+    }
+    pd_latent_keys(l, lat, pos, c->n_page, first, n, k, page);
+    const float *sink = pd_kv_sinks(kv, j->layer, c->head);
+    for (size_t s = first; s < first + n && (size_t)pos[s / N][s % N] < kv->pack.n_sink; s++) /* positions rise */
+        for (size_t i = 0; i < d; i++) k[i * ld + s] = sink[(size_t)pos[s / N][s % N] * d + i];
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)group, (int)ld, (int)d, 1.0f, q, (int)d, k, (int)ld, 0.0f,
+                tmp, (int)stride);
 }
 
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
@@ -162,14 +210,30 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const void *pages[2 * PAGES];
     const pd_codec *codec, *next;
     const size_t n_page = pages_of(j, c, pages, &codec), n_next = more ? pages_of(j, c + 1, pages + n_page, &next) : 0;
-    const size_t first = c->page0 == 0 ? kh->first : 0;
-    const size_t end = pd_min_size((size_t)(c->page0 + c->n_page) * N, (size_t)kh->first + kh->n) - (size_t)c->page0 * N;
+    const bool packed = c->page0 < kh->n_pack_page;
+    const size_t page = c->page0 - (packed ? 0 : kh->n_pack_page); /* of the section */
+    const size_t dead = packed || !kh->n_pack ? kh->first : 0, live = packed ? kh->n_pack : kh->n - kh->n_pack;
+    const size_t first = page == 0 ? dead : 0, end = pd_min_size(c->n_page * N, dead + live - page * N);
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
+    float *scratch = q + group * d, *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
-    float *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
-    pd_codec_attn(codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
-                  PAGES * N + 2 * N, q + group * d, m, l, acc);
+    if (!packed) {
+        pd_codec_attn(codec, a->kern, q, group, d, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
+                      PAGES * N + 2 * N, scratch, m, l, acc);
+        return;
+    }
+    if (kv->pack.latent) {
+        latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
+        pd_codec_attn_scored(&kv->codec, a->kern, group, pd_kv_pack_dim(kv, kh), d, pages, first, end - first, hp->attn_softcap,
+                             tmp, PAGES * N + 2 * N, m, l, acc);
+        return;
+    }
+    float *pq = scratch + pd_codec_attn_floats(group, d), shift[GROUP_MAX];
+    pack_queries(kv, j->layer, c->head, q, group, pq, shift);
+    pd_codec_attn(&kv->codec, a->kern, pq, group, kv->pack.k_dim, d, pages, first, end - first, n_next, hp->attn_softcap,
+                  tmp, PAGES * N + 2 * N, scratch, m, l, acc);
+    for (size_t g = 0; g < group; g++) m[g] -= shift[g];
 }
 
 static void step_task(void *ctx, size_t task, unsigned thread) {
@@ -205,10 +269,12 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, cons
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
             const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
-            const uint32_t old = pd_kv_recent_from(kv[s], kh);
-            for (uint32_t p = 0; p < old; p += PAGES)
-                a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, old - p < PAGES ? old - p : PAGES};
-            if (old < kh->n_page) a->chunk[n++] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, old, kh->n_page - old};
+            const uint32_t again = pd_kv_recent_from(kv[s], kh);
+            for (uint32_t p = 0; p < kh->n_page;) {
+                const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : kh->n_page) - p;
+                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES};
+                p += a->chunk[n++].n_page;
+            }
         }
     }
     const size_t run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));

@@ -27,6 +27,8 @@ typedef struct pd_attn {
     float *row_max, *row_sum; /* [n_head][PD_ATTN_TILE] of the last tile, for pd_attn_tile_sums */
     float *pages;   /* per thread: scores [G][PAGES*16 + 32] */
     size_t pages_floats;
+    float *latent;  /* per thread: projected and rebuilt keys of a chunk */
+    size_t latent_floats;
     float *part;    /* partial results of decode chunks */
     size_t part_cap;  /* chunks it has room for */
     struct pd_attn_chunk *chunk;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK_MIN = 32 };
+enum { CHUNK_MIN = 32, ERROR_PROMPTS = 4 };
 
 static const char ask[] = "\n\nRepeat the previous context exactly.";
 
@@ -19,7 +19,7 @@ typedef struct {
     const pd_calibrate_opts *o;
     pd_calib *calib;
     pd_ids text, begin, middle; /* before a text; between it and its copy */
-    size_t chunk, n_chunk, n_repeat;
+    size_t chunk, n_chunk, n_error, n_repeat;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } run;
@@ -81,13 +81,13 @@ static pd_status add(pd_ids *to, const int32_t *id, size_t n, pd_err *err) {
     return PD_OK;
 }
 
-static pd_status read_text(run *r, size_t chunk, pd_err *err) {
+static pd_status read_text(run *r, size_t chunk, pd_press_inst *(*press)(pd_calib *), pd_err *err) {
     const pd_tokenizer *t = pd_engine_tokenizer(r->e);
     const pd_tokenizer_info *info = pd_tokenizer_get_info(t);
     pd_ids ids = {0};
     pd_status rc = info->add_bos && info->bos >= 0 ? pd_ids_push(&ids, info->bos, err) : PD_OK;
     if (rc == PD_OK) rc = add(&ids, r->text.id + chunk * r->chunk, r->chunk, err);
-    if (rc == PD_OK) rc = read_prompt(r, &ids, pd_calib_text(r->calib), err);
+    if (rc == PD_OK) rc = read_prompt(r, &ids, press(r->calib), err);
     pd_ids_done(&ids);
     return rc;
 }
@@ -170,6 +170,7 @@ static pd_status cut(run *r, pd_err *err) {
             "prompts of %zu tokens do not fit the model's context of %zu: use a smaller chunk",
             need, ctx);
     r->n_chunk = n / r->chunk;
+    if (o->sets & PD_CALIB_BASES) r->n_error = pd_min_size(ERROR_PROMPTS, r->n_chunk);
     if (repeats) r->n_repeat = pd_max_size(1, pd_min_size(o->repeat_tokens / r->chunk, r->n_chunk));
     return PD_OK;
 }
@@ -178,12 +179,16 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
                           void *arg, pd_err *err) {
     PD_TRY(cut(r, err));
     PD_TRY(pd_calib_open(&r->calib, &pd_engine_get_info(r->e)->press_model, r->o->sets, err));
-    const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, all = n_text + r->n_repeat;
+    const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, twice = n_text + r->n_error,
+                 all = twice + r->n_repeat;
     for (size_t i = 0; i < all; i++) {
+        if (i == n_text && r->n_error) PD_TRY(pd_calib_bases(r->calib, d, err));
         if (i < n_text)
-            PD_TRY(read_text(r, i, err));
+            PD_TRY(read_text(r, i, pd_calib_text, err));
+        else if (i < twice)
+            PD_TRY(read_text(r, (i - n_text) * r->n_chunk / r->n_error, pd_calib_errors, err));
         else
-            PD_TRY(read_repeat(r, (i - n_text) * r->n_chunk / r->n_repeat, err));
+            PD_TRY(read_repeat(r, (i - twice) * r->n_chunk / r->n_repeat, err));
         if (progress) progress(arg, i + 1, all);
     }
     return pd_calib_finish(r->calib, d, err);

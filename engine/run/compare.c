@@ -107,10 +107,12 @@ static pd_status compare_one(pd_seq *s, pd_job_compare *m, const pd_view *view, 
     const uint64_t t0 = pd_now_ns();
     PD_TRY(pd_press_plan(m->comp->press, view, &m->budget, &plan, all, err));
     m->ns += pd_now_ns() - t0;
+    const pd_latent_rule latent = pd_admit_latents(m->comp->press, &s->run->model->hp);
     for (size_t h = 0; h < view->n_head_kv; h++) {
         const size_t n = plan.keep_all ? view->n_h[h] : plan.n_keep[h];
         m->pairs_scope += view->n_h[h];
-        m->pairs_kept += n;
+        m->pairs_kept += latent.rank ? pd_latent_pairs(&latent, (size_t)view->layer, n, view->head_dim)
+                                     : pd_plan_pairs(&plan, n, view->head_dim);
         PD_TRY(note(job, &heads[h], view->pos[h], plan.keep_all ? NULL : plan.keep[h], n, err));
     }
     return PD_OK;
@@ -144,7 +146,7 @@ void pd_compare_report(pd_job *job) {
     for (size_t i = 0; i < job->n_compare; i++) {
         const pd_job_compare *m = &job->compare[i];
         pd_compared *out = &job->compared[i];
-        out->ratio = m->pairs_scope ? 1.0 - (double)m->pairs_kept / (double)m->pairs_scope : 0.0;
+        out->ratio = m->pairs_scope ? 1.0 - m->pairs_kept / (double)m->pairs_scope : 0.0;
         out->press_ms = 1e-6 * (double)m->ns;
         out->explain = m->explain;
     }

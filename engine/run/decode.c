@@ -20,7 +20,7 @@ static pd_status append(const row *r, size_t layer, const float *k, const float 
     pd_seq *s = r->seq;
     const size_t d = s->kv.head_dim, window = s->run->model->layer[layer].window;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
-        PD_TRY(pd_kv_append(&s->kv, layer, h, k + h * d, v + h * d, d, &pos, NULL, 1, err));
+        PD_TRY(pd_latents_append(s, layer, h, k + h * d, v + h * d, &pos, 1, err));
         const size_t n = pd_kv_at(&s->kv, layer, h)->n;
         if (s->tags.kind) pd_tags_fill(&s->tags, layer, h, n - 1, 1, 0.0f);
         if (window && n > window && !r->ahead && !r->behind) pd_kv_drop_front(&s->kv, layer, h, n - window);
@@ -46,7 +46,7 @@ static void view_of(const row *r, size_t layer, pd_kv *view) {
         to->first = at % PD_PAGE_TOKENS;
         to->page += at / PD_PAGE_TOKENS;
         to->turn += at / PD_PAGE_TOKENS;
-        to->n_page = (uint32_t)pd_div_up((size_t)to->first + to->n, PD_PAGE_TOKENS);
+        to->n_page = to->n_pack_page + (uint32_t)pd_div_up(pd_kv_open_end(to), PD_PAGE_TOKENS);
     }
 }
 
@@ -150,6 +150,6 @@ size_t pd_decode_room(const pd_seq *s) {
         if (hp->window[l]) room = pd_min_size(room, PD_PAGE_TOKENS - hp->window[l] % PD_PAGE_TOKENS);
     /* a page that is begun takes the place of one held twice, which could not come back */
     for (size_t i = 0; s->kv.recent_pool && i < s->kv.n_layer * s->kv.n_head_kv; i++)
-        room = pd_min_size(room, PD_PAGE_TOKENS - 1 - (s->kv.head[i].first + s->kv.head[i].n) % PD_PAGE_TOKENS);
+        room = pd_min_size(room, PD_PAGE_TOKENS - 1 - pd_kv_open_end(&s->kv.head[i]) % PD_PAGE_TOKENS);
     return s->rule.prune || s->tags.kind ? 0 : room;
 }

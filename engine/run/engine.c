@@ -134,7 +134,7 @@ static pd_status start(pd_engine *e, const pd_engine_opts *o, const pd_gguf *g,
     const pd_kv_type native = o->compute == PD_COMPUTE_F32 ? PD_KV_F32 : PD_KV_F16;
     PD_TRY(pd_run_init(&e->run, e->model, &e->kern, e->workers, native, o->kv_bytes ? o->kv_bytes : default_kv_bytes(e),
                        e->info.parallel, o->draft_tokens, e->info.ctx_size, err));
-    e->info.page_bytes = pd_codec_page_bytes(&e->run.codec, e->info.head_dim);
+    e->info.page_bytes = pd_codec_page_bytes(&e->run.codec, e->info.head_dim, e->info.head_dim);
     e->info.kv_pool_bytes = e->run.pools.max_bytes;
     e->seq = calloc(e->info.parallel, sizeof *e->seq);
     if (!e->seq) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the batch");

@@ -238,7 +238,8 @@ typedef struct pd_kv_report {
     char press[PD_SPEC_TEXT_MAX + 1]; /* canonical text, "none" */
     const char *name;        /* press name without parameters, for metrics */
     double ratio_requested;  /* 0 if not by ratio */
-    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope */
+    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope; a pair whose key
+                                lost channels counts by what is left of its numbers */
     const char *skipped;     /* reason, or NULL */
     uint64_t tokens_seen, tokens_evicted; /* evicted: pairs, summed over layers and heads */
     double tokens_kept;      /* mean over the layers and heads, at the end */
@@ -246,18 +247,15 @@ typedef struct pd_kv_report {
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;
     pd_kv_type kv_key, kv_value; /* how the pages store numbers, never NATIVE */
-    size_t page_bytes;
-    size_t recent_page_bytes; /* of a page that holds last tokens a second time (cache/kv.h); 0 = none does */
+    size_t page_bytes;           /* of those that are not packed (cache/kv.h) */
+    size_t recent_page_bytes;    /* of a page that holds last tokens a second time; 0 = none does */
+    uint64_t bytes_recent;       /* of bytes, in such pages */
     double press_ms;
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
     const uint32_t *head_pages; /* likewise */
+    const uint64_t *head_bytes;
 } pd_kv_report;
-
-/* What a head of so many pages holds, its last ones twice. */
-static inline uint64_t pd_kv_report_bytes(const pd_kv_report *r, uint64_t pages) {
-    return pages * r->page_bytes + (pages < PD_KV_RECENT ? pages : PD_KV_RECENT) * r->recent_page_bytes;
-}
 
 typedef struct pd_job_timing {
     double queue_ms, prompt_ms, predicted_ms, ttft_ms; /* ttft from submit */

@@ -158,6 +158,10 @@ static pd_status make_fork(pd_job *leader, const pd_job_params *p, const pd_choi
     job->recent_page_bytes = leader->recent_page_bytes;
     job->recent_bytes = leader->recent_bytes;
     job->pages_reserved = job->pages_promised = leader->pages_reserved;
+    job->key_channels = leader->key_channels;
+    job->latent = leader->latent;
+    job->pack_page_bytes = leader->pack_page_bytes;
+    job->pack_reserved = job->pack_promised = leader->pack_reserved;
     job->sampling.seed = choice->seed;
     job->notify_arg = choice->notify_arg;
     memcpy(job->result.kv.press, leader->result.kv.press, sizeof job->result.kv.press);

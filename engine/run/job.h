@@ -28,7 +28,8 @@ typedef struct pd_job_compare {
     pd_compression *comp;
     pd_budget budget;
     pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep; NULL if skipped */
-    uint64_t pairs_scope, pairs_kept, ns;
+    uint64_t pairs_scope, ns;
+    double pairs_kept; /* as pd_seq's */
 } pd_job_compare;
 
 struct pd_job {
@@ -75,6 +76,10 @@ struct pd_job {
     uint64_t recent_bytes;       /* of the most of those */
     uint64_t pages_reserved;     /* most pages it may ever hold */
     uint64_t pages_promised;     /* of them, what it may still come to; less when the prompt is pressed */
+    size_t key_channels;         /* that keys of the scope keep; head_dim = all */
+    size_t pack_page_bytes;      /* of the packed pages they go to (kv.h); 0 = there is no narrower kind */
+    uint64_t pack_reserved, pack_promised; /* as pages_* */
+    pd_latent_rule latent;       /* rank 0 = keys are stored as they are */
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
@@ -121,11 +126,11 @@ void pd__job_finish(pd_job *job, pd_finish finish, const pd_err *err);
 
 /* Bytes of the most pages it may ever hold. */
 static inline uint64_t pd__job_reserved(const pd_job *job) {
-    return job->pages_reserved * job->page_bytes + job->recent_bytes;
+    return job->pages_reserved * job->page_bytes + job->pack_reserved * job->pack_page_bytes + job->recent_bytes;
 }
 /* And of those it may still come to. */
 static inline uint64_t pd__job_promised(const pd_job *job) {
-    return job->pages_promised * job->page_bytes + job->recent_bytes;
+    return job->pages_promised * job->page_bytes + job->pack_promised * job->pack_page_bytes + job->recent_bytes;
 }
 
 void pd__job_set_state(pd_job *job, pd_job_state state);

@@ -151,6 +151,28 @@ static pd_status explain_scores(pd_seq *s, size_t n, float ***ret, pd_err *err) 
     return PD_OK;
 }
 
+/* The kept rows of a head to its pages, with the plan's key channels alone.  Where no page is narrower
+ * for it, the others are 0. */
+static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const uint32_t *keep, size_t n, pd_err *err) {
+    pd_kv *kv = &p->seq->kv;
+    const size_t d = kv->head_dim;
+    float *k = pd_stage_k(&p->stage, h), *v = pd_stage_v(&p->stage, h);
+    const int32_t *pos = pd_stage_pos(&p->stage, h);
+    if (p->seq->job->latent.rank) return pd_latents_append(p->seq, p->layer, h, k, v, pos, n, err);
+    if (plan->channel && kv->pack.pool) {
+        pd_kv_set_channels(kv, p->layer, h, plan->channel[h]);
+        return pd_kv_append_packed(kv, p->layer, h, k, v, d, pos, keep, n, err);
+    }
+    for (size_t i = 0; plan->channel && i < n; i++) {
+        float *row = k + (keep ? keep[i] : i) * d;
+        for (size_t c = 0, at = 0; c < d; c++) {
+            if (at < plan->n_channel && plan->channel[h][at] == c) at++;
+            else row[c] = 0.0f;
+        }
+    }
+    return pd_kv_append(kv, p->layer, h, k, v, d, pos, keep, n, err);
+}
+
 static pd_status press_layer(pd_prefill *p, pd_err *err) {
     pd_seq *s = p->seq;
     const size_t heads = s->kv.n_head_kv, n = p->seg_end - p->seg_begin;
@@ -165,17 +187,17 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     PD_TRY(pd_press_plan(s->job->comp->press, &view, &s->job->budget, &plan, scores, err));
     s->press_ns += pd_now_ns() - t0;
 
-    const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < heads; h++) {
         const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
         const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
         s->pairs_scope += n;
-        s->pairs_kept += n_keep;
+        s->pairs_kept += s->job->latent.rank ? pd_latent_pairs(&s->job->latent, p->layer, n, s->kv.head_dim)
+                                             : pd_plan_pairs(&plan, n_keep, s->kv.head_dim);
         s->evicted += n - n_keep;
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
         if (view.tag && keep) pd_tags_keep(&s->tags, p->layer, h, keep, n_keep);
-        PD_TRY(pd_kv_append(&s->kv, p->layer, h, view.k[h], view.v[h], d, view.pos[h], keep, n_keep, err));
+        PD_TRY(store_head(p, &plan, h, keep, n_keep, err));
     }
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
     if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
@@ -192,8 +214,8 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         if (window && prior + keep > window) pd_kv_drop_front(&s->kv, p->layer, h, prior + keep - window);
         const size_t from = prior + n - keep;
         const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
-        PD_TRY(pd_kv_append(&s->kv, p->layer, h, pd_stage_k(&p->stage, h) + from * d,
-                            pd_stage_v(&p->stage, h) + from * d, d, pos, NULL, keep, err));
+        PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d, pos,
+                                 keep, err));
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
         if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }
@@ -231,7 +253,7 @@ pd_status pd_presser_context(pd_seq *s, const pd_context *c, const pd_plan *plan
         if (!c->score[i]) continue;
         const size_t l = i / heads, h = i % heads, n_keep = plan[l].n_keep[h];
         s->pairs_scope += c->n;
-        s->pairs_kept += n_keep;
+        s->pairs_kept += (double)n_keep;
         s->evicted += c->n - n_keep;
         if (s->explain) {
             float *scores = NULL;
@@ -319,7 +341,7 @@ static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32
 
 /* K, V and positions of the layer's heads into scratch; positions and tags alone
  * for presses that read no more. */
-static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, pd_err *err) {
+static pd_status gather(pd_seq *s, size_t layer, pd_view *view, pd_err *err) {
     const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
     pd_arena *tmp = &s->run->tmp;
     size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
@@ -342,13 +364,11 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
     view->k = (const float *const *)k;
     view->v = (const float *const *)v;
     view->tag = pd_tags_layer(&s->tags, layer);
-    *ret_k = k;
     return PD_OK;
 }
 
-static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *const *k) {
+static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan) {
     assert(!plan->rerotate); /* PD_CAN_PRUNE_STEP excludes it */
-    const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
         if (plan->n_keep[h] == kh->n && !plan->v_new) continue;
@@ -356,7 +376,7 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
         pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            pd_kv_set_row(&s->kv, layer, h, i, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d);
+            pd_kv_set_value(&s->kv, layer, h, i, plan->v_new[h] + i * s->kv.head_dim);
     }
 }
 
@@ -367,9 +387,8 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
     view.n_seen = n_seen - (size_t)s->shift[layer]; /* as positions count in this layer */
     view.n_steps = s->since[layer];
-    float **k = NULL;
     pd_moments moments;
-    PD_TRY(gather(s, layer, &view, &k, err));
+    PD_TRY(gather(s, layer, &view, err));
     if (s->ring.rows && s->needs.n_moments) {
         PD_TRY(ring_moments(s, layer, needs & PD_NEEDS_Q_COV, &moments, err));
         view.moments = &moments;
@@ -381,7 +400,7 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     const pd_budget budget = pd_decode_budget(&s->rule, n_seen);
     pd_plan plan = {0};
     PD_TRY(pd_press_plan(s->rule.prune, &view, &budget, &plan, NULL, err));
-    if (!plan.keep_all) apply_step(s, layer, &plan, k);
+    if (!plan.keep_all) apply_step(s, layer, &plan);
     s->since[layer] = 0;
     return PD_OK;
 }
@@ -398,13 +417,13 @@ static pd_status score_new(pd_seq *s, size_t layer, size_t n, size_t n_seen, con
     if (!n_h || !pos || !pos_h || !rows || !at) return pd_fail(err, PD_ENOMEM, NULL, "no memory to score new tokens");
     float **k = at, **v = at + heads, **tag = at + 2 * heads;
     for (size_t h = 0; h < heads; h++) {
-        const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
+        const size_t from = pd_kv_at(&s->kv, layer, h)->n - n;
         n_h[h] = n;
         pos_h[h] = pos + h * n;
         k[h] = rows + 2 * h * n * d;
         v[h] = k[h] + n * d;
-        tag[h] = pd_tags_layer(&s->tags, layer)[h] + kh->n - n;
-        for (size_t i = 0; i < n; i++) pd_kv_row(&s->kv, layer, h, kh->n - n + i, k[h] + i * d, v[h] + i * d, &pos_h[h][i]);
+        tag[h] = pd_tags_layer(&s->tags, layer)[h] + from;
+        pd_kv_read_some(&s->kv, layer, h, from, n, k[h], v[h], pos_h[h]);
     }
     pd_view view = view_base(s, layer, PD_PHASE_STEP);
     view.n = n;

@@ -196,10 +196,13 @@ static void begin_fork(pd_engine *e, const pd_seq *from, pd_job *job) {
 /* The prompt is in: a press may have left less of it than admission had to count on. */
 static void give_back(pd_engine *e, const pd_seq *s) {
     pd_job *job = s->job;
-    const uint64_t left = pd_admit_left(s);
-    e->reserved -= (1 + job->n_fork) * (job->pages_promised - left) * job->page_bytes;
-    for (size_t i = 0; i < job->n_fork; i++) job->fork[i]->pages_promised = left;
-    job->pages_promised = left;
+    const uint64_t promised = pd__job_promised(job);
+    pd_admit_left(s);
+    e->reserved -= (1 + job->n_fork) * (promised - pd__job_promised(job));
+    for (size_t i = 0; i < job->n_fork; i++) {
+        job->fork[i]->pages_promised = job->pages_promised;
+        job->fork[i]->pack_promised = job->pack_promised;
+    }
 }
 
 static void prefilled(pd_engine *e) {
@@ -321,7 +324,7 @@ static void decode_batch(pd_engine *e) {
         pd_seq *s = e->seq[i];
         pd_finish finish = PD_FINISH_NONE;
         pd_err fault = {0};
-        assert(s->kv.n_pages <= s->job->pages_promised);
+        assert(s->kv.n_pages <= s->job->pages_promised && s->kv.n_pack_pages <= s->job->pack_promised);
         pd_status rc = pd_presser_step(s, &fault);
         if (rc == PD_OK) rc = sample(e, s, e->run.logits + i * e->model->hp.n_vocab, &finish, &fault);
         if (rc != PD_OK)
@@ -340,7 +343,7 @@ static void decode_drafted(pd_engine *e, const int32_t *draft, size_t n, uint64_
         end_all(e, &err);
         return;
     }
-    assert(s->kv.n_pages <= s->job->pages_promised);
+    assert(s->kv.n_pages <= s->job->pages_promised && s->kv.n_pack_pages <= s->job->pack_promised);
     size_t taken = 0;
     pd_status rc = sample(e, s, e->run.logits, &finish, &err);
     while (rc == PD_OK && finish == PD_FINISH_NONE && taken < n && s->next == draft[taken])

@@ -14,7 +14,7 @@ enum { HYSTERESIS_BYTES = 512 << 10 };
 pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
                       pd_kv_type native, uint64_t kv_bytes, size_t parallel, size_t draft_max, size_t ctx, pd_err *err) {
     *r = (pd_run){.model = m, .kern = kern, .workers = workers, .codec = pd_codec_of(native, native), .parallel = parallel,
-                  .draft_max = draft_max, .rows = pd_max_size(parallel, 1 + draft_max)};
+                  .ctx = ctx, .draft_max = draft_max, .rows = pd_max_size(parallel, 1 + draft_max)};
     const size_t rows = r->rows, heads = m->hp.n_layer * m->hp.n_head_kv;
     pd_status rc = pd_kvpools_init(&r->pools, &r->codec, m->hp.head_dim, kv_bytes, HYSTERESIS_BYTES, err);
     if (rc == PD_OK) rc = pd_fwd_init(&r->fwd, m, kern, workers, pd_max_size(PD_TILE, rows), err);
@@ -52,6 +52,7 @@ void pd_run_done(pd_run *r) {
     pd_token_tree_close(r->tree);
     pd_attn_done(&r->attn);
     pd_fwd_done(&r->fwd);
+    for (size_t i = 0; i < PD_ROPE_MAX; i++) pd_turns_done(&r->turns[i]);
     pd_arena_done(&r->tmp);
     pd_kvpools_done(&r->pools);
     *r = (pd_run){0};
@@ -96,12 +97,18 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     for (size_t l = 0; l < hp->n_layer; l++) slots[l] = pd_admit_list_slots(job, hp, l);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     pd_kvpool *pool;
-    PD_TRY(pd_kvpools_get(&run->pools, &codec, &pool, err));
+    PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     pd_codec recent;
     if (pd_codec_recent(&codec, &recent)) {
-        PD_TRY(pd_kvpools_get(&run->pools, &recent, &pool, err));
+        PD_TRY(pd_kvpools_get(&run->pools, &recent, hp->head_dim, &pool, err));
         PD_TRY(pd_kv_hold_recent(&s->kv, pool, &recent, err));
+    }
+    if (job->latent.rank) {
+        PD_TRY(pd_latents_open(s, err));
+    } else if (job->pack_page_bytes) {
+        PD_TRY(pd_kvpools_get(&run->pools, &codec, pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim), &pool, err));
+        PD_TRY(pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
     }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
     s->guard = calloc(hp->n_layer, sizeof *s->guard);
@@ -129,11 +136,12 @@ static void report(pd_seq *s) {
     pd_kv_report *r = &job->result.kv;
     const size_t heads = hp->n_layer * hp->n_head_kv;
     r->skipped = job->skipped;
-    r->ratio = s->pairs_scope ? 1.0 - (double)s->pairs_kept / (double)s->pairs_scope : 0.0;
+    r->ratio = s->pairs_scope ? 1.0 - s->pairs_kept / (double)s->pairs_scope : 0.0;
     r->tokens_seen = s->n_seen;
     r->tokens_evicted = s->evicted;
     r->bytes = pd_kv_bytes(&s->kv);
-    r->pages = s->kv.n_pages;
+    r->bytes_recent = s->kv.n_recent ? s->kv.n_recent * s->kv.recent_pool->page_bytes : 0;
+    r->pages = s->kv.n_pages + s->kv.n_pack_pages;
     r->bytes_after_prefill = s->bytes_after_prefill;
     r->bytes_peak = s->bytes_peak;
     r->bytes_dense = pd_dense_bytes(hp, s->n_seen);
@@ -142,21 +150,25 @@ static void report(pd_seq *s) {
     r->n_head_kv = hp->n_head_kv;
     double kept = 0.0;
     uint32_t *n = NULL, *pages = NULL;
+    uint64_t *bytes = NULL;
     if ((job->verbose || job->explain) && s->kv.head) {
         n = pd_arena_alloc(&job->keep, heads, sizeof *n);
         pages = pd_arena_alloc(&job->keep, heads, sizeof *pages);
+        bytes = pd_arena_alloc(&job->keep, heads, sizeof *bytes);
     }
     for (size_t i = 0; s->kv.head && i < heads; i++) {
         kept += s->kv.head[i].n;
-        if (n && pages) {
+        if (n && pages && bytes) {
             n[i] = s->kv.head[i].n;
             pages[i] = s->kv.head[i].n_page;
+            bytes[i] = pd_kv_head_bytes(&s->kv, &s->kv.head[i]);
         }
     }
     r->tokens_kept = kept / (double)heads;
-    if (n && pages) {
+    if (n && pages && bytes) {
         r->kept = n;
         r->head_pages = pages;
+        r->head_bytes = bytes;
     }
     job->result.explain = s->explain;
     pd_compare_report(job);

@@ -41,7 +41,8 @@ typedef struct pd_run {
     pd_sampler sampler;
     pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
     pd_arena tmp;     /* one press call */
-    size_t parallel;
+    size_t parallel, ctx;
+    pd_turns turns[PD_ROPE_MAX]; /* for projected keys; made when the first request has any */
     size_t draft_max; /* tokens a sequence alone in the batch may propose to itself; 0 = none */
     size_t rows;      /* of a decode step, at most: parallel, 1 + draft_max */
     float *x;         /* [rows][n_embd] hidden states of a decode step */
@@ -82,7 +83,8 @@ struct pd_seq {
 
     /* for the report */
     uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */
-    uint64_t pairs_scope, pairs_kept;         /* over pressed layers */
+    uint64_t pairs_scope;                     /* over pressed layers */
+    double pairs_kept;                        /* pd_plan_pairs */
     uint64_t evicted;
     uint64_t press_ns;
     pd_explain_head *explain; /* [n_layer][n_head_kv] in job->keep */
@@ -188,6 +190,14 @@ pd_status pd_presser_layer(pd_prefill *p, pd_err *err);
 /* After a decode step: prune if the interval is over. */
 pd_status pd_presser_step(pd_seq *s, pd_err *err);
 
+/* ---- latents.c: older keys projected ---- */
+
+/* The job's rule for a cache that is empty.  Errors: ENOMEM. */
+pd_status pd_latents_open(pd_seq *s, pd_err *err);
+/* n rows as pd_kv_append; of a layer that is pressed, keys that leave the window are projected. */
+pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k, const float *v, const int32_t *pos,
+                            size_t n, pd_err *err);
+
 /* ---- decode.c ---- */
 
 /* Feed every sequence's next token, leave logits row i for seq[i] in
@@ -206,17 +216,19 @@ void pd_decode_settle(pd_seq *s, size_t n, size_t taken);
 
 /* ---- admit.c: what a job will need ---- */
 
+/* How the press stores older keys; rank 0 = as they are. */
+pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp);
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
- * protection, kv_key, kv_value, page_bytes, pages_reserved (and pages_promised) and
- * staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
+ * protection, kv_key, kv_value, page_bytes, key_channels, pack_page_bytes, what is reserved
+ * and promised of both kinds of pages, and staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
  * head); EINVAL (kv_type asks for whole groups of head_dim). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
-/* Most pages a sequence may come to hold from here on, whose prompt is in: what it holds and what
- * max_tokens tokens can add, less what its decode press will take; or what is promised already if
- * that is less. */
-uint64_t pd_admit_left(const pd_seq *s);
+/* pages_promised and pack_promised become the most that a sequence, whose prompt is in, may come to
+ * hold from here on: what it holds and what max_tokens tokens can add, less what its decode press
+ * will take; or stay if they are less. */
+void pd_admit_left(const pd_seq *s);
 /* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
 uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 

@@ -21,7 +21,8 @@ static const struct {
     pd_data_set set;
 } parts[] = {
     {"stats", PD_SET_STATS},        {"qfilter", PD_SET_QFILTER}, {"duo", PD_SET_DUO_CALIBRATED},
-    {"kvzap", PD_SET_KVZAP_LINEAR}, {"lukv", PD_SET_LUKV},
+    {"kvzap", PD_SET_KVZAP_LINEAR}, {"lukv", PD_SET_LUKV},       {"eigen", PD_SET_EIGEN},
+    {"joint", PD_SET_JOINT},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
@@ -49,10 +50,12 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
+static const char all_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,joint";
+
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
     unsigned sets = 0;
-    for (const char *p = list ? list : "stats,qfilter,duo,kvzap,lukv"; *p;) {
+    for (const char *p = list ? list : all_parts; *p;) {
         const size_t n = strcspn(p, ",");
         size_t i = 0;
         while (i < N_PARTS && !(strlen(parts[i].name) == n && memcmp(parts[i].name, p, n) == 0))
@@ -60,7 +63,7 @@ static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
         if (i == N_PARTS)
             return pd_fail(
                 err, PD_EINVAL, "--only",
-                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv",
+                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint",
                 (int)(n < 40 ? n : 40), p);
         sets |= 1u << parts[i].set;
         p += n + (p[n] == ',');
@@ -102,7 +105,7 @@ static int print_help(void) {
         "  -m, --model MODEL    the GGUF file\n"
         "      --text FILE      UTF-8 text of the kind the model will read\n"
         "  -o, --output DATA    the file to make, for pressd serve --press-data\n"
-        "      --only LIST      some of stats, qfilter, duo, kvzap, lukv; all without it\n"
+        "      --only LIST      some of the words below; all without it\n"
         "      --tokens N       of the text, at most (default 100000)\n"
         "      --chunk N        tokens of one prompt (default 1024)\n"
         "      --repeat-tokens N  at most so many are read twice, for kvzap and lukv (default "
@@ -114,7 +117,9 @@ static int print_help(void) {
         "  qfilter  main direction of queries           press qfilter\n"
         "  duo      how far back heads look             press duo_attention\n"
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
-        "  lukv     budget curves of layers and heads   press lukv\n");
+        "  lukv     budget curves of layers and heads   press lukv\n"
+        "  eigen    bases of keys and values            press eigen_attention\n"
+        "  joint    bases of all heads' keys together   press eigen_attention, basis joint\n");
     return pd_cmd_print(&out);
 }
 

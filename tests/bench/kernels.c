@@ -188,7 +188,7 @@ static void run_attn(void *p) {
     attn_arg *a = p;
     const size_t n_page = a->n_head * a->n / 16;
     for (size_t i = 0; i < n_page; i += CHUNK) /* as the engine does */
-        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + i, 0, 16 * CHUNK,
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->dim, a->pages + i, 0, 16 * CHUNK,
                              i + CHUNK < n_page ? CHUNK : 0, 0.0f, a->tmp, a->n + 16, a->m, a->l, a->acc);
 }
 
@@ -258,14 +258,14 @@ static void run_type(void *p) {
     const size_t n_page = a->n / 16;
     for (size_t h = 0; h < a->n_head; h++)
         for (size_t i = 0; i < n_page; i += CHUNK)
-            pd_codec_attn(&a->codec, a->k, a->q, a->n_group, a->dim, a->pages + h * n_page + i, 0, 16 * CHUNK, 0, 0.0f, a->tmp,
+            pd_codec_attn(&a->codec, a->k, a->q, a->n_group, a->dim, a->dim, a->pages + h * n_page + i, 0, 16 * CHUNK, 0, 0.0f, a->tmp,
                           16 * CHUNK + 32, a->scratch, a->m, a->l, a->acc);
 }
 
 static void attention_in(const pd_kernels *k, pd_kv_type type, size_t n_head, size_t n_group, size_t dim, size_t n) {
     pd_rng rng = {2};
     type_arg a = {.k = k, .codec = pd_codec_of(type, type), .n_head = n_head, .n_group = n_group, .dim = dim, .n = n};
-    const size_t n_page = n_head * n / 16, bytes = pd_codec_page_bytes(&a.codec, dim);
+    const size_t n_page = n_head * n / 16, bytes = pd_codec_page_bytes(&a.codec, dim, dim);
     uint8_t *kv = alloc(n_page * bytes);
     float *x = alloc(16 * dim * sizeof *x);
     for (size_t i = 0; i < 16 * dim; i++) x[i] = pd_rng_f32(&rng) - 0.5f;

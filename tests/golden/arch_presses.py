@@ -43,7 +43,7 @@ PLAIN = ("random:seed=42", "knorm", "keydiff", "streaming_llm", "tova", "expecte
          "compactor", "observed_attention", "critical(expected_attention)", "adakv(expected_attention)", "key_rerotation(knorm)",
          "critical_adakv(expected_attention)", "entropy_gated_chunkkv(expected_attention)", "block(keydiff)",
          "merging(expected_attention)", "simlayerkv:lazy_threshold=0.8,n_recent=32",
-         "finch:window_size=16")
+         "think:key_channel_compression_ratio=0.5", "finch:window_size=16")
 HIDING = (AdaKVPress, DuoAttentionPress, DMSPress, LUKVPress)  # and what wraps them: pairs stay in the cache, hidden
 
 NO_CAM = "not judged: it merges by draws from torch's generator; with our draws it is judged by decode_walk.py"

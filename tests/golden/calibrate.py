@@ -28,6 +28,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 PRESSD = os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build/server/pressd")
 CUT = {"--tokens": 1024, "--chunk": 256, "--repeat-tokens": 512}
 SINK, ALPHA, DUO_POSITIONS = 4, 1.0, 500
+EVERY, STEPS = 32, 16  # rows that are looked at, points of a curve of errors
 MOST = 4000  # numbers kept of one tensor
 
 # SmolLM2's template, written out: this must not come from the code under test.
@@ -65,7 +66,7 @@ class Pass:
             self.q0.append(split(layer.self_attn.q_proj(x), cfg.num_attention_heads))
             self.k0.append(split(layer.self_attn.k_proj(x), cfg.num_key_value_heads))
             self.v.append(split(layer.self_attn.v_proj(x), cfg.num_key_value_heads))
-        self.q = [rotate(q) for q in self.q0]
+        self.q, self.k = [rotate(q) for q in self.q0], [rotate(k) for k in self.k0]
 
 
 def stats_and_filters(passes, cfg):
@@ -80,6 +81,99 @@ def stats_and_filters(passes, cfg):
         u *= np.sign((rotated @ u[:, :, None]).mean((1, 2)))[:, None]
         filters.append(-u.reshape(-1, group, u.shape[1]).mean(1))
     return np.stack(mean), np.stack(cov), np.stack(filters)
+
+
+def score_moment(sq, inv_freq, n):
+    """Mean of R_p sq R_p^T over p < n, one by one."""
+    half, out = len(inv_freq), np.zeros_like(sq)
+    for p in range(n):
+        c, s = np.diag(np.cos(p * inv_freq)), np.diag(np.sin(p * inv_freq))
+        r = np.block([[c, -s], [s, c]])
+        out += r @ sq @ r.T / n
+    assert out.shape == (2 * half, 2 * half)
+    return out
+
+
+def energies(model, passes):
+    """Mean squares of keys and values along the directions of each basis, the largest first: singular values."""
+    cfg = model.config
+    group, n = cfg.num_attention_heads // cfg.num_key_value_heads, max(p.k[0].shape[1] for p in passes)
+    inv_freq = model.model.rotary_emb.inv_freq.double().numpy()
+    rows = lambda name, i: torch.cat([getattr(p, name)[i][:, SINK:] for p in passes], 1).double().numpy()
+    along = lambda x: np.linalg.svd(x, compute_uv=False) ** 2 / len(x)
+    out = {}
+    for i in range(cfg.num_hidden_layers):
+        k, heads = rows("k0", i), range(cfg.num_key_value_heads)
+        moments = np.stack([x.T @ x for x in rows("q0", i)]).reshape(len(heads), group, *k.shape[2:] * 2).sum(1)
+        score = []
+        for h in heads:
+            w, u = np.linalg.eigh(score_moment(moments[h], inv_freq, n))
+            score.append(along(k[h] @ (u * np.sqrt(w / w.mean())) @ u.T))
+        for name, e in (("eigen_attention.shared", along(np.concatenate(k))), ("eigen_attention.score", score),
+                        ("eigen_attention.per_head", [along(k[h]) for h in heads]),
+                        ("eigen_attention.rotated", [along(x) for x in rows("k", i)]),
+                        ("eigen_attention.value", [along(x) for x in rows("v", i)]),
+                        ("joint.keys", along(np.concatenate(k, 1)))):
+            out.setdefault(name + ".energy", []).append(e)
+    return {name: np.array(e) for name, e in out.items()}
+
+
+def errors(model, passes):
+    """What a layer's output loses when keys (or values) have i/16 of their directions, over some rows of all passes."""
+    cfg, out = model.config, {}
+    hk, d, group = cfg.num_key_value_heads, cfg.head_dim, cfg.num_attention_heads // cfg.num_key_value_heads
+    inv_freq = model.model.rotary_emb.inv_freq.double().numpy()
+    down = lambda s: np.linalg.eigh(s)[1][..., ::-1]  # directions in columns, the strongest first
+    for i, layer in enumerate(model.model.layers):
+        get = lambda name: [getattr(p, name)[i].double().numpy() for p in passes]
+        q0, k0, q, k, v = (get(name) for name in ("q0", "k0", "q", "k", "v"))
+        n, heads = k[0].shape[1], range(hk)
+        angle = np.arange(n)[:, None] * inv_freq
+        cos, sin = np.tile(np.cos(angle), 2), np.tile(np.sin(angle), 2)
+        rotate = lambda x: x * cos + np.concatenate((-x[..., d // 2:], x[..., :d // 2]), -1) * sin
+        moment = lambda xs: sum(x[:, SINK:].transpose(0, 2, 1) @ x[:, SINK:] for x in xs)
+        wide = lambda x: x.transpose(1, 0, 2).reshape(n, hk * d)
+        mq = moment(q0).reshape(hk, group, d, d).sum(1)
+        score, rebuild = [], []
+        for h in heads:
+            w, u = np.linalg.eigh(score_moment(mq[h], inv_freq, n))
+            root, back = (u * np.sqrt(w)) @ u.T, (u / np.sqrt(w)) @ u.T
+            x = down(root @ moment(k0)[h] @ root)
+            score.append(root @ x), rebuild.append(back @ x)
+        shared = np.stack([down(moment(k0).sum(0))] * hk)
+        joint = down(sum(wide(x)[SINK:].T @ wide(x)[SINK:] for x in k0))
+        wo = layer.self_attn.o_proj.weight.double().numpy()
+        seen = np.tril(np.ones((n, n)))[EVERY - 1::EVERY]
+
+        def output(q, k, v):
+            s = q[:, EVERY - 1::EVERY] @ k.repeat(group, 0).transpose(0, 2, 1) / d**0.5
+            p = np.exp(s - s.max(-1, keepdims=True)) * seen
+            o = p / p.sum(-1, keepdims=True) @ v.repeat(group, 0)
+            return o.transpose(1, 0, 2).reshape(len(seen), -1) @ wo.T
+
+        def curve(low):  # low(pass, r) -> keys and values
+            missed = [[((output(q[j], *low(j, r)) - exact[j])**2).sum() for j in range(len(passes))]
+                      for r in range(1, STEPS)]
+            return np.sqrt(np.sum(missed, 1) / sum((y**2).sum() for y in exact))
+
+        def through(x, a, b, r):
+            y = (x @ a[..., :r * a.shape[-1] // STEPS]) @ b[..., :r * b.shape[-1] // STEPS].swapaxes(-1, -2)
+            return y
+
+        def but_sinks(y, x):
+            return np.concatenate((x[:, :SINK], y[:, SINK:]), 1)
+
+        exact = [output(*x) for x in zip(q, k, v)]
+        keys = lambda a, b: curve(lambda j, r: (but_sinks(rotate(through(k0[j], a, b, r)), k[j]), v[j]))
+        rotated, value = down(moment(k)), down(moment(v))
+        own = down(moment(k0))
+        out.setdefault("eigen_attention.error", []).append([
+            keys(shared, shared), keys(own, own), keys(np.stack(score), np.stack(rebuild)),
+            curve(lambda j, r: (but_sinks(through(k[j], rotated, rotated, r), k[j]), v[j])),
+            curve(lambda j, r: (k[j], but_sinks(through(v[j], value, value, r), v[j])))])
+        out.setdefault("joint.keys.error", []).append(curve(lambda j, r: (but_sinks(
+            rotate(through(wide(k0[j]), joint, joint, r).reshape(n, hk, d).transpose(1, 0, 2)), k[j]), v[j])))
+    return {name: np.array(e) for name, e in out.items()}
 
 
 def duo(model, passes):
@@ -160,6 +254,8 @@ def measure(path):
         "kvzap.linear.weight": np.stack([w for w, _ in fits]),
         "kvzap.linear.bias": np.stack([b for _, b in fits]),
         "lukv.curves": curves(scores),
+        **energies(model, passes),
+        **errors(model, passes),
     }
 
 

@@ -25,6 +25,7 @@ DATA = os.path.join(HERE, "data")
 
 # Why a press has no golden of its own, and what stands in for it.
 NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
+             "eigen_attention": ("not in kvpress", "what_is_lost_is_what_the_basis_misses"),
              "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
              "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why"),
              "restorekv": ("not served: it needs adapters of the projections", "unserved_presses_say_why")}
@@ -41,6 +42,8 @@ DIFFERS_TESTS = {
     "decoding": ["views_while_decoding_are_true", "recent_queries_are_as_many_as_asked", "decoding_equals_the_masked_reference"],
     "dms": ["dms_equals_the_masked_reference", "dms_protects_and_leaves_the_newest"],
     "duo_attention": ["duo_protects_and_counts"],
+    "eigen_attention": ["bytes_fall_by_the_rank", "what_is_lost_is_what_the_basis_misses", "heads_have_their_bases",
+                        "a_budget_gives_each_layer_its_rank", "few_bits_go_along_for_values"],
     "expected_attention": ["expected_attention_is_the_formula"],
     "fastkvzip": ["gates_cut_all_layers_at_one_score"],
     "finch": ["finch_keeps_the_question"],
@@ -54,6 +57,7 @@ DIFFERS_TESTS = {
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
+    "think": ["bytes_fall_by_the_channels"],
 }
 
 

@@ -39,7 +39,7 @@ from kvpress import (AdaKVPress, BlockPress, CapPress, ChunkKVPress, ChunkPress,
                      KeyDiffPress, KeyRerotationPress, KnormPress, LagKVPress, LeverageScorePress, MergingPress, NonCausalAttnPress,
                      ObservedAttentionPress,
                      PerLayerCompressionPress, PyramidKVPress, RandomPress, SimLayerKVPress, SnapKVPress,
-                     StreamingLLMPress, TOVAPress)
+                     StreamingLLMPress, ThinKPress, TOVAPress)
 from kvpress.presses.scorer_press import ScorerPress
 from kvpress.utils import compute_n_kept, get_prerope_query_states
 from transformers import DynamicCache
@@ -116,6 +116,9 @@ PRESSES = {
     "per_layer:compression_ratios=0.1;0.5*28;0.9(tova)": Ref(
         lambda: PerLayerCompressionPress(TOVAPress(), [0.1] + 28 * [0.5] + [0.9]), (None,), layers=30),
     "simlayerkv:lazy_threshold=0.8,n_recent=32": Ref(lambda: SimLayerKVPress(lazy_threshold=0.8, n_recent=32), (None,)),
+    "think:key_channel_compression_ratio=0.5": Ref(lambda: ThinKPress(0.5), (None,)),
+    "composed(snapkv@0.5,think:key_channel_compression_ratio=0.4)": Ref(
+        lambda: ComposedPress([at(0.5, SnapKVPress()), ThinKPress(0.4)]), (None,)),
     "finch:window_size=16": Ref(lambda: finch(16), window=16),
     "finch:window_size=16,normalize_scores=false,rerotate_keys=false": Ref(
         lambda: finch(16, normalize_scores=False, rerotate_keys=False), window=16),
@@ -281,9 +284,10 @@ def rotate(x, angle):
 
 
 def slots_of(module, dense, left):
-    """Which slot each row of one head's pressed (keys, values) was: by its key, or by value and the key turned back."""
+    """Which slot each row of one head's pressed (keys, values) was: by its key, or what is not 0 of all of them, or by
+    value and the key turned back."""
     (k, v), (nk, nv) = dense, left
-    by_key = {row.tobytes(): t for t, row in enumerate(k.numpy())}
+    by_key = {row.tobytes(): t for t, row in enumerate(torch.where((nk != 0).any(0), k, 0).numpy())}
     found = [by_key.get(row.tobytes()) for row in nk.numpy()]
     if None not in found:
         return found

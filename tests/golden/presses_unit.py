@@ -14,6 +14,7 @@ compression/sketch.c draws for the view's seed and layer: torch.randn is replace
   f32 scores [H][L]        if holds & 1
   bits [H][ceil(L / 8)]    1 = kept, first slot = highest bit
   f32 values [kept][D]     if holds & 2: of every head's kept slots, in their order
+  bits [H][ceil(D / 8)]    if holds & 4: 1 = a key channel that is not set to 0
 
 Needs torch and kvpress; takes seconds.
 """
@@ -28,7 +29,7 @@ import kvpress
 from kvpress import (BlockPress, ChunkKVPress, ChunkPress, CriticalAdaKVPress, EntropyGatedChunkKVPress, FinchPress,
                      MergingPress, PerLayerCompressionPress, SimLayerKVPress)
 from kvpress import (CapPress, CompactorPress, CriticalKVPress, CURPress, LagKVPress, LeverageScorePress,
-                     NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress)
+                     NonCausalAttnPress, ObservedAttentionPress, PyramidKVPress, ThinKPress)
 from kvpress import (AdaKVPress, ExpectedAttentionPress, KeyDiffPress, KeyRerotationPress, KnormPress, RandomPress,
                      ScorerPress, SnapKVPress, StreamingLLMPress, TOVAPress)
 from transformers import LlamaConfig
@@ -230,6 +231,13 @@ COMPRESSED = {
     "simlayerkv:lazy_threshold=0.1,n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(0.1, **LAZY)),
     "simlayerkv:lazy_threshold=0.3,n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(0.3, **LAZY)),
     "simlayerkv:n_last=3,n_recent=20": (None, 0, lambda: SimLayerKVPress(1.0, **LAZY)),
+    "think:key_channel_compression_ratio=0.5": (None, 4, lambda: ThinKPress(0.5)),
+    "think:key_channel_compression_ratio=0.3,window_size=7": (None, 4, lambda: ThinKPress(0.3, 7)),
+    "think:key_channel_compression_ratio=0.95,window_size=1": (None, 4, lambda: ThinKPress(0.95, 1)),
+    "composed(knorm@0.5,think:key_channel_compression_ratio=0.4)": (
+        None, 4, lambda: Composed(KnormPress(0.5), ThinKPress(0.4))),
+    "composed(think:key_channel_compression_ratio=0.6,knorm@0.5)": (
+        None, 4, lambda: Composed(ThinKPress(0.6), KnormPress(0.5))),
     "finch:window_size=9": (0.5, 1, lambda: finch(9)),
     "finch:window_size=9,normalize_scores=false": (0.6, 1, lambda: finch(9, normalize_scores=False)),
     "finch:window_size=5,chunk_length=20,rerotate_keys=false": (
@@ -301,7 +309,7 @@ def inputs(seed, n, d, hq, h):
     cos, sin = (x[:, None].double() for x in cos_sin)
     raw_keys = (keys * cos - rotate_half(keys) * sin).float()  # the cache's turned back
     hidden = torch.cat([queries, raw_keys[0].transpose(0, 1).reshape(n, h * d)], dim=-1)
-    return module, hidden[None], keys, values, None, {"position_embeddings": cos_sin}
+    return module, hidden[None], keys, values, None, {"position_embeddings": cos_sin, "hidden_states": hidden[None]}
 
 
 def causal_attention(args):
@@ -341,7 +349,7 @@ def answers(press, args):
 
 
 def compressed(press, ratio, args):
-    """[H][L] kept, and [kept][D] their values: slots are known by their keys, or by their values when the
+    """[H][L] kept, [kept][D] their values and [H][D] the key channels that are not 0: slots are known by their keys, or by their values when the
     press moves the keys."""
     module, _, keys, values = args[:4]
     leaf = press
@@ -355,13 +363,13 @@ def compressed(press, ratio, args):
     if module.masked_key_indices is not None:
         kept = torch.ones(keys.shape[1:3], dtype=torch.bool)
         kept[module.masked_key_indices[1], module.masked_key_indices[2]] = False
-        return kept, values[0][kept]
+        return kept, values[0][kept], None
     same = (k[0][:, None] == keys[0][:, :, None]).all(-1)  # [H][L][n_kept]
     if same.sum() < k.shape[1] * k.shape[2]:
         same = (v[0][:, None] == values[0][:, :, None]).all(-1)
     kept = same.any(-1)
     assert (same.sum(-1) <= 1).all() and kept.sum() == k.shape[1] * k.shape[2]
-    return kept, v[0][torch.nonzero(same)[:, 0], torch.nonzero(same)[:, 2]]
+    return kept, v[0][torch.nonzero(same)[:, 0], torch.nonzero(same)[:, 2]], (k[0] != 0).any(1)
 
 
 @torch.inference_mode()
@@ -390,7 +398,7 @@ def main():
                 if name in ("pyramidkv",) and n <= 128:
                     continue  # the window alone, all of one score, is more than the budget
                 press = make()
-                kept, values = compressed(press, ratio, args)
+                kept, values, channels = compressed(press, ratio, args)
                 if SHAPES.index((seed, n, d, hq, h)) >= VALUES_SHAPES:
                     holds &= ~2
                 f.write(f"case {seed} {n} {d} {hq} {h} {ratio or 0.0} {holds} {name}\n".encode())
@@ -399,6 +407,8 @@ def main():
                 f.write(np.packbits(kept.numpy(), axis=-1).tobytes())
                 if holds & 2:
                     f.write(values.numpy().astype("<f4").tobytes())
+                if holds & 4:
+                    f.write(np.packbits(channels.numpy(), axis=-1).tobytes())
     print(f"{path}: {os.path.getsize(path)} bytes")
 
 

@@ -242,7 +242,7 @@ static void write_report(pd_job *j) {
     kv->kv_key = c && c->kv_key ? c->kv_key : PD_KV_F16;
     kv->kv_value = c && c->kv_value ? c->kv_value : PD_KV_F16;
     const pd_codec codec = pd_codec_of(kv->kv_key, kv->kv_value);
-    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM);
+    kv->page_bytes = pd_codec_page_bytes(&codec, HEAD_DIM, HEAD_DIM);
     kv->bytes = kv->pages * kv->page_bytes;
     kv->bytes_after_prefill = pages_of(held - j->n_out) * kv->page_bytes;
     kv->bytes_dense = (uint64_t)(j->n_prompt + j->n_out) * TOKEN_BYTES;
@@ -253,12 +253,15 @@ static void write_report(pd_job *j) {
     if (!j->verbose && !j->explain) return;
     uint32_t *kept = PD_ARENA_NEW(&j->arena, N_LAYER * N_HEAD_KV, uint32_t);
     uint32_t *pages = PD_ARENA_NEW(&j->arena, N_LAYER * N_HEAD_KV, uint32_t);
+    uint64_t *bytes = PD_ARENA_NEW(&j->arena, N_LAYER * N_HEAD_KV, uint64_t);
     for (size_t i = 0; i < N_LAYER * N_HEAD_KV; i++) {
         kept[i] = (uint32_t)held;
         pages[i] = (uint32_t)(kv->pages / (N_LAYER * N_HEAD_KV));
+        bytes[i] = pages[i] * kv->page_bytes;
     }
     kv->kept = kept;
     kv->head_pages = pages;
+    kv->head_bytes = bytes;
     if (!j->explain) return;
     pd_explain_head *heads = PD_ARENA_NEW(&j->arena, N_LAYER * N_HEAD_KV, pd_explain_head);
     int32_t *pos = PD_ARENA_NEW(&j->arena, held + 1, int32_t);

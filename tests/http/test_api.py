@@ -330,7 +330,7 @@ class Replies(ServerTest):
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))
         self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
-                         {"simlayerkv", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
+                         {"simlayerkv", "think", "eigen_attention", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
         self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]],
                          ["composed", "prefill_decoding"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])

@@ -220,13 +220,13 @@ static void open_world(world *w, pd_kv_type key, pd_kv_type value, size_t d, siz
     pd_kernels_init(&kern, pd_cpu_detect());
     const pd_codec codec = pd_codec_of(key, value);
     *w = (world){.d = d, .rng = {d * 64 + key * 8 + value}};
-    w->pool = new_pool(pd_codec_page_bytes(&codec, d), n_pages, 0);
-    w->scratch = calloc(1, pd_codec_page_bytes(&codec, d));
+    w->pool = new_pool(pd_codec_page_bytes(&codec, d, d), n_pages, 0);
+    w->scratch = calloc(1, pd_codec_page_bytes(&codec, d, d));
     const size_t slots[LAYERS] = {SLOTS, SLOTS};
     assert_int_equal(pd_kv_init(&w->kv, &w->pool, &codec, &kern, LAYERS, HEADS, d, slots, NULL), PD_OK);
     pd_codec recent;
     if (pd_codec_recent(&codec, &recent)) {
-        w->recent = new_pool(pd_codec_page_bytes(&recent, d), LAYERS * HEADS * PD_KV_RECENT, 0);
+        w->recent = new_pool(pd_codec_page_bytes(&recent, d, d), LAYERS * HEADS * PD_KV_RECENT, 0);
         assert_int_equal(pd_kv_hold_recent(&w->kv, &w->recent, &recent, NULL), PD_OK);
     }
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
@@ -262,7 +262,7 @@ static size_t held_pages(const naive_head *h) {
 /* What a type makes of a row: another test's business. */
 static void recode(world *w, const pd_codec *c, size_t l, size_t h, size_t slot, const float *k, const float *v, float *to_k, float *to_v) {
     const float *centre = pd_kv_centre(&w->kv, l, h);
-    void *page = calloc(1, pd_codec_page_bytes(c, w->d));
+    void *page = calloc(1, pd_codec_page_bytes(c, w->d, w->d));
     pd_codec_write(c, w->kv.kern, page, w->d, slot, 1, k, v, w->d, centre);
     pd_codec_read(c, w->kv.kern, page, w->d, slot, to_k, to_v, centre);
     free(page);
@@ -431,7 +431,7 @@ static void append_beyond_the_pool_is_an_error(void **state) {
     open_world(&w, PD_KV_F16, PD_KV_F16, 64, 100);
     err = (pd_err){0};
     assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, SLOTS, &err), PD_OK);
-    assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, 17, &err), PD_EINTERNAL);
+    assert_int_equal(pd_kv_append(&w.kv, 0, 0, rows, rows, 64, pos, NULL, 33, &err), PD_EINTERNAL);
     free(rows);
     close_world(&w);
 }
@@ -482,7 +482,7 @@ static void resident_memory_falls(pd_kv_type type) {
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
     const pd_codec codec = pd_codec_of(type, type);
-    const size_t page = pd_codec_page_bytes(&codec, D), full_pages = H * TOKENS / N;
+    const size_t page = pd_codec_page_bytes(&codec, D, D), full_pages = H * TOKENS / N;
     pd_kvpool pool = new_pool(page, full_pages + H, 512 << 10);
     pd_kv kv;
     const size_t slots[1] = {TOKENS};
@@ -538,7 +538,7 @@ static void few_bits_are_off_by_half_a_step(void **state) {
         const size_t d = dims[c];
         for (pd_kv_type t = PD_KV_Q8_0; t <= PD_KV_Q4; t++) {
             const pd_codec codec = pd_codec_of(t, t);
-            uint8_t *page = calloc(2, pd_codec_page_bytes(&codec, d));
+            uint8_t *page = calloc(2, pd_codec_page_bytes(&codec, d, d));
             float x[2][256], y[2][256], z[2][256];
             for (size_t i = 0; i < 2 * d; i++) x[i / d][i % d] = (i % 19 == 3 ? 20.0f : 1.0f) * (pd_rng_f32(&rng) - 0.5f);
             pd_codec_write(&codec, &kern, page, d, 5, 1, x[0], x[1], d, NULL);
@@ -590,10 +590,10 @@ static void types_have_names(void **state) {
     static const double bits[PD_KV_TYPES] = {0, 16, 32, 8.5, 5}; /* q4: 5.5 of keys, 4.5 of values */
     for (t = PD_KV_F16; t < PD_KV_TYPES; t++) {
         const pd_codec c = pd_codec_of(t, t);
-        assert_true((double)pd_codec_page_bytes(&c, 64) * 8 == bits[t] * 2 * N * 64);
+        assert_true((double)pd_codec_page_bytes(&c, 64, 64) * 8 == bits[t] * 2 * N * 64);
     }
     const pd_codec mixed = pd_codec_of(PD_KV_Q8_0, PD_KV_Q4);
-    assert_int_equal(pd_codec_page_bytes(&mixed, 64), (1024 + 64) + (512 + 64));
+    assert_int_equal(pd_codec_page_bytes(&mixed, 64, 64), (1024 + 64) + (512 + 64));
 }
 
 /* Attention in every pair of types against softmax in f64 over the rows as they are read
@@ -616,7 +616,7 @@ static void attention_agrees_with_the_rows_read_back(void **state) {
             const pd_codec codec = pd_codec_of((pd_kv_type)key, (pd_kv_type)value);
             const float *shift = pd_kv_type_group(codec.key) > 1 ? centre : NULL;
             uint8_t *page[PAGES];
-            for (size_t i = 0; i < PAGES; i++) page[i] = calloc(1, pd_codec_page_bytes(&codec, D));
+            for (size_t i = 0; i < PAGES; i++) page[i] = calloc(1, pd_codec_page_bytes(&codec, D, D));
             double far = 0.0;
             for (size_t i = 0; i < ROWS; i++) {
                 for (size_t c = 0; c < D; c++) {
@@ -631,7 +631,7 @@ static void attention_agrees_with_the_rows_read_back(void **state) {
                 far = fmax(far, sqrt(d2));
             }
             for (size_t i = 0; i < G * D; i++) q[i] = 0.5f * pd_rng_f32(&rng);
-            pd_codec_attn(&codec, &kern, q, G, D, (const void *const *)page, FIRST, ROWS, 0, 0.0f, tmp, STRIDE, scratch, m, l, acc);
+            pd_codec_attn(&codec, &kern, q, G, D, D, (const void *const *)page, FIRST, ROWS, 0, 0.0f, tmp, STRIDE, scratch, m, l, acc);
             for (size_t g = 0; g < G; g++) {
                 double s[ROWS], max = -INFINITY, sum = 0.0, q2 = 0.0, most = 0.0;
                 for (size_t c = 0; c < D; c++) q2 += (double)q[g * D + c] * (double)q[g * D + c];
@@ -709,16 +709,16 @@ static void pools_are_made_when_wanted_and_add_up(void **state) {
     const pd_codec *codec[] = {&f16, &q8, &mixed};
     uint64_t want = 0;
     for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(pd_kvpools_get(&p, codec[i], &pool[i], NULL), PD_OK);
+        assert_int_equal(pd_kvpools_get(&p, codec[i], D, &pool[i], NULL), PD_OK);
         pd_kvpool *again;
-        assert_int_equal(pd_kvpools_get(&p, codec[i], &again, NULL), PD_OK);
+        assert_int_equal(pd_kvpools_get(&p, codec[i], D, &again, NULL), PD_OK);
         assert_ptr_equal(pool[i], again);
         for (size_t n = 0; n < 10 + i; n++) {
             uint32_t page;
             assert_true(pd_kvpool_take(pool[i], PD_PAGE_SEQ, &page));
             memset(pd_kvpool_page(pool[i], page), 1, pool[i]->page_bytes);
         }
-        want += (10 + i) * pd_codec_page_bytes(codec[i], D);
+        want += (10 + i) * pd_codec_page_bytes(codec[i], D, D);
     }
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_SEQ), want);
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_STORE), 0);

@@ -43,7 +43,7 @@ static pd_press_data *must_measure(pd_engine *e) {
     pd_err err = {0};
     assert_int_equal(pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, 1, &err), PD_OK);
     if (measure(e, ALL, TEXT_LEN, 50, d, &err) != PD_OK) fail_msg("%s", err.msg);
-    assert_int_equal(n_progress, 5 + 2); /* 256 / 50 texts, 100 / 50 of them repeated */
+    assert_int_equal(n_progress, 5 + 4 + 2); /* 256 / 50 texts, some once more for bases, 100 / 50 repeated */
     case_expect_idle(e);
     return d;
 }
@@ -89,12 +89,67 @@ static void expect_sound(const pd_press_data *d, const pd_press_model *m, const 
     }
 }
 
+/* Bases of the layers that are pressed; one that keeps everything gives the key back. */
+static void expect_bases(const pd_press_data *d, const pd_press_model *m, const bool *pressed) {
+    static const pd_data_id basis[][2] = {
+        {PD_DATA_EIGEN_SHARED, PD_DATA_EIGEN_SHARED_ENERGY},   {PD_DATA_EIGEN_HEAD, PD_DATA_EIGEN_HEAD_ENERGY},
+        {PD_DATA_EIGEN_ROTATED, PD_DATA_EIGEN_ROTATED_ENERGY}, {PD_DATA_EIGEN_VALUE, PD_DATA_EIGEN_VALUE_ENERGY},
+        {PD_DATA_EIGEN_SCORE, PD_DATA_EIGEN_SCORE_ENERGY},     {PD_DATA_JOINT, PD_DATA_JOINT_ENERGY},
+    };
+    for (size_t b = 0; b < sizeof basis / sizeof *basis; b++) {
+        const float *u = pd_press_data_get(d, basis[b][0]), *energy = pd_press_data_get(d, basis[b][1]);
+        const float *back = basis[b][0] == PD_DATA_EIGEN_SCORE ? pd_press_data_get(d, PD_DATA_EIGEN_REBUILD) : u;
+        const size_t n = pd_press_data_elems(d, basis[b][0]) / pd_press_data_elems(d, basis[b][1]);
+        const size_t all = pd_press_data_elems(d, basis[b][1]) / n;
+        for (size_t at = 0; at < all; at++) {
+            const bool on = pressed[at * m->n_layer / all];
+            const float *e = energy + at * n;
+            for (size_t i = 0; i < n; i++) {
+                assert_true(e[i] >= 0.0f && (i == 0 || e[i] <= e[i - 1]) && (i > 0 || (e[0] > 0.0f) == on));
+                for (size_t k = 0; k < n; k++) {
+                    double dot = 0.0;
+                    for (size_t c = 0; c < n; c++) dot += (double)u[(at * n + i) * n + c] * (double)back[(at * n + k) * n + c];
+                    if (fabs(dot - (on && i == k)) > 1e-3)
+                        fail_msg("%s %zu: rows %zu, %zu: %g", pd_data_name(basis[b][0]), at, i, k, dot);
+                }
+            }
+        }
+    }
+    /* more directions cost less, and the layers that are pressed say what */
+    static const struct {
+        pd_data_id id;
+        size_t n;
+    } error[] = {{PD_DATA_EIGEN_ERROR, PD_EIGEN_CURVES}, {PD_DATA_JOINT_ERROR, 1}};
+    for (size_t i = 0; i < 2; i++) {
+        const float *e = pd_press_data_get(d, error[i].id);
+        for (size_t at = 0; at < m->n_layer * error[i].n; at++, e += PD_EIGEN_STEPS - 1) {
+            const bool on = pressed[at / error[i].n];
+            assert_true(on ? e[0] > 1e-4f && e[0] < 2.0f && e[PD_EIGEN_STEPS - 2] < e[0] : e[0] == 0.0f && e[3] == 0.0f);
+        }
+    }
+    /* RoPE turns keys and leaves them as long as they are; the joint rows are the heads' side by side */
+    const float *key = pd_press_data_get(d, PD_DATA_EIGEN_HEAD_ENERGY), *rotated = pd_press_data_get(d, PD_DATA_EIGEN_ROTATED_ENERGY);
+    const float *shared = pd_press_data_get(d, PD_DATA_EIGEN_SHARED_ENERGY), *joint = pd_press_data_get(d, PD_DATA_JOINT_ENERGY);
+    const size_t row = m->n_head_kv * m->head_dim;
+    for (size_t l = 0; l < m->n_layer; l++) {
+        double sum[4] = {0};
+        for (size_t i = 0; i < row; i++) {
+            sum[0] += (double)key[l * row + i];
+            sum[1] += (double)rotated[l * row + i];
+            sum[2] += (double)joint[l * row + i];
+            if (i < m->head_dim) sum[3] += (double)shared[l * m->head_dim + i] * (double)m->n_head_kv;
+        }
+        for (int i = 1; i < 4; i++) assert_true(fabs(sum[i] - sum[0]) <= 1e-5 * sum[0]);
+    }
+}
+
 static void all_layers_of_llama(void **state) {
     (void)state;
     static const bool pressed[3] = {true, true, true};
     pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }
@@ -105,6 +160,7 @@ static void layers_with_windows_stay_neutral(void **state) {
     pd_engine *e = case_open(TINY_GEMMA3, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32});
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }

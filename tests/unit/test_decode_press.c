@@ -443,7 +443,7 @@ static void tags_take_the_models_attention(void **state) {
         pd_kv kv;
         pd_tags tags;
         static const size_t slots[] = {SLOTS, SLOTS};
-        assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(&codec, DIM), 1 << 20, 0, NULL), PD_OK);
+        assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(&codec, DIM, DIM), 1 << 20, 0, NULL), PD_OK);
         assert_int_equal(pd_kv_init(&kv, &pool, &codec, &kern, 2, H, DIM, slots, NULL), PD_OK);
         assert_int_equal(pd_tags_init(&tags, PD_TAG_ATTENTION, &model.hp, slots, NULL), PD_OK);
         assert_null(pd_tags_layer(&tags, 1)); /* has a window */

@@ -44,7 +44,7 @@ static pd_compression *wish(const pd_engine *e, const char *press, int k) {
 
 static size_t page_bytes(const pd_engine *e, int k, pd_kv_type native) {
     const pd_codec c = pd_codec_of(kinds[k].key ? kinds[k].key : native, kinds[k].value ? kinds[k].value : native);
-    return pd_codec_page_bytes(&c, pd_engine_get_info(e)->head_dim);
+    return pd_codec_page_bytes(&c, pd_engine_get_info(e)->head_dim, pd_engine_get_info(e)->head_dim);
 }
 
 /* Every head holds its last two pages once more if it has q4 in them. */
@@ -53,7 +53,7 @@ static uint64_t twice(const pd_engine *e, const pd_kv_report *kv) {
     pd_codec recent;
     if (!pd_codec_recent(&c, &recent)) return 0;
     assert_int_equal(recent.key == PD_KV_Q4 || recent.value == PD_KV_Q4, 0);
-    return kv->n_layer * kv->n_head_kv * 2 * pd_codec_page_bytes(&recent, pd_engine_get_info(e)->head_dim);
+    return kv->n_layer * kv->n_head_kv * 2 * pd_codec_page_bytes(&recent, pd_engine_get_info(e)->head_dim, pd_engine_get_info(e)->head_dim);
 }
 
 static const char *const presses[] = {"", "knorm@0.5", "adakv(snapkv:window_size=8)@0.5", "merging(keydiff)@0.7",

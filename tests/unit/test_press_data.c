@@ -95,7 +95,7 @@ static void another_models_file_is_refused(void **state) {
                    "another model: of 'a \"model\"' (key 0123456789abcdef), this one's key is 0123456789abcdee");
     pd_press_model other = model; /* a key that is right and a shape that is not: a broken file */
     other.head_dim = 16;
-    expect_refusal(0x0123456789abcdefu, &other, "'expected_attention.query_cov' has a shape other than [3, 4, 16, 16]");
+    expect_refusal(0x0123456789abcdefu, &other, "'eigen_attention.per_head' has a shape other than [3, 2, 16, 16]");
 }
 
 /* A file written by hand: a few tensors and their metadata. */
@@ -190,6 +190,7 @@ static void a_press_says_what_it_lacks(void **state) {
         {"kvzap:model_type=linear", "--only kvzap"},
         {"duo_attention", "--only duo"},
         {"lukv(knorm)", "--only lukv"},
+        {"eigen_attention", "calibrate -m MODEL --text FILE --only eigen -o DATA"},
         {"fastkvzip", "needs trained gates of this model"},
         {"fastkvzip:layerwise=true", "import-press-data -m MODEL --kind fastkvzip FILE"},
     };

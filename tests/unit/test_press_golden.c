@@ -23,7 +23,7 @@ typedef struct {
     unsigned long long seed;
     size_t n, d, hq, h;
     double ratio;
-    int holds; /* 1 scores, 2 the kept values */
+    int holds; /* 1 scores, 2 the kept values, 4 the key channels */
     char press[128];
     bool with_data;
 } golden_case;
@@ -89,15 +89,36 @@ static void compare_values(const golden_case *c, const test_view *t, const pd_pl
             }
 }
 
+static void compare_channels(const golden_case *c, const pd_plan *plan, FILE *f) {
+    const size_t bytes = (c->d + 7) / 8;
+    uint8_t bits[64];
+    for (size_t h = 0; h < c->h; h++) {
+        must_read(bits, bytes, f);
+        size_t k = 0;
+        for (size_t i = 0; i < c->d; i++) {
+            const bool want = bits[i / 8] >> (7 - i % 8) & 1,
+                       got = !plan->channel || (k < plan->n_channel && plan->channel[h][k] == i);
+            if (want != got)
+                fail_msg("%s, seed %llu, head %zu, channel %zu: %s, kvpress %s it", c->press, c->seed,
+                         h, i, got ? "kept" : "dropped", want ? "keeps" : "drops");
+            k += got;
+        }
+        assert_int_equal(k, plan->n_channel);
+    }
+}
+
 /* A plan that keeps all, slot by slot. */
 static void spell_out(const golden_case *c, test_view *t, pd_plan *plan) {
     if (!plan->keep_all) return;
+    const pd_plan before = *plan;
     pd_err err = {0};
     size_t n_keep[TV_H_MAX];
     for (size_t h = 0; h < c->h; h++) n_keep[h] = c->n;
     assert_int_equal(pd__plan_new(&t->view, n_keep, plan, &err), PD_OK);
     for (size_t h = 0; h < c->h; h++)
         for (size_t i = 0; i < c->n; i++) plan->keep[h][i] = (uint32_t)i;
+    plan->channel = before.channel;
+    plan->n_channel = before.n_channel;
 }
 
 static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
@@ -128,6 +149,7 @@ static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
     spell_out(c, t, &plan);
     compare_kept(c, &plan, f);
     if (c->holds & 2) compare_values(c, t, &plan, f);
+    if (c->holds & 4) compare_channels(c, &plan, f);
     pd_press_inst_close(inst);
     tv_close(t);
     pd_press_data_close(data);
@@ -154,7 +176,7 @@ static const char data_file[] = PD_SOURCE_DIR "/tests/golden/data/press_data.bin
 
 static void as_kvpress(void **state) {
     (void)state;
-    run_file(&tv_kernels, unit_file, false, 337);
+    run_file(&tv_kernels, unit_file, false, 357);
 }
 
 /* Presses that read press data: the same random tensors on both sides. */
@@ -167,7 +189,7 @@ static void as_kvpress_with_this_cpu(void **state) {
     (void)state;
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
-    run_file(&kern, unit_file, false, 337);
+    run_file(&kern, unit_file, false, 357);
     run_file(&kern, data_file, true, 150);
 }
 

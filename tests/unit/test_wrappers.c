@@ -254,6 +254,13 @@ static void children_are_chosen_by_what_they_can(void **state) {
     refused("composed(knorm,chunk(snapkv))", "'chunk' looks at every token of the text: it must be the first");
     refused("composed(knorm@0.5,keydiff)", "1 have, 1 have not");
     refused("composed(simlayerkv@0.5)", "'simlayerkv' takes no ratio");
+    refused("composed(knorm@0.5,think@0.5)", "'think' takes no ratio");
+    refused("composed(think:key_channel_compression_ratio=0.2,knorm@0.5,composed(think:key_channel_compression_ratio=0.5))",
+            "one press at most takes key channels out; 'composed' is the second");
+    refused("adakv(think)", "takes a press that scores tokens; 'think' does not");
+    refused("per_layer:compression_ratios=0.5*30(think)", "takes a press that scores tokens; 'think' does not");
+    refused("decoding(think)", "works while tokens are generated; 'think' does not");
+    refused("think:key_channel_compression_ratio=1", "must be a number in [0, 1)");
     refused("adakv(knorm@0.5)", "a press inside 'adakv' takes no ratio of its own");
     /* those that decide over all layers stand alone, or before a press that works while tokens come */
     static const char *const whole[] = {"kvzip", "kvcompose", "kv_compress"};
@@ -279,7 +286,8 @@ static void children_are_chosen_by_what_they_can(void **state) {
 
     /* an own logic may stand inside composed, and composed inside composed */
     static const char *const taken[] = {"composed(simlayerkv,knorm)", "composed(composed(knorm,keydiff@0.1),tova)",
-                                        "composed(chunk(snapkv),finch:window_size=3)", "block(keydiff)", "block(random)"};
+                                        "composed(chunk(snapkv),finch:window_size=3)", "composed(knorm@0.2,think,think)",
+                                        "composed(think:key_channel_compression_ratio=0.9,knorm@0)", "block(keydiff)", "block(random)"};
     pd_err err = {0};
     for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) {
         pd_press_inst *inst = resolve(taken[i], &err);
