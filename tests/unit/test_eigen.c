@@ -38,7 +38,7 @@ static pd_engine *open_eigen(tiny_arch arch, pd_compute compute, unsigned thread
     pd_err err = {0};
     pd_gguf *g;
     uint64_t key = 0;
-    pd_press_data *d;
+    pd_press_data *d = NULL;
     pd_engine *e = case_open(arch, TINY_Q8_0, NULL);
     if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK ||
         pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, key, &err) != PD_OK ||
