@@ -262,7 +262,7 @@ class Replies(ServerTest):
     def test_kv_type(self):
         dense = self.s.complete("a" * 200).json["kv_cache"]
         self.assertEqual((dense["kv_type"], dense["bits_per_value"]), ("f16", 16))
-        for wish, bits in (("q8_0", 8.5), ("q4", 4.5), ("f16", 16), ({"key": "q8_0", "value": "q4"}, 6.5)):
+        for wish, bits in (("q8_0", 8.5), ("q4", 5), ("f16", 16), ({"key": "q8_0", "value": "q4"}, 6.5)):
             kv = self.s.complete("a" * 200, compression={"kv_type": wish}).json["kv_cache"]
             self.assertEqual((kv["press"], kv["kv_type"], kv["bits_per_value"]), ("none", wish, bits))
             self.assertEqual(kv["bytes"], dense["bytes"] * bits / 16)
@@ -275,10 +275,10 @@ class Replies(ServerTest):
     def test_kv_type_verbose_and_explained(self):
         wish = {"press": "knorm", "ratio": 0.5, "kv_type": "q4"}
         kv = self.s.complete("a" * 200, compression=wish, verbose=True).json["kv_cache"]
-        self.assertEqual(kv["layers"][0]["bytes"] % 288, 0)
+        self.assertEqual(kv["layers"][0]["bytes"] % 320, 0)
         e = self.s.post("/v1/compression/explain", {"prompt": "a" * 200, "compression": wish, "ratios": [0.5]})
         self.assertEqual(e.json["forecast"][0]["bytes"], e.json["bytes"])
-        self.assertEqual((e.json["kv_type"], e.json["bits_per_value"]), ("q4", 4.5))
+        self.assertEqual((e.json["kv_type"], e.json["bits_per_value"]), ("q4", 5))
 
     def test_skipped(self):
         j = self.s.complete("short", compression={"press": "knorm", "ratio": 0.5, "min_tokens": 100}).json
