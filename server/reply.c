@@ -19,6 +19,8 @@ static void error_object(pd_buf *out, const pd_err *err, const char *type) {
     pd_json_cstr(out, err->param[0] ? err->param : NULL);
     pd_buf_puts(out, ",\"code\":");
     pd_json_cstr(out, code[0] ? code : NULL);
+    if (err->code == PD_ECONTEXT && err->n_ctx) /* llama.cpp's */
+        pd_buf_printf(out, ",\"n_prompt_tokens\":%zu,\"n_ctx\":%zu", err->n_prompt_tokens, err->n_ctx);
     pd_buf_puts(out, "}}");
 }
 

@@ -178,7 +178,10 @@ static pd_status take_apart(pd__schema *w, double v, const char *path, const cha
         snprintf(text, sizeof text, "%.*e", p, fabs(v));
         if (strtod(text, NULL) == fabs(v)) break;
     }
-    const int exponent = atoi(strchr(text, 'e') + 1);
+    int exponent = 0;
+    const char *sign = strchr(text, 'e') + 1;
+    for (const char *c = sign + 1; *c; c++) exponent = exponent * 10 + (*c - '0');
+    if (*sign == '-') exponent = -exponent;
     if (fabs(v) > MOST) return pd__schema_bad_key(w, path, key, "at most 15 digits before the point");
     size_t n = 0;
     for (int i = exponent; i < 0 && n <= DIGITS; i++) all[n++] = '0'; /* 0.00 in front of the first digit */

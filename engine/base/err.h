@@ -33,6 +33,8 @@
     X(EUNAVAIL, 503, "unavailable_error", "unavailable")                       \
     X(EFILE, 500, "server_error", "bad_file")
 
+#include <stddef.h>
+
 typedef enum {
 #define X(name, http, type, code) PD_##name,
     PD_CODE_MAP(X)
@@ -43,6 +45,7 @@ typedef struct pd_err {
     pd_status code;
     char param[96]; /* JSON path or option at fault, "" if none */
     char msg[400];  /* one line: names the field, the value, the limit */
+    size_t n_prompt_tokens, n_ctx; /* of ECONTEXT: what did not fit, and into what */
 } pd_err;
 
 /* Record a failure and return its code.  The first failure wins.  `e` and

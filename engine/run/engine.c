@@ -342,10 +342,12 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
         return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation or embedding", n, PD_CHOICES_MAX);
     const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
-    if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room))
+    if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room)) {
+        if (err) err->n_prompt_tokens = p->n_tokens, err->n_ctx = ctx;
         return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
                        "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
                        ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
+    }
     if (p->grammar) PD_TRY(pd_engine_prepare_grammar(e, err));
     pd_job *job;
     PD_TRY(pd__job_new(&job, p, e->tok, !wants ? 0 : p->max_given ? p->max_tokens : room, err));

@@ -197,6 +197,7 @@ class OwnServer(unittest.TestCase):
             self.assertEqual((status, body["error"]["code"]), (400, "context_length_exceeded"))
             self.assertIn("640", body["error"]["message"])
             self.assertIn(str(n), body["error"]["message"])
+            self.assertEqual((body["error"]["n_prompt_tokens"], body["error"]["n_ctx"]), (n, 640))
 
     def test_budget_refuses_dense_and_admits_pressed(self):
         """600 dense tokens are 13.8 MB and can never fit 8 MiB; a tenth of them does."""

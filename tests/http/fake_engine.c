@@ -633,10 +633,12 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
 static pd_status submit_one(pd_engine *e, const pd_job_params *p, size_t shift, pd_job **ret, pd_err *err) {
     const size_t ctx = e->info.ctx_size;
     const size_t want = p->max_given ? p->max_tokens : 1;
-    if (p->n_tokens > ctx || want > ctx - p->n_tokens)
+    if (p->n_tokens > ctx || want > ctx - p->n_tokens) {
+        if (err) err->n_prompt_tokens = p->n_tokens, err->n_ctx = ctx;
         return pd_fail(err, PD_ECONTEXT, "max_tokens",
                        "%zu prompt tokens and %zu to generate exceed the context of %zu",
                        p->n_tokens, want, ctx);
+    }
     const uint64_t bytes = (uint64_t)pages_of(p->n_tokens) * PAGE_BYTES;
     if (!p->compression && bytes > e->info.kv_pool_bytes)
         return pd_fail(err, PD_EBUDGET, "prompt",

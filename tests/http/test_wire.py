@@ -201,7 +201,7 @@ class Wire(ServerTest):
             with self.subTest(name):
                 r = self.s.post(path, body)
                 self.assertEqual((r.status, r.error["type"]), (status, kind), r.body)
-                self.assertEqual(set(r.error), {"message", "type", "param", "code"})
+                self.assertEqual(set(r.error) - {"n_prompt_tokens", "n_ctx"}, {"message", "type", "param", "code"})
                 if param:
                     self.assertEqual(r.error["param"], param)
                 if path.startswith("/v1/messages"):
@@ -222,6 +222,7 @@ class Wire(ServerTest):
         with self.subTest("llama.cpp, openai: past the context is context_length_exceeded"):
             r = self.s.post(C, prompt(max_tokens=10 ** 6))
             self.assertEqual((r.status, r.error["code"]), (400, "context_length_exceeded"))
+            self.assertEqual((r.error["n_prompt_tokens"], r.error["n_ctx"]), (6, self.s.get("/v1/models").json["data"][0]["max_model_len"]))
         with self.subTest("openai: 405, 413, 415 and bad JSON have error bodies too"):
             self.assertEqual((self.s.get(C).status, set(self.s.get(C).error)), (405, {"message", "type", "param", "code"}))
             r = self.s.post(C, b"x", headers={"Content-Type": "text/html"})
