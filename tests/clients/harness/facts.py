@@ -38,7 +38,7 @@ def main():
             out.write(json.dumps(doc) + "\n")
     if len(sys.argv) > 2:
         with open(sys.argv[2], "w") as out:
-            out.write("Some facts. " + " ".join(d["text"] + d["choices"][d["answer"]] + "." for d in made[::3]) + "\n\n")
+            out.write("Some facts. " + " ".join(d["text"] + d["choices"][d["answer"]] + "." for d in made[::3]) + "\n")  # of one token, whatever follows
 
 
 main()
