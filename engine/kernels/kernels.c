@@ -182,9 +182,10 @@ static pd_status test_attention(st *t, bool f16, float cap) {
 }
 
 /* Both passes in one type.  Random bytes are numbers in few bits, with steps of 1 / 64. */
-static pd_status test_part(st *t, const char *const entry[2], size_t bits,
+static pd_status test_part(st *t, const char *const entry[3], size_t bits,
                            void (*const scores[2])(const pd_part_pass *),
-                           void (*const values[2])(const pd_part_pass *)) {
+                           void (*const values[2])(const pd_part_pass *),
+                           void (*const rows[2])(const pd_part_pass *)) {
     enum { DIM = 96 /* a pair of groups and one more */, FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = ST_PAGE * PD_PAGE_TOKENS };
     const bool few = bits < 16;
     float x[ST_PAGE_ELEMS], part[ST_PAGE][ST_PAGE_ELEMS];
@@ -221,19 +222,42 @@ static pd_status test_part(st *t, const char *const entry[2], size_t bits,
         pass.acc = acc[i];
         values[i](&pass);
     }
-    return same(t, entry[1], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N);
+    PD_TRY(same(t, entry[1], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N));
+    const uint32_t row[] = {FIRST, FIRST + 1, FIRST + N / 2, FIRST + N - 1};
+    pass.row = row;
+    pass.n_row = sizeof row / sizeof *row;
+    for (int i = 0; i < 2; i++) {
+        pass.acc = acc[i];
+        rows[i](&pass);
+    }
+    return same(t, entry[2], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N);
 }
 
 static pd_status test_parts(st *t) {
 #define PART(type, bits)                                                                                       \
-    PD_TRY(test_part(t, (const char *[]){"scores_" #type, "values_" #type}, bits,                              \
+    PD_TRY(test_part(t, (const char *[]){"scores_" #type, "values_" #type, "rows_" #type}, bits,               \
                      (void (*const[])(const pd_part_pass *)){t->ref->scores_##type, t->k->scores_##type},      \
-                     (void (*const[])(const pd_part_pass *)){t->ref->values_##type, t->k->values_##type}))
+                     (void (*const[])(const pd_part_pass *)){t->ref->values_##type, t->k->values_##type},      \
+                     (void (*const[])(const pd_part_pass *)){t->ref->rows_##type, t->k->rows_##type}))
     PART(f16, 16);
     PART(f32, 32);
     PART(q8, 8);
     PART(q4, 4);
 #undef PART
+    return PD_OK;
+}
+
+static pd_status test_pick(st *t) {
+    float x[2 * ST_N];
+    uint32_t row[2][ST_N + 16];
+    fill(t, x, 2 * ST_N);
+    const float from[2] = {x[0], x[1]}; /* as large as one of them */
+    const float sum = t->k->sum_from_f32(x, ST_N, from[0]), want = t->ref->sum_from_f32(x, ST_N, from[0]);
+    PD_TRY(same(t, "sum_from_f32", &want, &sum, 1, 1e-5f * ST_N));
+    const size_t n = t->ref->list_from_f32(x, ST_N, 2, ST_N, from, row[0]), got = t->k->list_from_f32(x, ST_N, 2, ST_N, from, row[1]);
+    if (n != got) return differ(t, "list_from_f32", 0, (float)n, (float)got);
+    for (size_t i = 0; i < n; i++)
+        if (row[0][i] != row[1][i]) return differ(t, "list_from_f32", i, (float)row[0][i], (float)row[1][i]);
     return PD_OK;
 }
 
@@ -277,6 +301,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_attention(&t, false, 0.0f));
     PD_TRY(test_attention(&t, false, 3.0f));
     PD_TRY(test_parts(&t));
+    PD_TRY(test_pick(&t));
     PD_TRY(test_tile(&t, false, 0.0f));
     PD_TRY(test_tile(&t, false, 3.0f));
     return test_tile(&t, true, 0.0f);

@@ -45,7 +45,10 @@ typedef struct pd_part_pass {
     const float *q;    /* [n_group][head_dim]; f16 and f32 */
     const int8_t *q_n; /* q8, q4: number = q_d * q_n, as quantize_act leaves them */
     const float *q_d, *q_sum; /* [n_group][head_dim / 32]; q_sum: sum of the group's q_n */
-    float *acc;        /* values: [n_group][head_dim], set */
+    float *acc;        /* values, rows: [n_group][head_dim], set */
+    const uint32_t *row; /* rows: [n_row] slots counted from the start of pages[0], ascending; the weight of
+                            slot r is tmp[g * tmp_stride + r].  first and n are not used */
+    size_t n_row;
 } pd_part_pass;
 
 /* Attention of some tokens of a prompt, all query heads of one KV head, against
@@ -161,6 +164,19 @@ typedef struct pd_kernels {
     void (*values_f32)(const pd_part_pass *p);
     void (*values_q8)(const pd_part_pass *p);
     void (*values_q4)(const pd_part_pass *p);
+    /* As values, of the slots in p->row alone; nothing of any other slot's row is read. */
+    void (*rows_f16)(const pd_part_pass *p);
+    void (*rows_f32)(const pd_part_pass *p);
+    void (*rows_q8)(const pd_part_pass *p);
+    void (*rows_q4)(const pd_part_pass *p);
+
+    /* ---- which rows (run/select.h); no NaN in x ---- */
+    /* sum of the x[i] >= t; the order of additions is free, but the same for any t, so
+     * that a larger t never gives more. */
+    float (*sum_from_f32)(const float *x, size_t n, float t);
+    /* row = every i below n with x[g * stride + i] >= t[g] for some g, ascending; how many.
+     * row has room for n + 16. */
+    size_t (*list_from_f32)(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

@@ -129,12 +129,25 @@ static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *c
         pd_part_pass late = *p;                            \
         late.n--;                                          \
         scalar_row().values_##type(&late);                 \
+    }                                                      \
+    static void bad_rows_##type(const pd_part_pass *p) {   \
+        pd_part_pass late = *p;                            \
+        late.n_row--;                                      \
+        scalar_row().rows_##type(&late);                   \
     }
 BAD_PART(f16)
 BAD_PART(f32)
 BAD_PART(q8)
 BAD_PART(q4)
 #undef BAD_PART
+
+/* What is equal does not count. */
+static float bad_sum_from(const float *x, size_t n, float t) {
+    return scalar_row().sum_from_f32(x, n, nextafterf(t, INFINITY));
+}
+static size_t bad_list_from(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row) {
+    return scalar_row().list_from_f32(x, stride, n_group - 1, n, t, row);
+}
 
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
@@ -184,6 +197,12 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(values_f32, bad_values_f32);
     BREAK(values_q8, bad_values_q8);
     BREAK(values_q4, bad_values_q4);
+    BREAK(rows_f16, bad_rows_f16);
+    BREAK(rows_f32, bad_rows_f32);
+    BREAK(rows_q8, bad_rows_q8);
+    BREAK(rows_q4, bad_rows_q4);
+    BREAK(sum_from_f32, bad_sum_from);
+    BREAK(list_from_f32, bad_list_from);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);
