@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS };
+enum { N = PD_PAGE_TOKENS, ROW_MAX = 512 };
 
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
@@ -52,6 +52,7 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->head);
     free(kv->page_list);
     free(kv->centre);
+    pd_bounds_done(&kv->bounds);
     *kv = (pd_kv){0};
 }
 
@@ -61,6 +62,39 @@ static pd_status add_page(pd_kv *kv, pd_kv_head *kh, pd_err *err) {
     kh->n_page++;
     kv->n_pages++;
     if (kv->n_pages > kv->peak_pages) kv->peak_pages = kv->n_pages;
+    return PD_OK;
+}
+
+/* ---- bounds ---- */
+
+pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err) {
+    uint32_t *cap = calloc(kv->n_layer * kv->n_head_kv, sizeof *cap);
+    if (!cap) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bounds of a sequence's pages");
+    for (size_t i = first_layer * kv->n_head_kv; i < kv->n_layer * kv->n_head_kv; i++)
+        if (!window[i / kv->n_head_kv]) cap[i] = kv->head[i].cap_page;
+    const pd_status rc = pd_bounds_init(&kv->bounds, kv->n_layer * kv->n_head_kv, kv->head_dim, cap, err);
+    free(cap);
+    return rc;
+}
+
+/* Slots [slot, slot + n) of a page were written. */
+static pd_status note_keys(pd_kv *kv, size_t layer, size_t head, size_t page, size_t slot, size_t n, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t i = layer * kv->n_head_kv + head, d = kv->head_dim;
+    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
+    float k[N * ROW_MAX];
+    assert(d <= ROW_MAX);
+    for (size_t s = 0; s < n; s++)
+        pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, slot + s, k + s * d, NULL, NULL);
+    return pd_bounds_add(&kv->bounds, kv->kern, i, page, slot == 0, k, n, err);
+}
+
+pd_status pd_kv_rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t i = layer * kv->n_head_kv + head;
+    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
+    pd_bounds_cut(&kv->bounds, i, kh->n_page);
+    for (size_t p = page; p < kh->n_page; p++) PD_TRY(note_keys(kv, layer, head, p, 0, pd_min_size(N, kh->n - p * N), err));
     return PD_OK;
 }
 
@@ -90,6 +124,7 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
         pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride,
                        pd_kv_centre(kv, layer, head));
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
+        PD_TRY(note_keys(kv, layer, head, at / N, slot, run, err));
         kh->n += (uint32_t)run;
         i += run;
     }
@@ -124,11 +159,14 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
     kh->n_page = n_page;
     kh->first = 0;
     kh->n = (uint32_t)n;
+    size_t same = 0; /* pages whose slots stand where they stood */
+    while ((same + 1) * N <= n && keep[(same + 1) * N - 1] == (same + 1) * N - 1) same++;
+    (void)pd_kv_rebound(kv, layer, head, same, NULL); /* fewer pages: no allocation */
 }
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(n <= kh->n);
+    assert(n <= kh->n && !pd_bounds_has(&kv->bounds, layer * kv->n_head_kv + head)); /* windows alone move on */
     kh->first += (uint32_t)n;
     kh->n -= (uint32_t)n;
     const uint32_t dead = kh->n ? kh->first / N : kh->n_page;
@@ -154,5 +192,5 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
         kh->first = src->first;
         kh->n = src->n;
     }
-    return PD_OK;
+    return pd_bounds_copy(&kv->bounds, &from->bounds, err);
 }

@@ -371,6 +371,7 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 enum {
     MAX_NG = 4,      /* query heads that share one load of K or V */
     AHEAD_KV = 4096, /* bytes of K or V prefetched ahead: whole pages, at least the next */
+    AHEAD_SCORES = 8192, /* the same where only K is read */
 };
 
 /* 8 elements from element i of a page. */
@@ -503,10 +504,11 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
 }
 
 FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, bytes = 16 * p->head_dim * (f16 ? 2 : 4);
+    const size_t ahead = bytes < AHEAD_SCORES ? AHEAD_SCORES / bytes : 1;
     for (size_t i = p0; i < p1; i++) {
         const char *part = (const char *)p->pages[i] + p->at;
-        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        const char *later = (const char *)p->pages[i + ahead < p1 + p->n_next ? i + ahead : i] + p->at;
         scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
     }
 }

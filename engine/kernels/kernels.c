@@ -258,7 +258,15 @@ static pd_status test_pick(st *t) {
     if (n != got) return differ(t, "list_from_f32", 0, (float)n, (float)got);
     for (size_t i = 0; i < n; i++)
         if (row[0][i] != row[1][i]) return differ(t, "list_from_f32", i, (float)row[0][i], (float)row[1][i]);
-    return PD_OK;
+    enum { DIM = 24 };
+    float least[2 * DIM * PD_PAGE_TOKENS], q[2 * DIM], bound[2][PD_PAGE_TOKENS];
+    uint16_t block[2 * DIM * PD_PAGE_TOKENS];
+    fill(t, least, 2 * DIM * PD_PAGE_TOKENS);
+    fill(t, q, 2 * DIM);
+    t->ref->f32_to_f16(least, block, 2 * DIM * PD_PAGE_TOKENS);
+    t->ref->page_bounds(block, q, 2, DIM, bound[0]);
+    t->k->page_bounds(block, q, 2, DIM, bound[1]);
+    return same(t, "page_bounds", bound[0], bound[1], PD_PAGE_TOKENS, 1e-6f * DIM);
 }
 
 static pd_status test_tile(st *t, bool fast, float cap) {

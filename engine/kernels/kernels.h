@@ -36,6 +36,7 @@ typedef struct pd_part_pass {
     const void *const *pages;
     size_t at;                /* where the part begins in a page, in bytes */
     size_t first, n;          /* slots [first, first + n) counted from the start of pages[0]; n >= 1 */
+    size_t n_next;            /* scores: pages behind those of the range that are read next, a hint */
     size_t n_group, head_dim; /* 1 <= n_group <= 16; head_dim % 16 == 0, in few bits % PD_KV_GROUP */
     /* [n_group][tmp_stride]: scores, later weights; slot s of page p lies at
      * 16 * (p - first / 16) + s */
@@ -177,6 +178,12 @@ typedef struct pd_kernels {
     /* row = every i below n with x[g * stride + i] >= t[g] for some g, ascending; how many.
      * row has room for n + 16. */
     size_t (*list_from_f32)(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row);
+
+    /* ---- which pages (cache/bounds.h) ----
+     * bound [16]: of each page of a block, the largest over query heads g of
+     *     sum over c of max(q[g][c] * least[c], q[g][c] * largest[c])
+     * block as bounds.h, q [n_group][head_dim]; finite; the order of additions is free. */
+    void (*page_bounds)(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

@@ -11,7 +11,7 @@
 
 #define FORCE_INLINE static inline __attribute__((always_inline))
 
-enum { MAX_NG = 4, AHEAD_ROWS = 6, GROUP = PD_KV_GROUP };
+enum { MAX_NG = 4, AHEAD_ROWS = 16, GROUP = PD_KV_GROUP };
 
 typedef enum { F16, F32, Q8, Q4 } type;
 
@@ -51,6 +51,13 @@ FORCE_INLINE void load16(const uint8_t *part, size_t slot, size_t dim, size_t c,
     x[1] = _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)), mid));
 }
 
+/* The row's first line, and in few bits that of its page's steps. */
+FORCE_INLINE void ask_for(const pd_part_pass *p, size_t row, type t) {
+    const uint8_t *part = part_of(p, row);
+    _mm_prefetch((const char *)row_at(part, row % 16, p->head_dim, 0, t), _MM_HINT_T0);
+    if (t == Q8 || t == Q4) _mm_prefetch((const char *)part + 16 * p->head_dim / (t == Q4 ? 2 : 1), _MM_HINT_T0);
+}
+
 /* acc[g][c .. c + 16) of heads g0 .. g0 + ng */
 FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, type t) {
     const size_t dim = p->head_dim, n = p->n_row;
@@ -60,7 +67,9 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, type
     for (int g = 0; g < ng; g++) s[g][0] = s[g][1] = _mm256_setzero_ps();
     for (size_t j = 0; j < n; j++) {
         const size_t r = p->row[j], next = p->row[j + AHEAD_ROWS < n ? j + AHEAD_ROWS : j];
-        if (c * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
+        if (c == 0)
+            ask_for(p, next, t);
+        else if (c * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
             _mm_prefetch((const char *)row_at(part_of(p, next), next % 16, dim, c, t), _MM_HINT_T0);
         __m256 x[2];
         load16(part_of(p, r), r % 16, dim, c, t, x);
@@ -75,6 +84,7 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, type
 }
 
 FORCE_INLINE void rows(const pd_part_pass *p, type t) {
+    for (size_t j = 0; j < p->n_row && j < AHEAD_ROWS; j++) ask_for(p, p->row[j], t);
     for (size_t g = 0; g < p->n_group; g += MAX_NG) {
         for (size_t c = 0; c < p->head_dim; c += 16) {
             switch (p->n_group - g) {
@@ -138,6 +148,23 @@ static size_t list_from_f32(const float *x, size_t stride, size_t n_group, size_
     return n_row;
 }
 
+/* Of a product with x > 0 the largest number gives most, else the least. */
+static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    __m256 most[2];
+    for (int i = 0; i < 2; i++) most[i] = _mm256_set1_ps(-__builtin_inff());
+    for (size_t g = 0; g < n_group; g++) {
+        __m256 s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (size_t c = 0; c < head_dim; c++) {
+            const float x = q[g * head_dim + c];
+            const uint16_t *side = block + ((x > 0.0f ? head_dim : 0) + c) * 16;
+            for (int i = 0; i < 2; i++)
+                s[i] = _mm256_fmadd_ps(_mm256_set1_ps(x), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)side + i)), s[i]);
+        }
+        for (int i = 0; i < 2; i++) most[i] = _mm256_max_ps(most[i], s[i]);
+    }
+    for (int i = 0; i < 2; i++) _mm256_storeu_ps(bound + 8 * i, most[i]);
+}
+
 void pd__kernels_init_pick_avx2(pd_kernels *k) {
     k->rows_f16 = rows_f16;
     k->rows_f32 = rows_f32;
@@ -145,4 +172,5 @@ void pd__kernels_init_pick_avx2(pd_kernels *k) {
     k->rows_q4 = rows_q4;
     k->sum_from_f32 = sum_from_f32;
     k->list_from_f32 = list_from_f32;
+    k->page_bounds = page_bounds;
 }

@@ -11,7 +11,7 @@
 
 #define FORCE_INLINE static inline __attribute__((always_inline))
 
-enum { MAX_NG = 4, AHEAD_ROWS = 6, GROUP = PD_KV_GROUP };
+enum { MAX_NG = 4, AHEAD_ROWS = 16, GROUP = PD_KV_GROUP };
 
 typedef enum { F16, F32, Q8, Q4 } type;
 
@@ -42,6 +42,13 @@ FORCE_INLINE __m512 load16(const uint8_t *part, size_t slot, size_t dim, size_t 
     return _mm512_mul_ps(step, _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(n)), _mm512_set1_ps(7.5f)));
 }
 
+/* The row's first line, and in few bits that of its page's steps. */
+FORCE_INLINE void ask_for(const pd_part_pass *p, size_t row, type t) {
+    const uint8_t *part = part_of(p, row);
+    _mm_prefetch((const char *)row_at(part, row % 16, p->head_dim, 0, t), _MM_HINT_T0);
+    if (t == Q8 || t == Q4) _mm_prefetch((const char *)part + 16 * p->head_dim / (t == Q4 ? 2 : 1), _MM_HINT_T0);
+}
+
 /* acc[g][c .. c + 16 nv) of heads g0 .. g0 + ng */
 FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, int nv, type t) {
     const size_t dim = p->head_dim, n = p->n_row;
@@ -53,10 +60,11 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, int 
     for (size_t j = 0; j < n; j++) {
         const size_t r = p->row[j], next = p->row[j + AHEAD_ROWS < n ? j + AHEAD_ROWS : j];
         const uint8_t *part = part_of(p, r), *later = part_of(p, next);
+        if (c == 0) ask_for(p, next, t);
         __m512 x[4];
         for (int i = 0; i < nv; i++) {
             const size_t at = c + 16 * (size_t)i;
-            if (at * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
+            if (at > 0 && at * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
                 _mm_prefetch((const char *)row_at(later, next % 16, dim, at, t), _MM_HINT_T0);
             x[i] = load16(part, r % 16, dim, at, t);
         }
@@ -76,6 +84,7 @@ FORCE_INLINE void heads(const pd_part_pass *p, size_t g0, int ng, type t) {
 }
 
 FORCE_INLINE void rows(const pd_part_pass *p, type t) {
+    for (size_t j = 0; j < p->n_row && j < AHEAD_ROWS; j++) ask_for(p, p->row[j], t);
     for (size_t g = 0; g < p->n_group; g += MAX_NG) {
         switch (p->n_group - g) {
         case 1: heads(p, g, 1, t); break;
@@ -143,6 +152,21 @@ static size_t list_from_f32(const float *x, size_t stride, size_t n_group, size_
     return n_row;
 }
 
+/* Of a product with x > 0 the largest number gives most, else the least. */
+static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    __m512 most = _mm512_set1_ps(-__builtin_inff());
+    for (size_t g = 0; g < n_group; g++) {
+        __m512 s[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (size_t c = 0; c < head_dim; c++) {
+            const float x = q[g * head_dim + c];
+            const uint16_t *side = block + ((x > 0.0f ? head_dim : 0) + c) * 16;
+            s[c % 2] = _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)side)), s[c % 2]);
+        }
+        most = _mm512_max_ps(most, _mm512_add_ps(s[0], s[1]));
+    }
+    _mm512_storeu_ps(bound, most);
+}
+
 void pd__kernels_init_pick_avx512(pd_kernels *k) {
     k->rows_f16 = rows_f16;
     k->rows_f32 = rows_f32;
@@ -150,4 +174,5 @@ void pd__kernels_init_pick_avx512(pd_kernels *k) {
     k->rows_q4 = rows_q4;
     k->sum_from_f32 = sum_from_f32;
     k->list_from_f32 = list_from_f32;
+    k->page_bounds = page_bounds;
 }

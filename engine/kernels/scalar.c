@@ -397,6 +397,20 @@ static size_t list_from_f32(const float *x, size_t stride, size_t n_group, size_
     return n_row;
 }
 
+static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    for (size_t p = 0; p < PD_PAGE_TOKENS; p++) {
+        bound[p] = -INFINITY;
+        for (size_t g = 0; g < n_group; g++) {
+            float sum = 0.0f;
+            for (size_t c = 0; c < head_dim; c++) {
+                const float x = q[g * head_dim + c];
+                sum += x * f16_decode(block[((x > 0.0f ? head_dim : 0) + c) * PD_PAGE_TOKENS + p]);
+            }
+            bound[p] = fmaxf(bound[p], sum);
+        }
+    }
+}
+
 /* ---- attention of a prompt's tile ---- */
 
 static float row_score(const pd_attn_rows *t, size_t i, size_t g, size_t slot) {
@@ -480,6 +494,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .rows_q4 = rows_q4,
         .sum_from_f32 = sum_from_f32,
         .list_from_f32 = list_from_f32,
+        .page_bounds = page_bounds,
         .attn_tile_f32 = attn_tile,
         .attn_tile_fast = attn_tile,
         .attn_tile_sums_f32 = attn_tile_sums,

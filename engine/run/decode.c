@@ -45,6 +45,7 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
     *bad = SIZE_MAX;
     for (size_t i = 0; i < n; i++) {
         run->step_kv[i] = &seq[i]->kv;
+        run->step_sel[i] = &seq[i]->select;
         pd_fwd_embed(f, seq[i]->next, run->x + i * hp->n_embd);
     }
     size_t table = SIZE_MAX;
@@ -63,7 +64,7 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
                 return rc;
             }
         }
-        pd_attn_step(&run->attn, run->step_kv, n, l, f->q, f->attn);
+        pd_attn_step(&run->attn, run->step_kv, run->step_sel, n, l, f->q, f->attn);
         for (size_t i = 0; i < n; i++)
             if (seq[i]->tags.kind == PD_TAG_ATTENTION) pd_tags_attend(&seq[i]->tags, &run->attn, &seq[i]->kv, l, f->q + i * nq);
         pd_fwd_finish(f, l, run->x, n, PD_MAT_PER_TOKEN);

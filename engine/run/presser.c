@@ -346,7 +346,7 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, float ***ret_k, 
     return PD_OK;
 }
 
-static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *const *k) {
+static pd_status apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *const *k, pd_err *err) {
     assert(!plan->rerotate); /* PD_CAN_PRUNE_STEP excludes it */
     const size_t d = s->kv.head_dim;
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
@@ -358,7 +358,9 @@ static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan, float *cons
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
             pd_codec_write(&s->kv.codec, s->kv.kern, pd_kvpool_page(s->kv.pool, kh->page[i / PD_PAGE_TOKENS]), d,
                            i % PD_PAGE_TOKENS, 1, k[h] + plan->keep[h][i] * d, plan->v_new[h] + i * d, d, pd_kv_centre(&s->kv, layer, h));
+        if (plan->v_new) PD_TRY(pd_kv_rebound(&s->kv, layer, h, 0, err));
     }
+    return PD_OK;
 }
 
 /* Prune a layer when n_seen tokens were seen. */
@@ -382,7 +384,7 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     const pd_budget budget = pd_decode_budget(&s->rule, n_seen);
     pd_plan plan = {0};
     PD_TRY(pd_press_plan(s->rule.prune, &view, &budget, &plan, NULL, err));
-    if (!plan.keep_all) apply_step(s, layer, &plan, k);
+    if (!plan.keep_all) PD_TRY(apply_step(s, layer, &plan, k, err));
     s->since[layer] = 0;
     return PD_OK;
 }

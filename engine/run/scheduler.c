@@ -335,18 +335,16 @@ static void publish(pd_engine *e) {
     scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += e->seq[i]->ring.bytes + e->seq[i]->tags.bytes + pd_kv_centre_bytes(&e->seq[i]->kv) +
-                   pd_constraint_bytes(&e->seq[i]->constraint);
+        scratch += pd_seq_scratch_bytes(e->seq[i]);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += s->ring.bytes + pd_kv_centre_bytes(&s->kv) + pd_constraint_bytes(&s->constraint);
+        scratch += pd_seq_scratch_bytes(s);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + e->filling->ring.bytes + e->filling->tags.bytes +
-                   pd_kv_centre_bytes(&e->filling->kv) + pd_constraint_bytes(&e->filling->constraint);
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + pd_seq_scratch_bytes(e->filling);
     }
     resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);

@@ -26,8 +26,9 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
     r->logits = malloc(parallel * m->hp.n_vocab * sizeof *r->logits);
     r->top = malloc(PD_LOGPROBS_MAX * sizeof *r->top);
     r->step_kv = malloc(parallel * sizeof *r->step_kv);
+    r->step_sel = malloc(parallel * sizeof *r->step_sel);
     r->step_pos = malloc(parallel * sizeof *r->step_pos);
-    if (r->x && r->logits && r->top && r->step_kv && r->step_pos) return PD_OK;
+    if (r->x && r->logits && r->top && r->step_kv && r->step_sel && r->step_pos) return PD_OK;
     pd_run_done(r);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
 }
@@ -37,6 +38,7 @@ void pd_run_done(pd_run *r) {
     free(r->logits);
     free(r->top);
     free(r->step_kv);
+    free(r->step_sel);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
     pd_token_tree_close(r->tree);
@@ -103,7 +105,27 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
+    const pd_read_rule read = pd_compression_read(job->comp);
+    if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
+    if (s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
     return open_decode(s, slots, err);
+}
+
+static void report_reads(const pd_seq *s, pd_kv_report *r) {
+    const pd_select *sel = &s->select;
+    for (size_t l = 0; l < sel->n_layer && sel->rows; l++) {
+        r->rows += sel->rows[l];
+        r->rows_key += sel->keys[l];
+        r->rows_value += sel->values[l];
+    }
+    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds);
+    const size_t n = 3 * sel->n_layer; /* rows, keys, values: one block */
+    uint64_t *rows = s->job->verbose && r->rows ? pd_arena_alloc(&s->job->keep, n, sizeof *rows) : NULL;
+    if (!rows) return;
+    memcpy(rows, sel->rows, n * sizeof *rows);
+    r->layer_rows = rows;
+    r->layer_rows_key = rows + sel->n_layer;
+    r->layer_rows_value = rows + 2 * sel->n_layer;
 }
 
 static void report(pd_seq *s) {
@@ -123,6 +145,7 @@ static void report(pd_seq *s) {
     r->press_ms = 1e-6 * (double)s->press_ns;
     r->n_layer = hp->n_layer;
     r->n_head_kv = hp->n_head_kv;
+    report_reads(s, r);
     double kept = 0.0;
     uint32_t *n = NULL, *pages = NULL;
     if ((job->verbose || job->explain) && s->kv.head) {
@@ -152,6 +175,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     assert(pd_kvpools_check(&s->run->pools));
     pd_qring_done(&s->ring);
     pd_tags_done(&s->tags);
+    pd_select_done(&s->select);
     free(s->since);
     free(s->x_new);
     pd_adjuster_done(&s->adjuster);
@@ -162,6 +186,10 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     *s = (pd_seq){0};
     pd__job_finish(job, finish, err);
     pd_job_unref(job);
+}
+
+uint64_t pd_seq_scratch_bytes(const pd_seq *s) {
+    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) + pd_constraint_bytes(&s->constraint);
 }
 
 void pd_seq_note_peak(pd_seq *s, uint64_t staging) {

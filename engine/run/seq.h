@@ -35,6 +35,7 @@ typedef struct pd_run {
     float *logits;    /* [parallel][n_vocab] */
     pd_token_prob *top; /* [PD_LOGPROBS_MAX] */
     pd_kv **step_kv;  /* [parallel] */
+    pd_select **step_sel; /* [parallel] */
     int32_t *step_pos; /* [parallel] */
 } pd_run;
 
@@ -65,6 +66,8 @@ struct pd_seq {
     size_t *since;    /* [n_layer] decode steps since the layer was pruned */
     float *x_new;     /* [n_layer][n_embd] attention input of the newest token; NULL unless needed */
 
+    pd_select select; /* what decode steps read; all-zero = everything */
+
     /* for the report */
     uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */
     uint64_t pairs_scope, pairs_kept;         /* over pressed layers */
@@ -81,6 +84,9 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err);
 /* fork.c: another answer to the prompt that is in `from`: a copy of its cache as
  * it is now, before the first token.  Errors: ENOMEM; EINTERNAL (no pages). */
 pd_status pd_seq_fork(pd_seq *s, const pd_seq *from, pd_job *job, pd_err *err);
+
+/* What it holds beside pages and positions. */
+uint64_t pd_seq_scratch_bytes(const pd_seq *s);
 
 /* Note the memory held now (pages + staging bytes) for the peak. */
 void pd_seq_note_peak(pd_seq *s, uint64_t staging);

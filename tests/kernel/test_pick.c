@@ -6,7 +6,7 @@
 /* Weights as attention has them: a few large ones, many small ones, some equal. */
 static float *weights(pd_rng *rng, size_t n) {
     float *x = block_new(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = random_below(rng, 5) ? expf(-16.0f * pd_rng_f32(rng)) : 0.125f;
+    for (size_t i = 0; i < n; i++) x[i] = random_below(rng, 5) ? expf(-16.0f * fabsf(pd_rng_f32(rng))) : 0.125f;
     return x;
 }
 
@@ -74,11 +74,54 @@ static void lists_of_the_heavy(void **state) {
     }
 }
 
+/* Sums of head_dim products, two roundings each at most: (D + 1) u sum|q b|. */
+static void bounds_of_pages(void **state) {
+    (void)state;
+    pd_rng rng = {43};
+    static const size_t dims[] = {16, 32, 64, 80, 128, 256};
+    const pd_kernels ref = scalar_row();
+    for (size_t i = 0; i < LEN(dims); i++) {
+        for (size_t n_group = 1; n_group <= 16; n_group += 3) {
+            const size_t d = dims[i], n = 2 * d * 16;
+            float *x = random_f32(&rng, n, 4.0f), *q = random_f32(&rng, n_group * d, 2.0f), *bound = block_new(16 * sizeof *bound);
+            uint16_t *block = block_new(n * sizeof *block);
+            q[0] = 0.0f;
+            ref.f32_to_f16(x, block, n);
+            ref.f16_to_f32(block, x, n);
+            FOR_EACH_ROW(k, {
+                k.page_bounds(block, q, n_group, d, bound);
+                for (size_t p = 0; p < 16; p++) {
+                    double want = -INFINITY;
+                    double most = 0.0;
+                    for (size_t g = 0; g < n_group; g++) {
+                        double sum = 0.0;
+                        double abs = 0.0;
+                        for (size_t c = 0; c < d; c++) {
+                            const double y = (double)q[g * d + c] * (double)x[((q[g * d + c] > 0.0f ? d : 0) + c) * 16 + p];
+                            sum += y;
+                            abs += fabs(y);
+                        }
+                        want = fmax(want, sum);
+                        most = fmax(most, abs);
+                    }
+                    CHECK(near(want, bound[p], (double)(d + 1) * EPS / 2 * most), "%s page_bounds G=%zu D=%zu page %zu want %.9g got %.9g",
+                          k.isa, n_group, d, p, want, (double)bound[p]);
+                }
+            });
+            block_free(x);
+            block_free(q);
+            block_free(bound);
+            block_free(block);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_of_the_heavy),
         cmocka_unit_test(equal_ones_count),
         cmocka_unit_test(lists_of_the_heavy),
+        cmocka_unit_test(bounds_of_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -149,6 +149,12 @@ static size_t bad_list_from(const float *x, size_t stride, size_t n_group, size_
     return scalar_row().list_from_f32(x, stride, n_group - 1, n, t, row);
 }
 
+/* The last page is off. */
+static void bad_page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    scalar_row().page_bounds(block, q, n_group, head_dim, bound);
+    bound[15] -= 0.1f;
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -203,6 +209,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(rows_q4, bad_rows_q4);
     BREAK(sum_from_f32, bad_sum_from);
     BREAK(list_from_f32, bad_list_from);
+    BREAK(page_bounds, bad_page_bounds);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);
