@@ -64,8 +64,25 @@ static pd_status place(pd_compression *c, pd_press_inst *inst, const char *path,
     return PD_OK;
 }
 
+/* What stands inside goes on its way. */
+static pd_status place_reading(pd_compression *c, pd_press_inst *inst, const char *path, pd_err *err) {
+    pd_press_inst *child = inst->n_child ? inst->child[0] : NULL;
+    inst->n_child = 0;
+    bool twice = c->n_read == PD_READ_MAX;
+    for (size_t i = 0; i < c->n_read; i++) twice = twice || c->read[i]->press == inst->press;
+    if (twice) {
+        const pd_status rc = pd_fail(err, PD_EINVAL, path, "%s: '%s' is given twice", path, inst->press->name);
+        pd_press_inst_close(inst);
+        pd_press_inst_close(child);
+        return rc;
+    }
+    c->read[c->n_read++] = inst;
+    return pd_compression_take(c, child, path, err);
+}
+
 pd_status pd_compression_take(pd_compression *c, pd_press_inst *inst, const char *path, pd_err *err) {
     if (!inst) return PD_OK;
+    if (inst->press->read_rule) return place_reading(c, inst, path, err);
     if (inst->press != &pd_press_prefill_decoding) {
         PD_TRY(place(c, inst, path, err));
         return check_pair(c, path, err);
@@ -116,9 +133,15 @@ pd_status pd_compression_decode_every(pd_compression *c, pd_press_inst *prune, s
     return pd_compression_take(c, inst, path, err);
 }
 
+pd_read_rule pd_compression_read(const pd_compression *c) {
+    pd_read_rule rule = {.tau = 1.0};
+    for (size_t i = 0; c && i < c->n_read; i++) c->read[i]->press->read_rule(c->read[i], &rule);
+    return rule;
+}
+
 /* ---- as people read it ---- */
 
-void pd_compression_text(const pd_compression *c, pd_buf *out) {
+static void dropping_text(const pd_compression *c, pd_buf *out) {
     const bool both = c && c->press && c->decode && c->decode != c->press;
     if (both) pd_buf_printf(out, "%s(", pd_press_prefill_decoding.name);
     pd_press_inst_text(c ? c->press ? c->press : c->decode : NULL, out);
@@ -128,7 +151,19 @@ void pd_compression_text(const pd_compression *c, pd_buf *out) {
     pd_buf_putc(out, ')');
 }
 
+void pd_compression_text(const pd_compression *c, pd_buf *out) {
+    const size_t n = c ? c->n_read : 0;
+    const bool drops = !n || c->press || c->decode;
+    for (size_t i = 0; i < n; i++) {
+        pd_press_inst_text(c->read[i], out);
+        if (i + 1 < n || drops) pd_buf_putc(out, '(');
+    }
+    if (drops) dropping_text(c, out);
+    for (size_t i = 1; i < n + drops; i++) pd_buf_putc(out, ')');
+}
+
 const char *pd_compression_name(const pd_compression *c) {
+    if (c && c->n_read) return c->read[0]->press->name;
     if (!c || (!c->press && !c->decode)) return "none";
     if (c->press && c->decode && c->decode != c->press) return pd_press_prefill_decoding.name;
     return (c->press ? c->press : c->decode)->press->name;
@@ -138,5 +173,6 @@ void pd_compression_close(pd_compression *c) {
     if (!c) return;
     if (c->decode != c->press) pd_press_inst_close(c->decode);
     pd_press_inst_close(c->press);
+    for (size_t i = 0; i < c->n_read; i++) pd_press_inst_close(c->read[i]);
     free(c);
 }

@@ -225,6 +225,23 @@ typedef struct pd_decode_rule {
     pd_tag_kind tag;  /* SCORE: plans read tags and positions alone, views have no K and V */
 } pd_decode_rule;
 
+/* Which pages come first: those whose keys may score highest; for comparison, any, or the last. */
+typedef enum { PD_PAGES_BOUND, PD_PAGES_RANDOM, PD_PAGES_RECENT } pd_page_order;
+enum { PD_PAGES_ALWAYS = 3 }; /* the first page and the last two are read in any case */
+
+/* What a decode step reads of a full-attention layer; nothing is dropped. */
+typedef struct pd_read_rule {
+    double tau;       /* of each query head, the fewest value rows whose softmax weights come to this; 1 = all */
+    bool renormalize; /* and their weights are made to sum to 1 */
+    size_t page_budget; /* most pages of a head whose keys and values are looked at; 0 = all */
+    size_t skip_layers; /* the first layers, which page_budget does not hold for */
+    pd_page_order page_order;
+} pd_read_rule;
+
+static inline bool pd_read_all(const pd_read_rule *r) {
+    return r->tau >= 1.0 && r->page_budget == 0;
+}
+
 /* The size after a pruning when n_seen tokens were seen. */
 pd_budget pd_decode_budget(const pd_decode_rule *rule, size_t n_seen);
 
@@ -247,6 +264,8 @@ enum {
     PD_CAN_DECODE = 1u << 9,      /* acts while tokens are generated, by a rule of its own */
     PD_DECODE_ONLY = 1u << 10,    /* and does nothing to the prompt */
     PD_CAN_DEFER = 1u << 11,       /* decides at the context's end over all layers: has `deferred`; stands alone */
+    PD_CAN_READ = 1u << 12,        /* drops nothing, but says what a decode step reads: has read_rule; stands around
+                                      the press that drops, if there is one */
 };
 
 struct pd_deferred; /* deferred.h */
@@ -255,7 +274,8 @@ struct pd_press {
     const char *name;            /* wire name */
     const char *reference_class; /* kvpress class, "ExpectedAttentionPress" */
     const char *kind;            /* "scorer", "wrapper", "planner" (neither scores for others nor wraps),
-                                    "decoding" (has a decode_rule, or sends its children to one) */
+                                    "decoding" (has a decode_rule, or sends its children to one),
+                                    "reading" (has a read_rule) */
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */
@@ -313,6 +333,9 @@ struct pd_press {
     /* What it does while tokens are generated; false: nothing, with these
      * parameters.  NULL unless PD_CAN_DECODE. */
     bool (*decode_rule)(const pd_press_inst *inst, pd_decode_rule *ret);
+
+    /* Put into *rule what a decode step reads.  NULL unless PD_CAN_READ. */
+    void (*read_rule)(const pd_press_inst *inst, pd_read_rule *rule);
 
     /* Forget state before another sequence; free state.  NULL = stateless. */
     void (*reset)(pd_press_inst *inst);

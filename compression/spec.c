@@ -264,6 +264,9 @@ static pd_status resolve_children(const pd_spec *spec, const pd_press_model *mod
         if ((can & press->child_must) != press->child_must)
             return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes %s; '%s' does not",
                            child->path, press->name, refusal(press->child_must, can), child->name);
+        if ((*at)->press->read_rule && !press->read_rule)
+            return pd_fail(err, PD_EINVAL, child->path, "%s: '%s' says what a decode step reads: it stands around '%s', not inside",
+                           child->path, child->name, press->name);
         if (child->has_ratio && !pd_press_inst_takes_ratio(*at))
             return pd_fail(err, PD_EINVAL, child->path, "%s: press '%s' takes no ratio: %s",
                            child->path, child->name, (*at)->press->ratio_doc);

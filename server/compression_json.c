@@ -250,10 +250,11 @@ static pd_status takes_no_ratio(decoder *d, const char *at, const pd_press_inst 
                    inst->press->name, inst->press->ratio_doc);
 }
 
-/* The press that knows without being told how much stays: a decode press, or one
- * with a budget of its own; NULL if a ratio is needed or nothing is pressed. */
+/* The press that knows without being told how much stays: a decode press, one that
+ * drops nothing, or one with a budget of its own; NULL if a ratio is needed or
+ * nothing is pressed. */
 static const pd_press_inst *knows_budget(const pd_compression *c) {
-    if (!c->press) return c->decode;
+    if (!c->press) return c->decode || !c->n_read ? c->decode : c->read[0];
     return pd_press_inst_takes_ratio(c->press) ? NULL : c->press;
 }
 
@@ -459,7 +460,7 @@ static pd_status decode_object(decoder *d, const json_t *obj, const char *path, 
 /* The end of every way in: hand over, or free on failure and for dense. */
 static pd_status done(decoder *d, pd_status st, pd_compression *c, pd_compression **ret) {
     pd_arena_done(&d->arena);
-    if (st == PD_OK && (c->press || c->decode || c->kv_key || c->kv_value)) {
+    if (st == PD_OK && (c->press || c->decode || c->n_read || c->kv_key || c->kv_value)) {
         *ret = c;
         return PD_OK;
     }

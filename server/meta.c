@@ -32,6 +32,12 @@ void pd_meta_usage(pd_buf *out, size_t n_prompt, size_t n_out, const pd_kv_repor
     pd_buf_putc(out, '}');
 }
 
+/* Of rows a step found, how many keys and values it read. */
+static void shares(pd_buf *out, uint64_t rows, uint64_t keys, uint64_t values) {
+    member_num(out, "key_share", (double)keys / (double)rows);
+    member_num(out, "value_share", (double)values / (double)rows);
+}
+
 static void layers(pd_buf *out, const pd_kv_report *kv) {
     pd_buf_puts(out, ",\"layers\":[");
     for (size_t l = 0; l < kv->n_layer; l++) {
@@ -45,7 +51,10 @@ static void layers(pd_buf *out, const pd_kv_report *kv) {
             pd_buf_printf(out, "%s{\"kept\":%u,\"bytes\":%llu}", h ? "," : "", kv->kept[i],
                           (unsigned long long)(kv->head_bytes ? kv->head_bytes[i] : 0));
         }
-        pd_buf_puts(out, "]}");
+        pd_buf_putc(out, ']');
+        if (kv->layer_rows && kv->layer_rows[l])
+            shares(out, kv->layer_rows[l], kv->layer_rows_key[l], kv->layer_rows_value[l]);
+        pd_buf_putc(out, '}');
     }
     pd_buf_putc(out, ']');
 }
@@ -61,6 +70,16 @@ void pd_meta_kv_type(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     const double page = kv->pages ? (double)(kv->bytes - kv->bytes_recent) / (double)kv->pages : (double)kv->page_bytes;
     member_num(out, "bits_per_value", 8.0 * page / (double)values);
     if (kv->bytes_recent) member_u64(out, "bytes_recent", kv->bytes_recent);
+}
+
+/* What decode steps read of it. */
+static void reads(pd_buf *out, const pd_kv_report *kv) {
+    pd_buf_printf(out, ",\"read\":{\"rows\":%llu", (unsigned long long)kv->rows);
+    member_u64(out, "key_rows", kv->rows_key);
+    member_u64(out, "value_rows", kv->rows_value);
+    shares(out, kv->rows, kv->rows_key, kv->rows_value);
+    member_u64(out, "bounds_bytes", kv->bytes_bounds);
+    pd_buf_putc(out, '}');
 }
 
 /* Without the closing brace. */
@@ -83,6 +102,7 @@ static void kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
         pd_buf_puts(out, ",\"skipped\":");
         pd_json_cstr(out, kv->skipped);
     }
+    if (kv->rows) reads(out, kv);
     if (kv->kept) layers(out, kv);
 }
 
@@ -117,6 +137,10 @@ static void add_report(pd_kv_report *sum, const pd_kv_report *kv) {
     sum->bytes_dense += kv->bytes_dense;
     sum->pages += kv->pages;
     sum->press_ms += kv->press_ms;
+    sum->rows += kv->rows;
+    sum->rows_key += kv->rows_key;
+    sum->rows_value += kv->rows_value;
+    sum->bytes_bounds += kv->bytes_bounds;
     if (!kv->skipped) sum->skipped = NULL; /* skipped for all */
 }
 
@@ -144,6 +168,7 @@ static void total(const pd_job_result *const *r, size_t n, pd_kv_report *kv, pd_
     kv->ratio = ratio / (double)kv->tokens_seen;
     kv->kept = kv->head_pages = NULL;
     kv->head_bytes = NULL;
+    kv->layer_rows = kv->layer_rows_key = kv->layer_rows_value = NULL;
 }
 
 static void sequences(pd_buf *out, const pd_job_result *const *r, size_t n,

@@ -91,6 +91,9 @@ void pd_metrics_job(pd_metrics *m, const pd_job_result *r, size_t n_generated, d
     pd_count(&p->evicted, kv->tokens_evicted);
     pd_count(&p->bytes, kv->bytes);
     pd_count(&p->bytes_dense, kv->bytes_dense);
+    pd_count(&p->rows, kv->rows);
+    pd_count(&p->rows_key, kv->rows_key);
+    pd_count(&p->rows_value, kv->rows_value);
     pd_hist_add(&p->seconds, kv->press_ms * 1e-3, 1);
 }
 
@@ -156,6 +159,12 @@ static void write_presses(pd_buf *out, const pd_metrics *m) {
          offsetof(pd_metrics_press, kept)},
         {"pressd_press_pairs_evicted_total", "Key-value pairs removed, over layers and heads.",
          offsetof(pd_metrics_press, evicted)},
+        {"pressd_press_rows_total", "Cached pairs found by decode steps of requests that say what is read, over layers and heads.",
+         offsetof(pd_metrics_press, rows)},
+        {"pressd_press_key_rows_read_total", "Keys of those pairs that were read.",
+         offsetof(pd_metrics_press, rows_key)},
+        {"pressd_press_value_rows_read_total", "Values of those pairs that were read.",
+         offsetof(pd_metrics_press, rows_value)},
         {"pressd_press_kv_bytes_total", "KV bytes held when requests ended, summed.",
          offsetof(pd_metrics_press, bytes)},
         {"pressd_press_kv_dense_bytes_total", "KV bytes dense caches would have held, summed.",

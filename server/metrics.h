@@ -13,7 +13,7 @@ enum { PD_METRICS_ROUTES_MAX = 32, PD_METRICS_CODES = 18 };
 
 typedef struct pd_metrics_press {
     const char *name;
-    pd_counter requests, skipped, seen, kept, evicted, bytes, bytes_dense;
+    pd_counter requests, skipped, seen, kept, evicted, bytes, bytes_dense, rows, rows_key, rows_value;
     pd_hist seconds;
 } pd_metrics_press;
 

@@ -423,14 +423,23 @@ static void values(const pd_codec *c, const pd_kernels *kern, const pd_part_pass
     }
 }
 
-/* Slots outside the range hold anything: -INFINITY gives them weight 0. */
-static void softmax(const pd_kernels *kern, const pd_part_pass *p, float softcap, float *m, float *l) {
+/* Slots outside the range hold anything: -INFINITY gives them weight 0.  Returns the
+ * slots of the pages. */
+static size_t finish_scores(const pd_kernels *kern, const pd_part_pass *p, float softcap) {
     const size_t head = p->first % N, end = head + p->n, n_slot = (end + N - 1) / N * N;
     for (size_t g = 0; g < p->n_group; g++) {
         float *x = p->tmp + g * p->tmp_stride;
         if (softcap > 0.0f) kern->softcap(x, n_slot, softcap);
         for (size_t i = 0; i < head; i++) x[i] = -INFINITY;
         for (size_t i = end; i < n_slot; i++) x[i] = -INFINITY;
+    }
+    return n_slot;
+}
+
+static void softmax(const pd_kernels *kern, const pd_part_pass *p, float softcap, float *m, float *l) {
+    const size_t n_slot = finish_scores(kern, p, softcap);
+    for (size_t g = 0; g < p->n_group; g++) {
+        float *x = p->tmp + g * p->tmp_stride;
         m[g] = kern->max_f32(x, n_slot);
         l[g] = kern->exp_sum_f32(x, n_slot, m[g]);
     }
@@ -462,4 +471,26 @@ void pd_codec_attn_scored(const pd_codec *c, const pd_kernels *kern, size_t n_gr
     softmax(kern, &p, softcap, m, l);
     values(c, kern, &p);
     for (size_t g = 0; g < n_group && c->value == PD_KV_Q4; g++) rotate(acc + g * v_dim, v_dim);
+}
+
+void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t d,
+                     const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                     size_t tmp_stride, float *scratch) {
+    pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_next = n_next, .n_group = n_group, .head_dim = d, .tmp = tmp, .tmp_stride = tmp_stride};
+    prepare(c, kern, q, scratch, &p);
+    scores(c, kern, &p);
+    finish_scores(kern, &p, softcap);
+}
+
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t d, const void *const *pages,
+                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc) {
+    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(d), .n_group = n_group, .head_dim = d, .tmp = weight,
+                            .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row};
+    switch (c->value) {
+    case PD_KV_F16: kern->rows_f16(&p); break;
+    case PD_KV_Q8_0: kern->rows_q8(&p); break;
+    case PD_KV_Q4: kern->rows_q4(&p); break;
+    default: kern->rows_f32(&p);
+    }
+    for (size_t g = 0; g < n_group && c->value == PD_KV_Q4; g++) rotate(acc + g * d, d);
 }

@@ -106,4 +106,13 @@ void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, si
                    size_t k_dim, size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
                    float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);
 
+/* Its two halves, for who reads only some of the values.  Scores [n_group][tmp_stride] of
+ * the slots, -INFINITY for those of the pages that are outside the range: */
+void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
+                     const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+                     size_t tmp_stride, float *scratch);
+/* and acc [n_group][head_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t head_dim, const void *const *pages,
+                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc);
+
 #endif

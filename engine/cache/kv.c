@@ -126,6 +126,7 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->pack.layer);
     free(kv->pack.latent);
     free(kv->pack.sink);
+    pd_bounds_done(&kv->bounds);
     *kv = (pd_kv){0};
 }
 
@@ -235,6 +236,39 @@ static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t
     kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, kv->head_dim);
 }
 
+/* ---- bounds ---- */
+
+pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err) {
+    uint32_t *cap = calloc(kv->n_layer * kv->n_head_kv, sizeof *cap);
+    if (!cap) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bounds of a sequence's pages");
+    for (size_t i = first_layer * kv->n_head_kv; i < kv->n_layer * kv->n_head_kv; i++)
+        if (!window[i / kv->n_head_kv]) cap[i] = kv->head[i].cap_page;
+    const pd_status rc = pd_bounds_init(&kv->bounds, kv->n_layer * kv->n_head_kv, kv->head_dim, cap, err);
+    free(cap);
+    return rc;
+}
+
+/* Slots [slot, slot + n) of a page were written. */
+static pd_status note_keys(pd_kv *kv, size_t layer, size_t head, size_t page, size_t slot, size_t n, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t i = layer * kv->n_head_kv + head, d = kv->head_dim;
+    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
+    float k[N * ROW_MAX];
+    assert(d <= ROW_MAX);
+    for (size_t s = 0; s < n; s++)
+        pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, slot + s, k + s * d, NULL, NULL);
+    return pd_bounds_add(&kv->bounds, kv->kern, i, page, slot == 0, k, n, err);
+}
+
+pd_status pd_kv_rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const size_t i = layer * kv->n_head_kv + head;
+    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
+    pd_bounds_cut(&kv->bounds, i, kh->n_page);
+    for (size_t p = page; p < kh->n_page; p++) PD_TRY(note_keys(kv, layer, head, p, 0, pd_min_size(N, kh->n - p * N), err));
+    return PD_OK;
+}
+
 /* ---- slots ---- */
 
 enum { CENTRE_ROWS = 16 }; /* fewer say little about those to come */
@@ -267,6 +301,7 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
             pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, kh->n_pack_page + (uint32_t)(at / N))),
                            kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
         memcpy(page_pos + slot, pos + row, run * sizeof *pos);
+        PD_TRY(note_keys(kv, layer, head, at / N, slot, run, err));
         kh->n += (uint32_t)run;
         i += run;
     }
@@ -428,6 +463,9 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
     kh->first = 0;
     kh->n_pack = (uint32_t)n_pack;
     kh->n = (uint32_t)n;
+    size_t same = 0; /* pages whose slots stand where they stood */
+    while ((same + 1) * N <= n && keep[(same + 1) * N - 1] == (same + 1) * N - 1) same++;
+    (void)pd_kv_rebound(kv, layer, head, same, NULL); /* fewer pages: no allocation */
 }
 
 /* The first n slots of the first section: the pages that are wholly dead then go. */
@@ -445,7 +483,7 @@ static void drop_of_section(pd_kv *kv, pd_kv_head *kh, bool packed, size_t n) {
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(n <= kh->n);
+    assert(n <= kh->n && !pd_bounds_has(&kv->bounds, layer * kv->n_head_kv + head)); /* windows alone move on */
     const size_t n_pack = pd_min_size(n, kh->n_pack);
     drop_of_section(kv, kh, true, n_pack);
     drop_of_section(kv, kh, false, n - n_pack);
@@ -486,5 +524,5 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
         kh->n_pack = src->n_pack;
         kh->n = src->n;
     }
-    return PD_OK;
+    return pd_bounds_copy(&kv->bounds, &from->bounds, err);
 }

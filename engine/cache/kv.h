@@ -30,6 +30,7 @@
 #ifndef PD_ENGINE_CACHE_KV_H
 #define PD_ENGINE_CACHE_KV_H
 
+#include "engine/cache/bounds.h"
 #include "engine/cache/codec.h"
 #include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
@@ -70,6 +71,7 @@ typedef struct pd_kv {
     pd_kv_head *head;    /* [n_layer][n_head_kv] */
     uint32_t *page_list; /* all page lists in one block */
     float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
+    pd_bounds bounds;    /* of the heads that pd_kv_bound asked for; all-zero = none */
     pd_kv_pack pack;
     pd_kvpool *recent_pool; /* NULL = nothing is held twice */
     pd_codec recent_codec;
@@ -106,6 +108,9 @@ pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
+/* Keep bounds (bounds.h) of an empty cache's layers from `first_layer` on that have no
+ * window; window [n_layer].  Errors: ENOMEM. */
+pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];
@@ -182,9 +187,13 @@ static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, 
     return kv->centre ? kv->n_layer * kv->n_head_kv * kv->head_dim * sizeof *kv->centre : 0;
 }
 
+/* The bounds of a head's pages anew, from page `page` on: its slots were written over.
+ * Nothing if it has none.  Errors: ENOMEM. */
+pd_status pd_kv_rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err);
+
 /* Append n slots: row i at k + row(i) * stride, row(i) = idx ? idx[i] : i, with
  * position pos[row(i)].  Errors: EINTERNAL if the pool or the page list is
- * exhausted (admission promised it would not be). */
+ * exhausted (admission promised it would not be), ENOMEM (bounds). */
 pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
 

@@ -258,6 +258,7 @@ static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s
 enum {
     MAX_NG = 4,      /* query heads that share one load of K or V */
     AHEAD_KV = 4096, /* bytes of K or V prefetched ahead: whole pages, at least the next */
+    AHEAD_SCORES = 8192, /* the same where only K is read */
 };
 
 /* 8 elements from element i of a page. */
@@ -391,10 +392,11 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t k_dim, size_t 
 }
 
 FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
+    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, bytes = 16 * p->head_dim * (f16 ? 2 : 4);
+    const size_t ahead = bytes < AHEAD_SCORES ? AHEAD_SCORES / bytes : 1;
     for (size_t i = p0; i < p1; i++) {
         const char *part = (const char *)p->pages[i] + p->at;
-        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
+        const char *later = (const char *)p->pages[i + ahead < p1 + p->n_next ? i + ahead : i] + p->at;
         scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
     }
 }
@@ -624,6 +626,7 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     k->values_f16 = values_f16;
     k->values_f32 = values_f32;
     pd__kernels_init_gemm_avx2(k);
+    pd__kernels_init_pick_avx2(k);
     pd__kernels_init_few_avx2(k);
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;

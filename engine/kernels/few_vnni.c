@@ -155,7 +155,7 @@ FORCE_INLINE void scores(const pd_part_pass *p, bool q5) {
     const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q5 ? 5 : 8);
     for (size_t i = p0; i < p1; i++) {
         const uint8_t *part = (const uint8_t *)p->pages[i] + p->at;
-        const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 ? i + ahead : i] + p->at;
+        const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 + p->n_next ? i + ahead : i] + p->at;
         for (size_t g = 0; g < p->n_group; g += MAX_NG) {
             float *tmp = p->tmp + g * p->tmp_stride + (i - p0) * 16;
             switch (p->n_group - g) {

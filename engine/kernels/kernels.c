@@ -195,9 +195,10 @@ static void fill_part(st *t, size_t dim, size_t bits, float *part) {
 }
 
 /* Both passes in one type; bits of a key's and of a value's number. */
-static pd_status test_part(st *t, const char *const entry[2], size_t key_bits, size_t value_bits,
+static pd_status test_part(st *t, const char *const entry[3], size_t key_bits, size_t value_bits,
                            void (*const scores[2])(const pd_part_pass *),
-                           void (*const values[2])(const pd_part_pass *)) {
+                           void (*const values[2])(const pd_part_pass *),
+                           void (*const rows[2])(const pd_part_pass *)) {
     enum { DIM = 96 /* a pair of groups and one more */, FIRST = 3, N = ST_PAGE * PD_PAGE_TOKENS - 8, STRIDE = ST_PAGE * PD_PAGE_TOKENS };
     float part[ST_PAGE][ST_PAGE_ELEMS];
     const void *pages[ST_PAGE];
@@ -226,20 +227,53 @@ static pd_status test_part(st *t, const char *const entry[2], size_t key_bits, s
         pass.acc = acc[i];
         values[i](&pass);
     }
-    return same(t, entry[1], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N);
+    PD_TRY(same(t, entry[1], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N));
+    const uint32_t row[] = {FIRST, FIRST + 1, FIRST + N / 2, FIRST + N - 1};
+    pass.row = row;
+    pass.n_row = sizeof row / sizeof *row;
+    for (int i = 0; i < 2; i++) {
+        pass.acc = acc[i];
+        rows[i](&pass);
+    }
+    return same(t, entry[2], acc[0], acc[1], ST_GROUP * DIM, 1e-5f * DIM * N);
 }
 
 static pd_status test_parts(st *t) {
 #define PART(key, key_bits, value, value_bits)                                                                 \
-    PD_TRY(test_part(t, (const char *[]){"scores_" #key, "values_" #value}, key_bits, value_bits,              \
+    PD_TRY(test_part(t, (const char *[]){"scores_" #key, "values_" #value, "rows_" #value}, key_bits, value_bits, \
                      (void (*const[])(const pd_part_pass *)){t->ref->scores_##key, t->k->scores_##key},        \
-                     (void (*const[])(const pd_part_pass *)){t->ref->values_##value, t->k->values_##value}))
+                     (void (*const[])(const pd_part_pass *)){t->ref->values_##value, t->k->values_##value},    \
+                     (void (*const[])(const pd_part_pass *)){t->ref->rows_##value, t->k->rows_##value}))
     PART(f16, 16, f16, 16);
     PART(f32, 32, f32, 32);
     PART(q8, 8, q8, 8);
     PART(q5, 5, q4, 4);
 #undef PART
     return PD_OK;
+}
+
+static pd_status test_pick(st *t) {
+    float x[2 * ST_N];
+    uint32_t row[2][ST_N + 16];
+    fill(t, x, 2 * ST_N);
+    const float from[2] = {0.5f, 0.6f}; /* as large as one of them, and larger than most */
+    x[5] = from[0];
+    x[ST_N + 7] = from[1];
+    const float sum = t->k->sum_from_f32(x, ST_N, from[0]), want = t->ref->sum_from_f32(x, ST_N, from[0]);
+    PD_TRY(same(t, "sum_from_f32", &want, &sum, 1, 1e-5f * ST_N));
+    const size_t n = t->ref->list_from_f32(x, ST_N, 2, ST_N, from, row[0]), got = t->k->list_from_f32(x, ST_N, 2, ST_N, from, row[1]);
+    if (n != got) return differ(t, "list_from_f32", 0, (float)n, (float)got);
+    for (size_t i = 0; i < n; i++)
+        if (row[0][i] != row[1][i]) return differ(t, "list_from_f32", i, (float)row[0][i], (float)row[1][i]);
+    enum { DIM = 24 };
+    float least[2 * DIM * PD_PAGE_TOKENS], q[2 * DIM], bound[2][PD_PAGE_TOKENS];
+    uint16_t block[2 * DIM * PD_PAGE_TOKENS];
+    fill(t, least, 2 * DIM * PD_PAGE_TOKENS);
+    fill(t, q, 2 * DIM);
+    t->ref->f32_to_f16(least, block, 2 * DIM * PD_PAGE_TOKENS);
+    t->ref->page_bounds(block, q, 2, DIM, bound[0]);
+    t->k->page_bounds(block, q, 2, DIM, bound[1]);
+    return same(t, "page_bounds", bound[0], bound[1], PD_PAGE_TOKENS, 1e-6f * DIM);
 }
 
 static pd_status test_tile(st *t, bool fast, float cap) {
@@ -282,6 +316,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_attention(&t, false, 0.0f));
     PD_TRY(test_attention(&t, false, 3.0f));
     PD_TRY(test_parts(&t));
+    PD_TRY(test_pick(&t));
     PD_TRY(test_tile(&t, false, 0.0f));
     PD_TRY(test_tile(&t, false, 3.0f));
     return test_tile(&t, true, 0.0f);

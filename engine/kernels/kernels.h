@@ -37,6 +37,7 @@ typedef struct pd_part_pass {
     const void *const *pages;
     size_t at;                /* where the part begins in a page, in bytes */
     size_t first, n;          /* slots [first, first + n) counted from the start of pages[0]; n >= 1 */
+    size_t n_next;            /* scores: pages behind those of the range that are read next, a hint */
     /* 1 <= n_group <= 16; head_dim % 16 == 0, in few bits % PD_KV_GROUP.  Scores in f16 and
      * f32 take any head_dim >= 1: keys may have fewer channels than values. */
     size_t n_group, head_dim;
@@ -48,7 +49,10 @@ typedef struct pd_part_pass {
     const float *q;    /* [n_group][head_dim]; f16 and f32 */
     const int8_t *q_n; /* q8, q5: number = q_d * q_n, as quantize_act leaves them */
     const float *q_d, *q_sum; /* [n_group][head_dim / 32]; q_sum: sum of the group's q_n */
-    float *acc;        /* values: [n_group][head_dim], set */
+    float *acc;        /* values, rows: [n_group][head_dim], set */
+    const uint32_t *row; /* rows: [n_row] slots counted from the start of pages[0], ascending; the weight of
+                            slot r is tmp[g * tmp_stride + r].  first and n are not used */
+    size_t n_row;
 } pd_part_pass;
 
 /* Attention of some tokens of a prompt, all query heads of one KV head, against
@@ -167,6 +171,25 @@ typedef struct pd_kernels {
     void (*values_f32)(const pd_part_pass *p);
     void (*values_q8)(const pd_part_pass *p);
     void (*values_q4)(const pd_part_pass *p);
+    /* As values, of the slots in p->row alone; nothing of any other slot's row is read. */
+    void (*rows_f16)(const pd_part_pass *p);
+    void (*rows_f32)(const pd_part_pass *p);
+    void (*rows_q8)(const pd_part_pass *p);
+    void (*rows_q4)(const pd_part_pass *p);
+
+    /* ---- which rows (run/select.h); no NaN in x ---- */
+    /* sum of the x[i] >= t; the order of additions is free, but the same for any t, so
+     * that a larger t never gives more. */
+    float (*sum_from_f32)(const float *x, size_t n, float t);
+    /* row = every i below n with x[g * stride + i] >= t[g] for some g, ascending; how many.
+     * row has room for n + 16. */
+    size_t (*list_from_f32)(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row);
+
+    /* ---- which pages (cache/bounds.h) ----
+     * bound [16]: of each page of a block, the largest over query heads g of
+     *     sum over c of max(q[g][c] * least[c], q[g][c] * largest[c])
+     * block as bounds.h, q [n_group][head_dim]; finite; the order of additions is free. */
+    void (*page_bounds)(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

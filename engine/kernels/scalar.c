@@ -348,6 +348,71 @@ static void values_q4(const pd_part_pass *p) {
     values_few(p, true);
 }
 
+/* ---- some rows ---- */
+
+static float row_value(const pd_part_pass *p, size_t slot, size_t c, unsigned bits) {
+    const void *part = part_of(p, slot);
+    const size_t s = slot % PD_PAGE_TOKENS;
+    if (bits >= 16) return page_at(part, s * p->head_dim + c, bits == 16);
+    const bool q4 = bits == 4;
+    return step_of(part, p->head_dim, s, c / PD_KV_GROUP, bits) *
+           ((float)value_n(part, p->head_dim, s, c, q4) - (q4 ? 7.5f : 0.0f));
+}
+
+static void rows(const pd_part_pass *p, unsigned bits) {
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t g = 0; g < p->n_group; g++)
+        for (size_t i = 0; i < p->n_row; i++)
+            for (size_t c = 0; c < p->head_dim; c++)
+                p->acc[g * p->head_dim + c] += p->tmp[g * p->tmp_stride + p->row[i]] * row_value(p, p->row[i], c, bits);
+}
+
+static void rows_f16(const pd_part_pass *p) {
+    rows(p, 16);
+}
+
+static void rows_f32(const pd_part_pass *p) {
+    rows(p, 32);
+}
+
+static void rows_q8(const pd_part_pass *p) {
+    rows(p, 8);
+}
+
+static void rows_q4(const pd_part_pass *p) {
+    rows(p, 4);
+}
+
+static float sum_from_f32(const float *x, size_t n, float t) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) sum += x[i] >= t ? x[i] : 0.0f;
+    return sum;
+}
+
+static size_t list_from_f32(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row) {
+    size_t n_row = 0;
+    for (size_t i = 0; i < n; i++) {
+        size_t g = 0;
+        while (g < n_group && !(x[g * stride + i] >= t[g])) g++;
+        if (g < n_group) row[n_row++] = (uint32_t)i;
+    }
+    return n_row;
+}
+
+static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    for (size_t p = 0; p < PD_PAGE_TOKENS; p++) {
+        bound[p] = -INFINITY;
+        for (size_t g = 0; g < n_group; g++) {
+            float sum = 0.0f;
+            for (size_t c = 0; c < head_dim; c++) {
+                const float x = q[g * head_dim + c];
+                sum += x * f16_decode(block[((x > 0.0f ? head_dim : 0) + c) * PD_PAGE_TOKENS + p]);
+            }
+            bound[p] = fmaxf(bound[p], sum);
+        }
+    }
+}
+
 /* ---- attention of a prompt's tile ---- */
 
 static float row_score(const pd_attn_rows *t, size_t i, size_t g, size_t slot) {
@@ -425,6 +490,13 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .values_f32 = values_f32,
         .values_q8 = values_q8,
         .values_q4 = values_q4,
+        .rows_f16 = rows_f16,
+        .rows_f32 = rows_f32,
+        .rows_q8 = rows_q8,
+        .rows_q4 = rows_q4,
+        .sum_from_f32 = sum_from_f32,
+        .list_from_f32 = list_from_f32,
+        .page_bounds = page_bounds,
         .attn_tile_f32 = attn_tile,
         .attn_tile_fast = attn_tile,
         .attn_tile_sums_f32 = attn_tile_sums,

@@ -197,7 +197,9 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim, hp->head_dim);
     pd_codec recent;
     const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->max_tokens, PD_PAGE_TOKENS) + 1);
-    job->recent_page_bytes = pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
+    /* Who chooses what is read finds it in one place: nothing is held twice. */
+    const pd_read_rule read = pd_compression_read(c);
+    job->recent_page_bytes = pd_read_all(&read) && pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
     job->recent_bytes = (uint64_t)hp->n_layer * hp->n_head_kv * twice * job->recent_page_bytes;
     const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
     if (hp->head_dim % group == 0) return PD_OK;
@@ -247,6 +249,10 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->deferred = false;
     PD_TRY(plan_packed(job, hp, err));
+    const pd_read_rule read = pd_compression_read(c);
+    if (!pd_read_all(&read) && (job->pack_page_bytes || job->latent.rank))
+        return pd_fail(err, PD_EINVAL, "compression.press",
+                       "compression.press stores keys in fewer numbers and chooses what is read of them; one of the two is served at a time");
     if (job->scope) {
         PD_TRY(plan_budget(job, hp, err));
         job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;

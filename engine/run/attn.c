@@ -7,7 +7,8 @@
  * held a second time (kv.h) in chunks of their own; the group's query heads share each load of
  * K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
- * the next is prefetched while one is computed. */
+ * the next is prefetched while one is computed.  Where not all values are read
+ * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows. */
 #include "engine/run/attn.h"
 
 #include "engine/base/num.h"
@@ -21,6 +22,7 @@ enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = 
 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
+    uint32_t n_row; /* rows of V read, where they are chosen */
 } pd_attn_chunk;
 
 /* m[G], l[G], acc[G][D] of one chunk. */
@@ -144,19 +146,33 @@ void pd_attn_tile_sums(pd_attn *a, const pd_stage *s, const float *q, size_t row
 typedef struct {
     pd_attn *a;
     pd_kv *const *kv;
+    pd_select *const *sel;
     size_t layer;
     const float *q;
     size_t n, run; /* chunks; of a task */
 } step_job;
 
+/* The sequence's, if its values are chosen in this layer. */
+static pd_select *picks(const step_job *j, size_t seq) {
+    return j->sel && pd_select_picks(j->sel[seq], j->layer) ? j->sel[seq] : NULL;
+}
+
+/* What is looked into of a head. */
+static pd_look look_at(const step_job *j, size_t seq, size_t head) {
+    return pd_select_look(j->sel ? j->sel[seq] : NULL, j->layer, head, pd_kv_at(j->kv[seq], j->layer, head));
+}
+
 /* The chunk's pages; their number. */
 static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **pages, const pd_codec **codec) {
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const uint32_t *chosen = look_at(j, c->seq, c->head).page;
     if (c->page0 < kh->n_pack_page) *codec = &kv->codec;
-    for (uint32_t i = 0; i < c->n_page; i++)
-        pages[i] = c->page0 < kh->n_pack_page ? pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + i])
-                                              : pd_kv_page(kv, kh, c->page0 + i, codec);
+    for (uint32_t i = 0; i < c->n_page; i++) {
+        const uint32_t p = c->page0 + i;
+        pages[i] = p < kh->n_pack_page ? pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p])
+                                       : pd_kv_page(kv, kh, chosen ? chosen[p] : p, codec);
+    }
     return c->n_page;
 }
 
@@ -212,12 +228,18 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const size_t n_page = pages_of(j, c, pages, &codec), n_next = more ? pages_of(j, c + 1, pages + n_page, &next) : 0;
     const bool packed = c->page0 < kh->n_pack_page;
     const size_t page = c->page0 - (packed ? 0 : kh->n_pack_page); /* of the section */
-    const size_t dead = packed || !kh->n_pack ? kh->first : 0, live = packed ? kh->n_pack : kh->n - kh->n_pack;
+    const size_t dead = packed || !kh->n_pack ? kh->first : 0, live = packed ? kh->n_pack : look_at(j, c->seq, c->head).n - kh->n_pack;
     const size_t first = page == 0 ? dead : 0, end = pd_min_size(c->n_page * N, dead + live - page * N);
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
     float *scratch = q + group * d, *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
+    const pd_select *sel = picks(j, c->seq);
+    if (sel) { /* no page of such a sequence is packed or held twice (admit.c) */
+        pd_codec_scores(codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap,
+                        pd_select_at(sel, c->head, (size_t)c->page0 * N), sel->stride, scratch);
+        return;
+    }
     if (!packed) {
         pd_codec_attn(codec, a->kern, q, group, d, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
                       PAGES * N + 2 * N, scratch, m, l, acc);
@@ -242,6 +264,74 @@ static void step_task(void *ctx, size_t task, unsigned thread) {
     for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
 }
 
+/* ---- the same where values are chosen: weights and cuts, then rows ---- */
+
+/* Task = sequence, query head. */
+static void cut_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const pd_hparams *hp = &j->a->model->hp;
+    const size_t seq = task / hp->n_head, head = task % hp->n_head;
+    pd_select *sel = picks(j, seq);
+    if (sel) pd_select_cut(sel, j->a->kern, head, look_at(j, seq, head / sel->group).n_page * (size_t)N);
+}
+
+static void rows_chunk(const step_job *j, size_t chunk) {
+    pd_attn *a = j->a;
+    pd_attn_chunk *c = &a->chunk[chunk];
+    const pd_select *sel = picks(j, c->seq);
+    if (!sel) return;
+    const pd_kv *kv = j->kv[c->seq];
+    const void *pages[PAGES];
+    const pd_codec *codec;
+    pages_of(j, c, pages, &codec);
+    float *m = a->part + chunk * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
+    c->n_row = (uint32_t)pd_select_rows(sel, &kv->codec, a->kern, c->head, kv->head_dim, pages, (size_t)c->page0 * N,
+                                        c->n_page, m, l, acc);
+}
+
+static void rows_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const size_t end = pd_min_size(j->n, (task + 1) * j->run);
+    for (size_t i = task * j->run; i < end; i++) rows_chunk(j, i);
+}
+
+static void read_chosen(step_job *j, size_t n_seq) {
+    bool any = false;
+    for (size_t s = 0; s < n_seq; s++) any = any || picks(j, s);
+    if (!any) return;
+    pd_workers_run(j->a->workers, cut_task, j, n_seq * j->a->model->hp.n_head);
+    pd_workers_run(j->a->workers, rows_task, j, pd_div_up(j->n, j->run));
+    for (size_t i = 0; i < j->n; i++) {
+        pd_select *sel = picks(j, j->a->chunk[i].seq);
+        if (sel) pd_select_count(sel, j->layer, 0, 0, j->a->chunk[i].n_row);
+    }
+}
+
+/* Task = sequence, KV head. */
+static void choose_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const pd_hparams *hp = &j->a->model->hp;
+    const size_t seq = task / hp->n_head_kv, head = task % hp->n_head_kv, group = hp->n_head / hp->n_head_kv;
+    if (!pd_select_pages(j->sel[seq], j->layer)) return;
+    pd_select_choose(j->sel[seq], j->kv[seq], j->layer, head, j->q + (seq * hp->n_head + head * group) * hp->head_dim);
+}
+
+/* Before anything is read: the pages, where they are chosen, and what will be counted. */
+static void choose_pages(step_job *j, size_t n_seq) {
+    bool any = false;
+    for (size_t s = 0; j->sel && s < n_seq; s++) any = any || pd_select_pages(j->sel[s], j->layer);
+    if (any) pd_workers_run(j->a->workers, choose_task, j, n_seq * j->a->model->hp.n_head_kv);
+    for (size_t s = 0; j->sel && s < n_seq; s++) {
+        for (size_t h = 0; pd_select_counts(j->sel[s], j->layer) && h < j->kv[s]->n_head_kv; h++) {
+            const size_t n = look_at(j, s, h).n;
+            pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, n, picks(j, s) ? 0 : n);
+        }
+    }
+}
+
 /* Join the chunks of one head, in slot order. */
 static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
     const pd_hparams *hp = &a->model->hp;
@@ -262,24 +352,27 @@ static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
     }
 }
 
-void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, const float *q, float *out) {
+void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_seq, size_t layer, const float *q, float *out) {
     const pd_hparams *hp = &a->model->hp;
     const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
+    step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q};
+    choose_pages(&job, n_seq);
     size_t n = 0;
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
             const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
-            const uint32_t again = pd_kv_recent_from(kv[s], kh);
-            for (uint32_t p = 0; p < kh->n_page;) {
-                const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : kh->n_page) - p;
-                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES};
+            const uint32_t n_page = look_at(&job, s, h).n_page, recent = pd_kv_recent_from(kv[s], kh), again = recent < n_page ? recent : n_page;
+            for (uint32_t p = 0; p < n_page;) {
+                const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
+                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES, 0};
                 p += a->chunk[n++].n_page;
             }
         }
     }
-    const size_t run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
-    step_job job = {.a = a, .kv = kv, .layer = layer, .q = q, .n = n, .run = run};
-    pd_workers_run(a->workers, step_task, &job, pd_div_up(n, run));
+    job.n = n;
+    job.run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
+    pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
+    read_chosen(&job, n_seq);
     for (size_t i = 0; i < n;) {
         size_t e = i + 1;
         while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;

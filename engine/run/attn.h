@@ -11,6 +11,7 @@
 #include "engine/base/workers.h"
 #include "engine/cache/kv.h"
 #include "engine/model/model.h"
+#include "engine/run/select.h"
 #include "engine/run/stage.h"
 
 /* PD_ATTN_TILE: most rows of one tile. */
@@ -53,7 +54,8 @@ void pd_attn_tile_sums(pd_attn *a, const pd_stage *s, const float *q, size_t row
                        float *sums, size_t stride);
 
 /* One decode step of a layer: sequence i's query row q + i * n_head * D against
- * kv[i]'s pages (its own new token included); out likewise. */
-void pd_attn_step(pd_attn *a, pd_kv *const *kv, size_t n_seq, size_t layer, const float *q, float *out);
+ * kv[i]'s pages (its own new token included); out likewise.  sel[i]: what is read of
+ * them and counts it; NULL, also for sel itself = everything. */
+void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_seq, size_t layer, const float *q, float *out);
 
 #endif

@@ -10,10 +10,10 @@
 #include <string.h>
 
 static pd_status check_member(const pd_compression *c, const char *at, pd_err *err) {
-    if (!c->press || c->decode || c->scope != PD_SCOPE_PROMPT || c->budget == PD_BUDGET_BYTES || c->protect_system ||
+    if (!c->press || c->decode || c->n_read || c->scope != PD_SCOPE_PROMPT || c->budget == PD_BUDGET_BYTES || c->protect_system ||
         c->kv_key || c->kv_value)
         return pd_fail(err, PD_EINVAL, at, "%s: a press to compare has ratio or budget_tokens, and no scope, "
-                       "protect_system, budget_bytes, kv_type or decode", at);
+                       "protect_system, budget_bytes, kv_type or decode, and says nothing of what steps read", at);
     if (pd_press_inst_can(c->press) & PD_CAN_DEFER)
         return pd_fail(err, PD_EINVAL, at, "%s: '%s' decides over all layers from a replay of the prompt: ask for it alone, "
                        "as compression", at, c->press->press->name);

@@ -81,6 +81,7 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
     *bad = SIZE_MAX;
     for (size_t i = 0; i < n; i++) {
         run->step_kv[i] = rows[i].ahead || rows[i].behind ? &run->step_view[rows[i].ahead] : &rows[i].seq->kv;
+        run->step_sel[i] = &rows[i].seq->select;
         pd_fwd_embed(f, rows[i].id, run->x + i * hp->n_embd);
     }
     size_t table = SIZE_MAX;
@@ -97,7 +98,7 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
         }
         for (size_t i = 0; i < n; i++)
             if (rows[i].ahead || rows[i].behind) view_of(&rows[i], l, run->step_kv[i]);
-        pd_attn_step(&run->attn, run->step_kv, n, l, f->q, f->attn);
+        pd_attn_step(&run->attn, run->step_kv, run->step_sel, n, l, f->q, f->attn);
         for (size_t i = 0; i < n; i++) {
             pd_seq *s = rows[i].seq;
             if (s->tags.kind == PD_TAG_ATTENTION) pd_tags_attend(&s->tags, &run->attn, &s->kv, l, f->q + i * nq);
@@ -121,7 +122,7 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 
 pd_status pd_decode_drafted(pd_run *run, pd_seq *s, const int32_t *draft, size_t n, pd_err *err) {
     size_t bad;
-    assert(n >= 1 && n <= PD_DRAFT_MAX && !s->rule.prune && !s->tags.kind);
+    assert(n >= 1 && n <= PD_DRAFT_MAX && !s->rule.prune && !s->tags.kind && !s->select.rows);
     for (size_t i = 0; i <= n; i++)
         run->step_row[i] = (row){.seq = s, .id = i ? draft[i - 1] : s->next, .ahead = (uint32_t)i, .behind = (uint32_t)(n - i)};
     PD_TRY(step(run, n + 1, &bad, err));
@@ -151,5 +152,5 @@ size_t pd_decode_room(const pd_seq *s) {
     /* a page that is begun takes the place of one held twice, which could not come back */
     for (size_t i = 0; s->kv.recent_pool && i < s->kv.n_layer * s->kv.n_head_kv; i++)
         room = pd_min_size(room, PD_PAGE_TOKENS - 1 - pd_kv_open_end(&s->kv.head[i]) % PD_PAGE_TOKENS);
-    return s->rule.prune || s->tags.kind ? 0 : room;
+    return s->rule.prune || s->tags.kind || s->select.rows ? 0 : room;
 }

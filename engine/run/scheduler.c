@@ -381,28 +381,22 @@ static void decode(pd_engine *e) {
     if (alone && n == 0 && e->n_seq) pd_draft_learn(&alone->draft, 0, 0, ns);
 }
 
-/* What a sequence has beside its pages. */
-static uint64_t scratch_of(const pd_seq *s) {
-    return s->ring.bytes + s->tags.bytes + pd_kv_centre_bytes(&s->kv) + pd_constraint_bytes(&s->constraint) +
-           s->draft.cap * sizeof *s->draft.text;
-}
-
 /* What the counters show of this moment. */
 static void publish(pd_engine *e) {
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
     scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
-        scratch += scratch_of(e->seq[i]);
+        scratch += pd_seq_scratch_bytes(e->seq[i]);
     }
     for (const pd_seq *s = e->ready; s; s = s->after) {
         dense += pd_dense_bytes(&e->model->hp, s->n_seen);
-        scratch += scratch_of(s);
+        scratch += pd_seq_scratch_bytes(s);
     }
     if (e->filling) {
         dense += pd_dense_bytes(&e->model->hp, e->filling->n_seen);
         staging = e->prefill.stage.bytes;
-        scratch += e->prefill.bytes + e->prefill.collect.bytes + scratch_of(e->filling);
+        scratch += e->prefill.bytes + e->prefill.collect.bytes + pd_seq_scratch_bytes(e->filling);
     }
     resident = pd_kvpools_held(&e->run.pools, PD_PAGE_SEQ);
     atomic_store_explicit(&e->c_dense, dense, memory_order_relaxed);

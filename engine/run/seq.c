@@ -29,13 +29,14 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
     r->top = malloc(PD_LOGPROBS_MAX * sizeof *r->top);
     r->step_row = malloc(rows * sizeof *r->step_row);
     r->step_kv = malloc(rows * sizeof *r->step_kv);
+    r->step_sel = malloc(rows * sizeof *r->step_sel);
     r->step_pos = malloc(rows * sizeof *r->step_pos);
     bool views = true;
     for (size_t i = 0; i <= draft_max && draft_max; i++) {
         r->step_view[i].head = calloc(heads, sizeof(pd_kv_head));
         views = views && r->step_view[i].head;
     }
-    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_pos && views) return PD_OK;
+    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_sel && r->step_pos && views) return PD_OK;
     pd_run_done(r);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
 }
@@ -47,6 +48,7 @@ void pd_run_done(pd_run *r) {
     for (size_t i = 0; i <= PD_DRAFT_MAX; i++) free(r->step_view[i].head);
     free(r->step_row);
     free(r->step_kv);
+    free(r->step_sel);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
     pd_token_tree_close(r->tree);
@@ -100,7 +102,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     pd_codec recent;
-    if (pd_codec_recent(&codec, &recent)) {
+    if (job->recent_page_bytes && pd_codec_recent(&codec, &recent)) {
         PD_TRY(pd_kvpools_get(&run->pools, &recent, hp->head_dim, &pool, err));
         PD_TRY(pd_kv_hold_recent(&s->kv, pool, &recent, err));
     }
@@ -127,7 +129,27 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     if (run->draft_max && job->max_tokens > 1)
         PD_TRY(pd_draft_init(&s->draft, job->tokens, job->n_tokens, job->max_tokens, run->draft_max, err));
+    const pd_read_rule read = pd_compression_read(job->comp);
+    if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
+    if (s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
     return open_decode(s, slots, err);
+}
+
+static void report_reads(const pd_seq *s, pd_kv_report *r) {
+    const pd_select *sel = &s->select;
+    for (size_t l = 0; l < sel->n_layer && sel->rows; l++) {
+        r->rows += sel->rows[l];
+        r->rows_key += sel->keys[l];
+        r->rows_value += sel->values[l];
+    }
+    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds);
+    const size_t n = 3 * sel->n_layer; /* rows, keys, values: one block */
+    uint64_t *rows = s->job->verbose && r->rows ? pd_arena_alloc(&s->job->keep, n, sizeof *rows) : NULL;
+    if (!rows) return;
+    memcpy(rows, sel->rows, n * sizeof *rows);
+    r->layer_rows = rows;
+    r->layer_rows_key = rows + sel->n_layer;
+    r->layer_rows_value = rows + 2 * sel->n_layer;
 }
 
 static void report(pd_seq *s) {
@@ -148,6 +170,7 @@ static void report(pd_seq *s) {
     r->press_ms = 1e-6 * (double)s->press_ns;
     r->n_layer = hp->n_layer;
     r->n_head_kv = hp->n_head_kv;
+    report_reads(s, r);
     double kept = 0.0;
     uint32_t *n = NULL, *pages = NULL;
     uint64_t *bytes = NULL;
@@ -181,6 +204,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     assert(pd_kvpools_check(&s->run->pools));
     pd_qring_done(&s->ring);
     pd_tags_done(&s->tags);
+    pd_select_done(&s->select);
     free(s->since);
     free(s->x_new);
     pd_adjuster_done(&s->adjuster);
@@ -192,6 +216,11 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
     *s = (pd_seq){0};
     pd__job_finish(job, finish, err);
     pd_job_unref(job);
+}
+
+uint64_t pd_seq_scratch_bytes(const pd_seq *s) {
+    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) +
+           pd_constraint_bytes(&s->constraint) + s->draft.cap * sizeof *s->draft.text;
 }
 
 void pd_seq_note_peak(pd_seq *s, uint64_t staging) {

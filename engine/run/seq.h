@@ -50,6 +50,7 @@ typedef struct pd_run {
     pd_token_prob *top; /* [PD_LOGPROBS_MAX] */
     pd_step_row *step_row; /* [rows] */
     pd_kv **step_kv;  /* [rows] */
+    pd_select **step_sel; /* [rows] */
     pd_kv step_view[1 + PD_DRAFT_MAX]; /* what the rows of a drafted step see */
     int32_t *step_pos; /* [rows] */
 } pd_run;
@@ -81,6 +82,8 @@ struct pd_seq {
     size_t *since;    /* [n_layer] decode steps since the layer was pruned */
     float *x_new;     /* [n_layer][n_embd] attention input of the newest token; NULL unless needed */
 
+    pd_select select; /* what decode steps read; all-zero = everything */
+
     /* for the report */
     uint64_t bytes_after_prefill, bytes_peak; /* peak with staging */
     uint64_t pairs_scope;                     /* over pressed layers */
@@ -98,6 +101,9 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err);
 /* fork.c: another answer to the prompt that is in `from`: a copy of its cache as
  * it is now, before the first token.  Errors: ENOMEM; EINTERNAL (no pages). */
 pd_status pd_seq_fork(pd_seq *s, const pd_seq *from, pd_job *job, pd_err *err);
+
+/* What it holds beside pages and positions. */
+uint64_t pd_seq_scratch_bytes(const pd_seq *s);
 
 /* Note the memory held now (pages + staging bytes) for the peak. */
 void pd_seq_note_peak(pd_seq *s, uint64_t staging);
@@ -205,7 +211,7 @@ pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k
 pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad, pd_err *err);
 
 /* How many tokens may be proposed to a sequence: 0 for one whose decode press watches every
- * token, no more than it may still have and its pages are promised for. */
+ * token or whose steps choose what they read, no more than it may still have and its pages are promised for. */
 size_t pd_decode_room(const pd_seq *s);
 /* Feed its next token and n proposed ones (1 to PD_DRAFT_MAX and pd_decode_room) behind it: run->logits row i
  * is what follows the i-th of these n + 1, the same bits as in steps of their own.  Its

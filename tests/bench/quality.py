@@ -69,6 +69,8 @@ NOT_HERE = {
     "decoding": "prunes while tokens are generated; scored tokens are read, not generated",
     "compression_ratio_decoding": "as decoding",
     "cam": "as decoding",
+    "hcattention": "reads less while tokens are generated: tests/golden/reads.c",
+    "quest": "as hcattention",
     "prefill_decoding": "its first press is what happens to a context"}
 
 

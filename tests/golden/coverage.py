@@ -26,6 +26,8 @@ DATA = os.path.join(HERE, "data")
 # Why a press has no golden of its own, and what stands in for it.
 NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
              "eigen_attention": ("not in kvpress", "what_is_lost_is_what_the_basis_misses"),
+             "hcattention": ("not in kvpress", "steps_equal_the_plain_ones"),
+             "quest": ("not in kvpress", "pages_are_those_of_the_highest_bounds"),
              "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
              "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why"),
              "restorekv": ("not served: it needs adapters of the projections", "unserved_presses_say_why")}
@@ -47,6 +49,7 @@ DIFFERS_TESTS = {
     "expected_attention": ["expected_attention_is_the_formula"],
     "fastkvzip": ["gates_cut_all_layers_at_one_score"],
     "finch": ["finch_keeps_the_question"],
+    "hcattention": ["steps_equal_the_plain_ones"],
     "kvcompose": ["kvcompose_joins_rows_groups_and_heads", "deferred_presses_share_one_budget"],
     "kvzip": ["kvzip_is_the_most_looked_at", "deferred_presses_share_one_budget"],
     "lagkv": ["lagkv_of_one_token"],
@@ -55,6 +58,7 @@ DIFFERS_TESTS = {
     "merging": ["merging_is_the_formula"],
     "per_layer": ["per_layer_takes_its_layers_ratio", "layers_keep_what_they_are_told"],
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
+    "quest": ["pages_are_those_of_the_highest_bounds", "bounds_hold_for_what_is_stored"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
     "think": ["bytes_fall_by_the_channels"],

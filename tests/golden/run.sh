@@ -8,6 +8,7 @@
 #   PRESSD_TEST_VOCABS       a folder filled by fetch_vocabs.sh: published chat templates
 #   PRESSD_GOLDEN_MODES      "f32 int8"
 #   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
+#   PRESSD_READS             likewise golden_reads
 #   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
@@ -111,6 +112,18 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" "$top/engine/kernels/scalar.c" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+fi
+reads() { # MODEL values|pages TEXT...
+    out=$(PRESSD_KV_COMPUTE=f32 "${PRESSD_READS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_reads}" "$@" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+}
+if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
+    reads "$PRESSD_TEST_MODEL" values "$here/../../LICENSE" "$here/../../engine/kernels/scalar.c"
+    reads "$PRESSD_TEST_MODEL" pages "$here/../../compression/README.md"
+fi
+if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ]; then
+    reads "$PRESSD_TEST_MODEL_GEMMA" values "$here/../../LICENSE"
 fi
 if [ $models = 0 ]; then
     echo "set PRESSD_TEST_MODEL or PRESSD_TEST_MODEL_GEMMA to a GGUF file"

@@ -228,10 +228,10 @@ static void write_report(pd_job *j) {
     size_t evicted;
     const size_t held = kept_of(j, &evicted, &kv->ratio_requested);
     pd_buf text = {0};
-    pd_press_inst_text(c ? c->press : NULL, &text);
+    pd_compression_text(c, &text);
     snprintf(kv->press, sizeof kv->press, "%s", text.data ? text.data : "none");
     pd_buf_done(&text);
-    kv->name = c && c->press ? c->press->press->name : "none";
+    kv->name = pd_compression_name(c);
     if (c && c->press && j->n_prompt < c->min_tokens)
         kv->skipped = "the prompt is shorter than min_tokens";
     kv->ratio = (double)evicted / (double)j->n_prompt;
@@ -247,6 +247,12 @@ static void write_report(pd_job *j) {
     kv->bytes_after_prefill = pages_of(held - j->n_out) * kv->page_bytes;
     kv->bytes_dense = (uint64_t)(j->n_prompt + j->n_out) * TOKEN_BYTES;
     kv->bytes_peak = kv->bytes + (uint64_t)j->n_prompt * TOKEN_BYTES / N_LAYER;
+    if (c && c->n_read) { /* half of the keys, a quarter of the values */
+        kv->rows = 64;
+        kv->rows_key = 32;
+        kv->rows_value = 16;
+        kv->bytes_bounds = 4096;
+    }
     kv->press_ms = evicted ? 0.25 : 0.0;
     kv->n_layer = N_LAYER;
     kv->n_head_kv = N_HEAD_KV;

@@ -259,6 +259,32 @@ class Replies(ServerTest):
         self.assertLess(kv["bytes"], kv["bytes_dense"])
         self.assertEqual(len(kv["layers"]), 2)
 
+    def test_reading(self):
+        kv = self.s.complete("a" * 200, compression="quest:token_budget=64").json["kv_cache"]
+        self.assertEqual((kv["press"], kv["ratio"]), ("quest:token_budget=64", 0))
+        self.assertEqual(kv["read"], {"rows": 64, "key_rows": 32, "value_rows": 16, "key_share": 0.5, "value_share": 0.25,
+                                      "bounds_bytes": 4096})
+        kv = self.s.complete("a" * 200, compression={"press": {"name": "hcattention", "params": {"tau": 0.5}, "press": "knorm"},
+                                                     "ratio": 0.5, "kv_type": "q8_0"}).json["kv_cache"]
+        self.assertEqual((kv["press"], kv["ratio_requested"], kv["kv_type"]), ("hcattention:tau=0.5(knorm)", 0.5, "q8_0"))
+        self.assertNotIn("read", self.s.complete("a" * 200).json["kv_cache"])
+        self.assertEqual(self.s.metric("pressd_press_rows_total", '{press="quest"}'), 64)
+        self.assertEqual(self.s.metric("pressd_press_key_rows_read_total", '{press="quest"}'), 32)
+        self.assertEqual(self.s.metric("pressd_press_value_rows_read_total", '{press="quest"}'), 16)
+        for wish, param, said in (
+                ({"press": "hcattention", "params": {"tau": 0}}, "compression.params.tau", "a number in (0, 1], not 0"),
+                ({"press": "hcattention", "params": {"tau": 1.5}}, "compression.params.tau", "not 1.5"),
+                ({"press": "hcattention", "params": {"renormalize": 1}}, "compression.params.renormalize", "not 1"),
+                ({"press": "quest", "params": {"token_budget": 63}}, "compression.params.token_budget", "not 63"),
+                ({"press": "quest", "params": {"page_order": "best"}}, "compression.params.page_order", 'not "best"'),
+                ({"press": "quest", "ratio": 0.5}, "compression.ratio", "'quest' takes neither ratio nor budget"),
+                ({"press": "quest(quest)"}, "compression.press", "'quest' is given twice"),
+                ({"press": "quest(knorm)"}, "compression.ratio", "needs one of ratio"),
+                ({"press": "adakv(quest)", "ratio": 0.5}, "compression.press", "'quest' does not")):
+            e = self.s.complete("a", compression=wish)
+            self.assertEqual((e.status, e.json["error"]["param"]), (400, param), e.json)
+            self.assertIn(said, e.json["error"]["message"])
+
     def test_kv_type(self):
         dense = self.s.complete("a" * 200).json["kv_cache"]
         self.assertEqual((dense["kv_type"], dense["bits_per_value"]), ("f16", 16))
@@ -330,9 +356,10 @@ class Replies(ServerTest):
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))
         self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
-                         {"simlayerkv", "think", "eigen_attention", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms"})
+                         {"simlayerkv", "think", "eigen_attention", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms",
+                          "hcattention", "quest"})
         self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]],
-                         ["composed", "prefill_decoding"])
+                         ["composed", "prefill_decoding", "hcattention", "quest"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
         self.assertIn("score_part", data["knorm"]["can"])
         self.assertNotIn("score_part", data["snapkv"]["can"])

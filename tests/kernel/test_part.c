@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scores_* and values_*: every row against sums in f64 over pages written here, by the
+/* scores_*, values_* and rows_*: every row against sums in f64 over pages written here, by the
  * layout that kernels.h tells.
  *
  * Bounds.  Scores in few bits are sums of one term a group: two roundings in each (the
  * integers are exact) and one for each addition,
  *     |s - s'| <= (D / 32 + 2) u sum|d q_d x|;        f16, f32: D u sum|q k|.
  * Values in few bits round the weight times the step, the product and each addition,
- *     |acc - acc'| <= (n + 3) u sum|w d n|;           f16, f32: (n + 1) u sum|w v|. */
+ *     |acc - acc'| <= (n + 3) u sum|w d n|;           f16, f32: (n + 1) u sum|w v|.
+ * Sums of some rows likewise, n counting those. */
 #include "tests/kernel/util.h"
 
 enum { MAX_G = 16, MAX_D = 256, MAX_PAGE = 5, AT = 12 };
@@ -156,23 +157,54 @@ static void check_scores(const pd_kernels *k, const params *p, const world *w, s
           k->isa, names[0][p->t], p->n_group, d, p->first, p->n, g, slot, want, (double)got);
 }
 
-static void check_values(const pd_kernels *k, const params *p, const world *w, size_t g, const float *acc) {
-    const size_t d = p->dim, base = p->first / 16 * 16;
+/* rows: [n] slots; NULL = all of the range. */
+static void check_values(const pd_kernels *k, const params *p, const world *w, size_t g, const uint32_t *rows, size_t n,
+                         const float *acc) {
+    const size_t d = p->dim, base = rows ? 0 : p->first / 16 * 16;
     for (size_t c = 0; c < d; c++) {
         double want = 0.0, abs = 0.0;
-        for (size_t slot = p->first; slot < p->first + p->n; slot++) {
+        for (size_t i = 0; i < n; i++) {
+            const size_t slot = rows ? rows[i] : p->first + i;
             double x = (double)w->w[g * w->stride + slot - base] * w->value[1][slot * d + c];
             if (p->t >= Q8) x *= (double)w->step[1][slot * (d / 32) + c / 32];
             want += x;
             abs += fabs(x);
         }
-        CHECK(near(want, acc[c], (double)(p->n + 3) * EPS / 2 * abs),
-              "%s values_%s G=%zu D=%zu first=%zu n=%zu g=%zu c=%zu want %.9g got %.9g", k->isa, names[1][p->t],
-              p->n_group, d, p->first, p->n, g, c, want, (double)acc[c]);
+        CHECK(near(want, acc[c], (double)(n + 3) * EPS / 2 * abs),
+              "%s %s_%s G=%zu D=%zu first=%zu n=%zu g=%zu c=%zu want %.9g got %.9g", k->isa, rows ? "rows" : "values",
+              names[1][p->t], p->n_group, d, p->first, n, g, c, want, (double)acc[c]);
     }
 }
 
-static void check(const pd_kernels *k, const params *p, const world *w) {
+/* About a third of the slots, the first and the last of them always: those that are not chosen,
+ * and the dead ones, hold NaN. */
+static void check_rows(const pd_kernels *k, const params *p, world *w, pd_part_pass pass, float *acc) {
+    void (*const rows[])(const pd_part_pass *) = {k->rows_f16, k->rows_f32, k->rows_q8, k->rows_q4};
+    uint32_t *row = block_new(p->n * sizeof *row);
+    size_t n = 0;
+    for (size_t i = 0; i < p->n; i++)
+        if (i == 0 || i + 1 == p->n || (i * 7 + p->n_group) % 3 == 0) row[n++] = (uint32_t)(p->first + i);
+    for (; n > 0; n -= n > 3 ? n - 3 : 1) { /* then three, two, one */
+        float *weight = block_new(p->n_group * w->stride * sizeof *weight);
+        for (size_t i = 0; i < p->n_group * w->stride; i++) weight[i] = NAN;
+        for (size_t g = 0; g < p->n_group; g++)
+            for (size_t i = 0; i < n; i++) weight[g * w->stride + row[i]] = w->w[g * w->stride + row[i]];
+        pass.tmp = weight;
+        pass.row = row;
+        pass.n_row = n;
+        pass.first = pass.n = 0;
+        memset(acc, 0xff, p->n_group * p->dim * sizeof *acc);
+        rows[p->t](&pass);
+        for (size_t g = 0; g < p->n_group; g++) check_values(k, p, w, g, row, n, acc + g * p->dim);
+        block_free(weight);
+    }
+    pass.n_row = 0;
+    rows[p->t](&pass);
+    for (size_t i = 0; i < p->n_group * p->dim; i++) CHECK(acc[i] == 0.0f, "%s rows_%s: a sum of no rows", k->isa, names[1][p->t]);
+    block_free(row);
+}
+
+static void check(const pd_kernels *k, const params *p, world *w) {
     void (*const scores[])(const pd_part_pass *) = {k->scores_f16, k->scores_f32, k->scores_q8, k->scores_q5};
     void (*const values[])(const pd_part_pass *) = {k->values_f16, k->values_f32, k->values_q8, k->values_q4};
     float *tmp = block_new(p->n_group * w->stride * sizeof *tmp), *acc = block_new(p->n_group * p->dim * sizeof *acc);
@@ -193,7 +225,8 @@ static void check(const pd_kernels *k, const params *p, const world *w) {
     memcpy(tmp, w->w, p->n_group * w->stride * sizeof *tmp);
     memset(acc, 0xff, p->n_group * p->dim * sizeof *acc); /* is set, whatever was there */
     values[p->t](&pass);
-    for (size_t g = 0; g < p->n_group; g++) check_values(k, p, w, g, acc + g * p->dim);
+    for (size_t g = 0; g < p->n_group; g++) check_values(k, p, w, g, NULL, p->n, acc + g * p->dim);
+    check_rows(k, p, w, pass, acc);
     block_free(tmp);
     block_free(acc);
 }

@@ -135,13 +135,32 @@ static void bad_attn32(const float *q, size_t n_group, size_t k_dim, size_t dim,
     static void bad_values_##value(const pd_part_pass *p) { \
         pd_part_pass late = *p;                            \
         late.n--;                                          \
-        scalar_row().values_##value(&late);                \
+        scalar_row().values_##value(&late);                 \
+    }                                                      \
+    static void bad_rows_##value(const pd_part_pass *p) {   \
+        pd_part_pass late = *p;                            \
+        late.n_row--;                                      \
+        scalar_row().rows_##value(&late);                   \
     }
 BAD_PART(f16, f16)
 BAD_PART(f32, f32)
 BAD_PART(q8, q8)
 BAD_PART(q5, q4)
 #undef BAD_PART
+
+/* What is equal does not count. */
+static float bad_sum_from(const float *x, size_t n, float t) {
+    return scalar_row().sum_from_f32(x, n, nextafterf(t, INFINITY));
+}
+static size_t bad_list_from(const float *x, size_t stride, size_t n_group, size_t n, const float *t, uint32_t *row) {
+    return scalar_row().list_from_f32(x, stride, n_group - 1, n, t, row);
+}
+
+/* The last page is off. */
+static void bad_page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
+    scalar_row().page_bounds(block, q, n_group, head_dim, bound);
+    bound[15] -= 0.1f;
+}
 
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
@@ -191,6 +210,13 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(values_f32, bad_values_f32);
     BREAK(values_q8, bad_values_q8);
     BREAK(values_q4, bad_values_q4);
+    BREAK(rows_f16, bad_rows_f16);
+    BREAK(rows_f32, bad_rows_f32);
+    BREAK(rows_q8, bad_rows_q8);
+    BREAK(rows_q4, bad_rows_q4);
+    BREAK(sum_from_f32, bad_sum_from);
+    BREAK(list_from_f32, bad_list_from);
+    BREAK(page_bounds, bad_page_bounds);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);

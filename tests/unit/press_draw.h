@@ -68,7 +68,7 @@ static inline bool around(const pd_press *p, const char *child, const pd_press_m
     size_t n = strlen(text);
     const size_t count = p->min_child + (free_too && p->max_child > p->min_child ? pd_rng_u64(rng) % 2 : 0);
     for (size_t i = 0; i < count; i++) n += (size_t)snprintf(text + n, size - n, "%c%s", i ? ',' : '(', child);
-    snprintf(text + n, size - n, ")");
+    if (count) snprintf(text + n, size - n, ")");
     return true;
 }
 

@@ -535,7 +535,7 @@ static void spellings_are_one(void **state) {
     pd_engine_close(e);
 }
 
-enum { CROWD = 16 };
+enum { CROWD = 20 };
 static const char *const crowd_press[CROWD] = {
     NULL,
     "cam:compression_interval=8,target_size=40,merge_budget=6(knorm)",
@@ -553,6 +553,10 @@ static const char *const crowd_press[CROWD] = {
     "decoding:compression_interval=6,target_size=60(cap)",
     "prefill_decoding(compactor@0.4,cam:compression_interval=6,target_size=60(critical(cur)))",
     "prefill_decoding(kvzip:chunk_size=50,decoding:compression_interval=6,target_size=60(tova))@0.6",
+    "hcattention:tau=0.7(knorm)@0.5",
+    "hcattention(prefill_decoding(knorm@0.5,cam:compression_interval=5,target_size=30(keydiff)))",
+    "quest:token_budget=64(prefill_decoding(adakv(knorm)@0.3,decoding:compression_interval=6,target_size=99(merging(keydiff))))",
+    "hcattention:tau=0.9(quest:token_budget=80,skip_layers=0(adakv(knorm)))@0.3",
 };
 
 static ask crowd_member(size_t i, int32_t *prompt) {
@@ -570,7 +574,7 @@ static void company_and_threads_change_nothing(void **state) {
         case_opts more = o;
         more.threads = 3;
         pd_engine *e = case_open(arch, TINY_Q8_0, &o), *wide = case_open(arch, TINY_Q8_0, &more);
-        static int32_t prompt[CROWD][300];
+        static int32_t prompt[CROWD][400];
         ask q[CROWD];
         pd_job *job[CROWD];
         pd_err err = {0};

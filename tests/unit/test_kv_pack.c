@@ -450,7 +450,7 @@ static void attention_sees_both_sections(void **state) {
             }
             for (size_t e = 0; e < HQ * D; e++) q[e] = 2.0f * pd_rng_f32(&w->rng) - 0.5f;
             pd_kv *kv = &w->kv;
-            pd_attn_step(&attn, &kv, 1, 0, q, out);
+            pd_attn_step(&attn, &kv, NULL, 1, 0, q, out);
             pd_tags_attend(&tags, &attn, kv, 0, q);
             for (size_t g = 0; g < HQ; g++) {
                 static float k[SLOTS * D], v[SLOTS * D];

@@ -53,7 +53,7 @@ static void every_press_serves(void **state) {
         const pd_press_model *model = &pd_engine_get_info(open_with_data(archs[m], &e))->press_model;
         ask q = {.tokens = prompt, .n = N_PROMPT, .max_tokens = N_NEW, .logprobs = 10, .press_seed = 9};
         answer *dense = case_run(e, &q);
-        size_t pressed = 0;
+        size_t pressed = 0, reading = 0;
         for (size_t i = 0; i < pd_press_count(); i++) {
             const pd_press *p = pd_press_at(i);
             if (p->unserved) continue;
@@ -81,12 +81,13 @@ static void every_press_serves(void **state) {
             expect_pages(text, a);
             if (a->r->kv.skipped == NULL && by_ratio && a->r->kv.bytes >= dense->r->kv.bytes) fail_msg("%s frees nothing", text);
             pressed += a->r->kv.tokens_evicted > 0;
+            reading += (p->can & PD_CAN_READ) != 0; /* those drop nothing */
             case_drop(a);
             case_drop(b);
             case_expect_idle(e);
         }
         print_message("%zu of %zu presses evicted something\n", pressed, pd_press_count());
-        assert_true(4 * pressed > 3 * pd_press_count());
+        assert_true(4 * pressed > 3 * (pd_press_count() - reading));
         case_drop(dense);
         pd_engine_close(e);
     }

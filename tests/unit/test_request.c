@@ -867,6 +867,39 @@ static void test_own_budget(void **state) {
     pd_press_data_close(data);
 }
 
+/* What says how the cache is read stands around what drops, in every spelling. */
+static void test_reading(void **state) {
+    static const struct {
+        const char *wish, *text, *press;
+        double ratio;
+    } t[] = {
+        {"\"hcattention\"", "hcattention", NULL, 0.0},
+        {"{\"press\":\"quest\",\"params\":{\"token_budget\":64}}", "quest:token_budget=64", NULL, 0.0},
+        {"\"hcattention:tau=0.5(knorm)@0.25\"", "hcattention:tau=0.5(knorm)", "knorm", 0.25},
+        {"\"hcattention(quest(knorm@0.25))\"", "hcattention(quest(knorm))", "knorm", 0.25},
+        {"{\"press\":{\"name\":\"quest\",\"press\":{\"name\":\"knorm\"}},\"ratio\":0.25}", "quest(knorm)", "knorm", 0.25},
+        {"\"quest(prefill_decoding(knorm@0.25,decoding(random)))\"", "quest(prefill_decoding(knorm,decoding(random)))", "knorm", 0.25},
+        {"{\"press\":\"quest\",\"decode\":{\"press\":\"random\",\"target_tokens\":2048}}", "quest(decoding(random))", NULL, 0.0},
+    };
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        pd_compression *c = wish(t[i].wish, true);
+        pd_buf b = {0};
+        pd_compression_text(c, &b);
+        assert_string_equal(b.data, t[i].text);
+        pd_buf_done(&b);
+        assert_int_equal(c->press != NULL, t[i].press != NULL);
+        if (c->press) assert_press(c, t[i].press);
+        assert_true(c->ratio == t[i].ratio);
+        assert_string_equal(pd_compression_name(c), strchr(t[i].text, 'q') == t[i].text ? "quest" : "hcattention");
+        pd_compression_close(c);
+    }
+    pd_compression *c = wish("\"hcattention:tau=0.5,renormalize=false(quest:token_budget=65,skip_layers=3)\"", false);
+    const pd_read_rule rule = pd_compression_read(c), none = pd_compression_read(NULL);
+    assert_true(rule.tau == 0.5 && !rule.renormalize && rule.page_budget == 5 && rule.skip_layers == 3 && !pd_read_all(&rule));
+    assert_true(pd_read_all(&none));
+    pd_compression_close(c);
+}
+
 static void test_model_suffix(void **state) {
     pd_request r;
     static const struct { const char *model, *press; double ratio; } t[] = {
@@ -1067,6 +1100,7 @@ int main(void) {
         cmocka_unit_test(test_few_bits_want_whole_groups),
         cmocka_unit_test(test_compression_refused),
         cmocka_unit_test(test_own_budget),
+        cmocka_unit_test(test_reading),
         cmocka_unit_test(test_model_suffix),
         cmocka_unit_test(test_server_default),
         cmocka_unit_test(test_json_bounds),

@@ -274,9 +274,14 @@ static void children_are_chosen_by_what_they_can(void **state) {
             pd_err err = {0};
             pd_press_inst *inst = resolve(text, &err);
             if (!inst && !strstr(err.msg, whole[i])) fail_msg("%s: %s", text, err.msg);
-            if (!inst != (strcmp(p->name, "prefill_decoding") != 0)) fail_msg("%s: %s", text, inst ? "was not refused" : err.msg);
+            if (!inst != (strcmp(p->name, "prefill_decoding") != 0 && !p->read_rule)) fail_msg("%s: %s", text, inst ? "was not refused" : err.msg);
             pd_press_inst_close(inst);
         }
+    /* what says how the cache is read stands around all others */
+    refused("composed(knorm,hcattention)", "'hcattention' does not");
+    refused("prefill_decoding(hcattention(knorm))", "it stands around 'prefill_decoding', not inside");
+    refused("adakv(hcattention(knorm))", "takes a press that scores tokens; 'hcattention' does not");
+    refused("decoding(hcattention)", "'hcattention' does not");
     refused("composed", "takes 1 to 8 presses inside it, not 0");
     refused("chunk:chunk_length=64(snapkv)", "'chunk_length' of 'chunk' must be at least 65 for 'snapkv', not 64");
     refused("entropy_gated_chunkkv:low_entropy_chunk_length=10(knorm)", "must be below chunk_length 10, not 10");
@@ -314,7 +319,8 @@ static void who_is_given_a_ratio(void **state) {
              {"composed(knorm@0.5,keydiff@0)", false},
              {"composed(simlayerkv,knorm)", true},
              {"composed(simlayerkv,knorm@0.5)", false},
-             {"composed(simlayerkv)", false}};
+             {"composed(simlayerkv)", false},
+             {"hcattention", false}};
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         pd_press_inst *inst = inst_of(t[i].text);
         if (pd_press_inst_takes_ratio(inst) != t[i].takes) fail_msg("%s", t[i].text);
