@@ -894,6 +894,8 @@ static void test_reading(void **state) {
         pd_compression_close(c);
     }
     pd_compression *c = wish("\"hcattention:tau=0.5,renormalize=false(quest:token_budget=65,skip_layers=3)\"", false);
+    refuse("{\"prompt\":\"x\",\"compression\":\"quest(hcattention(quest))\"}", PD_REQUEST_COMPLETION, "compression");
+    refuse("{\"prompt\":\"x\",\"compression\":\"quest(knorm)\"}", PD_REQUEST_COMPLETION, "compression"); /* how much goes? */
     const pd_read_rule rule = pd_compression_read(c), none = pd_compression_read(NULL);
     assert_true(rule.tau == 0.5 && !rule.renormalize && rule.page_budget == 5 && rule.skip_layers == 3 && !pd_read_all(&rule));
     assert_true(pd_read_all(&none));
