@@ -408,12 +408,12 @@ static void softmax(const pd_kernels *kern, const pd_part_pass *p, float softcap
 void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t k_dim,
                    size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                    size_t tmp_stride, float *scratch, float *m, float *l, float *acc) {
-    if (c->key == c->value && k_dim == v_dim && c->key == PD_KV_F16) {
-        kern->attn_pages_f16(q, n_group, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+    if (c->key == c->value && c->key == PD_KV_F16) {
+        kern->attn_pages_f16(q, n_group, k_dim, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
         return;
     }
-    if (c->key == c->value && k_dim == v_dim && c->key == PD_KV_F32) {
-        kern->attn_pages_f32(q, n_group, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
+    if (c->key == c->value && c->key == PD_KV_F32) {
+        kern->attn_pages_f32(q, n_group, k_dim, v_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc);
         return;
     }
     pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_group = n_group, .head_dim = k_dim,

@@ -459,14 +459,15 @@ FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t
     }
 }
 
-FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
+FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t k_dim, size_t dim, const void *const *pages,
                              size_t first, size_t n, float softcap, float *tmp, size_t stride,
                              float *m, float *l, float *acc, bool f16) {
     const size_t p0 = first / 16, p1 = (first + n + 15) / 16, n_slot = (p1 - p0) * 16;
-    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
-    const size_t ahead = half < AHEAD_KV ? AHEAD_KV / half : 1;
+    const size_t k_bytes = 16 * k_dim * (f16 ? 2 : 4), v_bytes = 16 * dim * (f16 ? 2 : 4);
+    const size_t k_ahead = k_bytes < AHEAD_KV ? AHEAD_KV / k_bytes : 1;
+    const size_t ahead = v_bytes < AHEAD_KV ? AHEAD_KV / v_bytes : 1;
     for (size_t p = p0; p < p1; p++)
-        scores(q, n_group, dim, pages[p], pages[p + ahead < p1 ? p + ahead : p], f16,
+        scores(q, n_group, k_dim, pages[p], pages[p + k_ahead < p1 ? p + k_ahead : p], f16,
                tmp + (p - p0) * 16, stride);
     /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
     const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* of the last page */
@@ -482,24 +483,24 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
     for (size_t p = p0; p < p1; p++) {
         /* 0 * NaN is NaN, so unused slots are not even multiplied */
         const size_t j0 = p == p0 ? head : 0, j1 = p + 1 == p1 ? used : 16;
-        const char *v = (const char *)pages[p] + half;
-        const char *later = (const char *)pages[p + ahead < p1 ? p + ahead : p] + half;
+        const char *v = (const char *)pages[p] + k_bytes;
+        const char *later = (const char *)pages[p + ahead < p1 ? p + ahead : p] + k_bytes;
         values(tmp + (p - p0) * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
     }
 }
 
-static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f16(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
     (void)n_next;
-    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
-static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f32(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
     (void)n_next;
-    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
 FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {

@@ -450,12 +450,12 @@ FORCE_INLINE void fold(float *x, size_t n_vec, size_t dim, float *m, float *l, f
     *l += _mm512_reduce_add_ps(sum);
 }
 
-FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const void *const *pages,
+FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t k_dim, size_t dim, const void *const *pages,
                              size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                              size_t stride, float *m, float *l, float *acc, bool f16) {
     const size_t p1 = (first + n + 15) / 16;
-    const size_t half = 16 * dim * (f16 ? 2 : 4); /* bytes of K, and of V */
-    const size_t step = 2 * half < BATCH_KV ? BATCH_KV / (2 * half) : 1;
+    const size_t half = 16 * k_dim * (f16 ? 2 : 4), v_bytes = 16 * dim * (f16 ? 2 : 4), page = half + v_bytes;
+    const size_t step = page < BATCH_KV ? BATCH_KV / page : 1;
     const __m512 none = _mm512_set1_ps(-INFINITY);
     memset(acc, 0, n_group * dim * sizeof *acc);
     for (size_t g = 0; g < n_group; g++) {
@@ -467,8 +467,8 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
         /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
         const size_t head = p == first / 16 ? first % 16 : 0;
         const size_t used = p + np == p1 ? (first + n - 1) % 16 + 1 : 16; /* of the last page */
-        for (size_t i = 0; i < np; i++)
-            scores(q, n_group, dim, pages[p + i], (const char *)pages[p + i] + half, f16,
+        for (size_t i = 0; i < np; i++) /* prefetched: what the values' pass before left */
+            scores(q, n_group, k_dim, pages[p + i], (const char *)pages[p + i] + v_bytes, f16,
                    tmp + i * 16, stride);
         for (size_t g = 0; g < n_group; g++) {
             float *x = tmp + g * stride;
@@ -487,16 +487,16 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t dim, const v
     }
 }
 
-static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f16(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, true);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
-static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f32(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
-    attn_pages(q, n_group, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, false);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, n_next, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
 FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {

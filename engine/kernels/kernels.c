@@ -170,10 +170,10 @@ static pd_status test_attention(st *t, bool f16, float cap) {
     fill(t, q, ST_GROUP * ST_DIM);
     for (int i = 0; i < 2; i++) {
         if (f16)
-            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
+            row[i]->attn_pages_f16(q, ST_GROUP, ST_DIM, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
                                    l[i], acc[i]);
         else
-            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
+            row[i]->attn_pages_f32(q, ST_GROUP, ST_DIM, ST_DIM, pages, FIRST, N, 0, cap, tmp, STRIDE, m[i],
                                    l[i], acc[i]);
     }
     PD_TRY(same(t, entry, m[0], m[1], ST_GROUP, 1e-6f * ST_DIM));

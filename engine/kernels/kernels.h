@@ -121,22 +121,23 @@ typedef struct pd_kernels {
 
     /* ---- attention over KV pages ----
      * A page holds PD_PAGE_TOKENS slots of one KV head:
-     *     K: [head_dim][16]   then   V: [16][head_dim]       elements f16 or f32
-     * so one vector load of K serves 16 slots of one dimension.
+     *     K: [k_dim][16]   then   V: [16][head_dim]       elements f16 or f32
+     * so one vector load of K serves 16 slots of one dimension.  k_dim is head_dim, or
+     * less where keys have channels taken out.
      *
      * Partial attention of the G query heads of that KV head over slots
      * [first, first + n) counted from the start of pages[0]; n >= 1.
-     *   q    [G][head_dim], already scaled;  softcap as in pd_attn_rows
+     *   q    [G][k_dim], already scaled;  softcap as in pd_attn_rows
      *   n_next  pages behind those of the range that will be read next: a hint
      *   tmp  [G][tmp_stride], tmp_stride >= n rounded up to 16, + 16
      *   m[g] = max score,  l[g] = sum exp(score - m),
      *   acc  [G][head_dim] = sum exp(score - m) * v
-     * head_dim % 16 == 0, 1 <= G <= 16.  Slots outside [first, first + n) may
+     * head_dim % 16 == 0, k_dim >= 1, 1 <= G <= 16.  Slots outside [first, first + n) may
      * hold anything, NaN included; tmp's contents are undefined afterwards. */
-    void (*attn_pages_f16)(const float *q, size_t n_group, size_t head_dim,
+    void (*attn_pages_f16)(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
-    void (*attn_pages_f32)(const float *q, size_t n_group, size_t head_dim,
+    void (*attn_pages_f32)(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc);
 

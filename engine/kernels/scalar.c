@@ -196,15 +196,15 @@ static float page_at(const void *page, size_t i, bool f16) {
     return f16 ? f16_decode(((const uint16_t *)page)[i]) : ((const float *)page)[i];
 }
 
-static void attn_pages(const float *q, size_t n_group, size_t head_dim, const void *const *pages,
+static void attn_pages(const float *q, size_t n_group, size_t k_dim, size_t head_dim, const void *const *pages,
                        size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride,
                        float *m, float *l, float *acc, bool f16) {
-    for (size_t g = 0; g < n_group; g++, q += head_dim, tmp += tmp_stride, acc += head_dim) {
+    for (size_t g = 0; g < n_group; g++, q += k_dim, tmp += tmp_stride, acc += head_dim) {
         for (size_t i = 0; i < n; i++) {
             const void *page = pages[(first + i) / PD_PAGE_TOKENS];
             const size_t slot = (first + i) % PD_PAGE_TOKENS;
             tmp[i] = 0.0f;
-            for (size_t c = 0; c < head_dim; c++)
+            for (size_t c = 0; c < k_dim; c++)
                 tmp[i] += q[c] * page_at(page, c * PD_PAGE_TOKENS + slot, f16);
         }
         if (softcap > 0.0f) cap_f32(tmp, n, softcap);
@@ -215,23 +215,23 @@ static void attn_pages(const float *q, size_t n_group, size_t head_dim, const vo
             const void *page = pages[(first + i) / PD_PAGE_TOKENS];
             const size_t slot = (first + i) % PD_PAGE_TOKENS;
             for (size_t c = 0; c < head_dim; c++)
-                acc[c] += tmp[i] * page_at(page, (PD_PAGE_TOKENS + slot) * head_dim + c, f16);
+                acc[c] += tmp[i] * page_at(page, PD_PAGE_TOKENS * k_dim + slot * head_dim + c, f16);
         }
     }
 }
 
-static void attn_pages_f16(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f16(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
     (void)n_next;
-    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, true);
 }
 
-static void attn_pages_f32(const float *q, size_t n_group, size_t head_dim,
+static void attn_pages_f32(const float *q, size_t n_group, size_t k_dim, size_t head_dim,
                            const void *const *pages, size_t first, size_t n, size_t n_next,
                            float softcap, float *tmp, size_t tmp_stride, float *m, float *l, float *acc) {
     (void)n_next;
-    attn_pages(q, n_group, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
+    attn_pages(q, n_group, k_dim, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
 /* ---- the same in two passes ---- */

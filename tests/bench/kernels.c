@@ -188,7 +188,7 @@ static void run_attn(void *p) {
     attn_arg *a = p;
     const size_t n_page = a->n_head * a->n / 16;
     for (size_t i = 0; i < n_page; i += CHUNK) /* as the engine does */
-        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->pages + i, 0, 16 * CHUNK,
+        a->k->attn_pages_f16(a->q, a->n_group, a->dim, a->dim, a->pages + i, 0, 16 * CHUNK,
                              i + CHUNK < n_page ? CHUNK : 0, 0.0f, a->tmp, a->n + 16, a->m, a->l, a->acc);
 }
 

@@ -106,16 +106,16 @@ static void bad_gemm(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a,
 static void bad_row(const pd_panels *w, size_t r, float *dst) {
     scalar_row().panel_row(w, r - 1, dst);
 }
-static void bad_attn16(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+static void bad_attn16(const float *q, size_t n_group, size_t k_dim, size_t dim,
+                       const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                        size_t stride, float *m, float *l, float *acc) {
-    scalar_row().attn_pages_f16(q, n_group, dim, pages, first + 1, n - 1, n_next, softcap, tmp, stride, m,
+    scalar_row().attn_pages_f16(q, n_group, k_dim, dim, pages, first + 1, n - 1, n_next, softcap, tmp, stride, m,
                                  l, acc);
 }
-static void bad_attn32(const float *q, size_t n_group, size_t dim, const void *const *pages,
-                       size_t first, size_t n, size_t n_next, float softcap, float *tmp,
+static void bad_attn32(const float *q, size_t n_group, size_t k_dim, size_t dim,
+                       const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                        size_t stride, float *m, float *l, float *acc) {
-    scalar_row().attn_pages_f32(q, n_group, dim, pages, first, n, n_next, softcap, tmp, stride, m, l, acc);
+    scalar_row().attn_pages_f32(q, n_group, k_dim, dim, pages, first, n, n_next, softcap, tmp, stride, m, l, acc);
     l[0] *= 1.01f;
 }
 

@@ -10,6 +10,7 @@
 
 #include "engine/base/num.h"
 #include "engine/base/rng.h"
+#include "engine/base/sysmem.h"
 #include "engine/cache/kv.h"
 #include "engine/cache/pools.h"
 #include "engine/run/attn.h"
@@ -362,6 +363,61 @@ static void a_packed_pool_that_is_left_holds_nothing(void **state) {
     close_world(w);
 }
 
+/* ThreadSanitizer keeps shadow memory several times the size of what is touched. */
+#ifdef __has_feature
+#if __has_feature(thread_sanitizer)
+enum { SHADOWED = 1 };
+#else
+enum { SHADOWED = 0 };
+#endif
+#else
+enum { SHADOWED = 0 };
+#endif
+
+/* The kernel's word: packing 64 MiB leaves what its narrow pages hold, at no time more than both. */
+static void resident_memory_falls_with_the_channels(void **state) {
+    (void)state;
+    if (SHADOWED) skip();
+    enum { D = 64, TOKENS = 65536, CHUNK = 1024, H = 4 };
+    const pd_codec codec = pd_codec_of(PD_KV_F16, PD_KV_F16);
+    pd_kernels kern;
+    pd_kvpools pools;
+    pd_kvpool *open, *packed;
+    pd_kv kv;
+    const size_t slots[1] = {TOKENS};
+    pd_kernels_init(&kern, pd_cpu_detect());
+    assert_int_equal(pd_kvpools_init(&pools, &codec, D, 80 << 20, 512 << 10, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&pools, &codec, D, &open, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&pools, &codec, D / 4, &packed, NULL), PD_OK);
+    assert_int_equal(pd_kv_init(&kv, open, &codec, &kern, 1, H, D, slots, NULL), PD_OK);
+    assert_int_equal(pd_kv_set_pack(&kv, packed, D / 4, NULL), PD_OK);
+    float *rows = malloc(CHUNK * D * sizeof *rows);
+    int32_t *pos = calloc(CHUNK, sizeof *pos);
+    uint32_t channel[D / 4];
+    for (size_t i = 0; i < CHUNK * D; i++) rows[i] = (float)(i % 97);
+    for (size_t i = 0; i < D / 4; i++) channel[i] = (uint32_t)(3 * i);
+    for (size_t h = 0; h < H; h++) {
+        pd_kv_set_channels(&kv, 0, h, channel);
+        for (size_t t = 0; t < TOKENS; t += CHUNK)
+            assert_int_equal(pd_kv_append(&kv, 0, h, rows, rows, D, pos, NULL, CHUNK, NULL), PD_OK);
+    }
+    const uint64_t wide = pd_kv_bytes(&kv), before = pd_sysmem_rss();
+    assert_int_equal(wide, 64 << 20);
+    for (size_t h = 0; h < H; h++) {
+        assert_int_equal(pd_kv_pack_open(&kv, 0, h, TOKENS, NULL), PD_OK);
+        assert_true(pd_kvpools_check(&pools));
+        assert_true(pd_sysmem_rss() < before + (4 << 20));
+    }
+    const uint64_t freed = wide - pd_kv_bytes(&kv), after = pd_sysmem_rss(), fall = before > after ? before - after : 0;
+    assert_int_equal(pd_kv_bytes(&kv), 40 << 20);
+    if (10 * fall < 9 * freed)
+        fail_msg("%llu bytes freed, resident memory fell by %llu", (unsigned long long)freed, (unsigned long long)fall);
+    pd_kv_done(&kv);
+    free(rows);
+    free(pos);
+    pd_kvpools_done(&pools);
+}
+
 /* ---- attention ---- */
 
 /* A step of both sections against f64 over the rows read back.  In f16 and f32 a score is off
@@ -442,6 +498,7 @@ int main(void) {
         cmocka_unit_test(sections_agree_with_plain_arrays),
         cmocka_unit_test(widths_are_few),
         cmocka_unit_test(a_packed_pool_that_is_left_holds_nothing),
+        cmocka_unit_test(resident_memory_falls_with_the_channels),
         cmocka_unit_test(attention_sees_both_sections),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

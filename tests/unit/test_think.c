@@ -103,7 +103,7 @@ static const char *const company[] = {
 };
 
 /* In f32, f16 and few bits, on one thread or three, alone, in a batch or as one of several answers. */
-static void company_and_threads_change_nothing(void **state) {
+static void neither_company_nor_threads_matter(void **state) {
     (void)state;
     enum { TEXTS = sizeof company / sizeof *company };
     for (int c = 0; c < 3; c++) { /* gemma; llama; llama in f32 */
@@ -260,7 +260,7 @@ int main(void) {
     case_prompt(prompt, sizeof prompt / sizeof *prompt, 77);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_fall_by_the_channels),
-        cmocka_unit_test(company_and_threads_change_nothing),
+        cmocka_unit_test(neither_company_nor_threads_matter),
         cmocka_unit_test(few_bits_go_along),
         cmocka_unit_test(a_budget_in_bytes_counts_narrow_pages),
         cmocka_unit_test(admission_counts_narrow_pages),
