@@ -28,7 +28,8 @@ static const forced_kind types[] = {
 
 static const forced_kind presses[] = {
     {.name = "native"},
-    {.name = "shared 48", .press = "eigen_attention:rank_k=48,basis=shared", .limit = 0.02},
+    /* 0.02 on a text of the kind the bases were measured on; twice that on another */
+    {.name = "shared 48", .press = "eigen_attention:rank_k=48,basis=shared", .limit = 0.04},
     {.name = "score 24", .press = "eigen_attention:rank_k=24", .limit = 0.09},
     {.name = "score 32 q8_0", .value = PD_KV_Q8_0, .press = "eigen_attention", .limit = 0.05},
     {.name = "score 32", .press = "eigen_attention", .limit = 0.045},
