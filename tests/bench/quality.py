@@ -204,7 +204,7 @@ class Text:
         ratio, m = min(known.items(), key=lambda x: abs(x[1]["bytes"] - share))
         if abs(m["bytes"] - share) > SAME_BYTES:
             most = max(known)
-            ratio = round(min(most * (1 - share) / (1 - known[most]["bytes"]), 0.99), 3)
+            ratio = round(min(max(most * (1 - share) / (1 - known[most]["bytes"]), 0.0), 0.99), 3)
             m = known[ratio] if ratio in known else self.pressed(press, ratio)
         return m["kl"]
 
