@@ -19,7 +19,7 @@
 enum { KINDS_MAX = 12 };
 
 /* The limits of hcattention are those of its specification: KL 0.01 and 30 % of the
- * rows at 0.97, 0.05 and 15 % at 0.9.  Gemma 3 270M keeps to the first (0.0025, 0.0035)
+ * rows at 0.97, 0.05 and 15 % at 0.9.  Gemma 3 270M keeps to the first (below 0.001)
  * and not to the second: its three layers without a window are flat, and all its query
  * heads share one KV head (50 % and 24 % of LICENSE). */
 static const forced_kind values[] = {
