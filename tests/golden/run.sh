@@ -113,7 +113,7 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 fi
-reads() { # MODEL values|pages TEXT...
+reads() { # MODEL values|flat|pages TEXT...
     out=$(PRESSD_KV_COMPUTE=f32 "${PRESSD_READS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_reads}" "$@" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
@@ -123,7 +123,7 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     reads "$PRESSD_TEST_MODEL" pages "$here/../../compression/README.md"
 fi
 if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ]; then
-    reads "$PRESSD_TEST_MODEL_GEMMA" values "$here/../../LICENSE"
+    reads "$PRESSD_TEST_MODEL_GEMMA" flat "$here/../../LICENSE"
 fi
 # Keys in fewer numbers, their bases measured on our own words and judged on a licence: some two minutes.
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
