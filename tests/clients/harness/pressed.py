@@ -22,8 +22,8 @@ def main():
     n = len(head)
 
     def read(ids, cache, at):
-        place = torch.arange(at, at + len(ids))
-        return model(torch.tensor([ids]), past_key_values=cache, position_ids=place[None], cache_position=place, use_cache=True).logits[0]
+        place = torch.arange(at, at + len(ids))[None]  # for RoPE alone: who sees whom counts what the cache still has
+        return model(torch.tensor([ids]), past_key_values=cache, position_ids=place, use_cache=True).logits[0]
 
     def layers(ratio):
         """The preface's keys and values, and the logits behind it."""
@@ -32,7 +32,8 @@ def main():
         made = []
         for x in cache.layers:
             k, v = x.keys, x.values
-            kept = (-k.norm(dim=-1)).topk(int(n * (1 - ratio)), dim=-1).indices.sort().values[..., None].expand(-1, -1, -1, k.shape[-1])
+            kept = k.norm(dim=-1).sort(dim=-1, stable=True).indices[..., :int(n * (1 - ratio))]
+            kept = kept.sort().values[..., None].expand(-1, -1, -1, k.shape[-1])
             made.append((k.gather(2, kept), v.gather(2, kept)))
         return last, made
 
