@@ -74,6 +74,7 @@ static pd_kvpool *pool_of(const pd_kv *kv, const pd_kv_head *kh, bool packed) {
 /* Pages [from, to) of the list, all of one section, go back; the list closes up. */
 static void give_pages(pd_kv *kv, pd_kv_head *kh, uint32_t from, uint32_t to) {
     const bool packed = from < kh->n_pack_page;
+    if (from == to) return; /* a cache half made has no list */
     for (uint32_t i = from; i < to; i++) pd_kvpool_give(pool_of(kv, kh, packed), kh->page[i]);
     memmove(kh->page + from, kh->page + to, (kh->n_page - to) * sizeof *kh->page);
     kh->n_page -= to - from;
