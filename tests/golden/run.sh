@@ -7,7 +7,7 @@
 #   PRESSD_PYTHON            python3 >= 3.9, standard library only but for the templates (jinja2)
 #   PRESSD_TEST_VOCABS       a folder filled by fetch_vocabs.sh: published chat templates
 #   PRESSD_GOLDEN_MODES      "f32 int8"
-#   PRESSD_TEST_LONG         1: prompts of 3,000 tokens and longer walks too (some 15 minutes)
+#   PRESSD_TEST_LONG         1: prompts of 3,000 tokens, longer walks, more texts too (some 20 minutes)
 #   PRESSD_READS             likewise golden_reads
 #   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
 #
@@ -109,7 +109,7 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
 fi
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     kv_types=${PRESSD_KV_TYPES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_kv_types} top=$here/../..
-    out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" "$top/engine/kernels/scalar.c" 2>&1 | tee >(cat >&2))
+    out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" ${PRESSD_TEST_LONG:+"$top/engine/kernels/scalar.c"} 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 fi
@@ -119,10 +119,10 @@ reads() { # MODEL values|flat|pages TEXT...
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    reads "$PRESSD_TEST_MODEL" values "$here/../../LICENSE" "$here/../../engine/kernels/scalar.c"
+    reads "$PRESSD_TEST_MODEL" values "$here/../../LICENSE" ${PRESSD_TEST_LONG:+"$here/../../engine/kernels/scalar.c"}
     reads "$PRESSD_TEST_MODEL" pages "$here/../../compression/README.md"
 fi
-if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ]; then
+if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ] && [ -n "${PRESSD_TEST_LONG:-}" ]; then
     reads "$PRESSD_TEST_MODEL_GEMMA" flat "$here/../../LICENSE"
 fi
 # Keys in fewer numbers, their bases measured on our own words and judged on a licence: some two minutes.
