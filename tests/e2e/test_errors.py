@@ -124,7 +124,8 @@ class BadRequests(unittest.TestCase):
         self.assertEqual(got, status, body)
         self.assertEqual(headers["content-type"], "application/json")
         error = body["error"]
-        self.assertEqual(set(error), {"message", "type", "param", "code"})
+        more = {"n_prompt_tokens", "n_ctx"} if error["code"] == "context_length_exceeded" else set()  # as llama.cpp
+        self.assertEqual(set(error), {"message", "type", "param", "code"} | more)
         self.assertTrue(error["message"] and "\n" not in error["message"])
         self.assertIn(names, error["message"])
         if status == 400:

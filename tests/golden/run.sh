@@ -113,8 +113,8 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 fi
-reads() { # MODEL values|flat|pages TEXT...
-    out=$(PRESSD_KV_COMPUTE=f32 "${PRESSD_READS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_reads}" "$@" 2>&1 | tee >(cat >&2))
+reads() { # MODEL values|flat|pages TEXT...; in f32, the README's numbers, minutes a text
+    out=$(PRESSD_KV_COMPUTE=${PRESSD_TEST_LONG:+f32} "${PRESSD_READS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_reads}" "$@" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
