@@ -63,6 +63,8 @@ WITH = {
 OWN = {
     "simlayerkv": [f"simlayerkv:lazy_threshold={t},n_recent=124" for t in (0.5, 0.7)],
     "duo_attention": [f"duo_attention:head_compression_ratio={r}" for r in (0.25, 0.5, 0.75)],
+    "think": [f"think:key_channel_compression_ratio={r}" for r in (0.25, 0.5, 0.75)],
+    "eigen_attention": [f"eigen_attention:error_budget={b}" for b in (0.02, 0.05, 0.1)],
     "per_layer": ["per_layer:compression_ratios={rising}(expected_attention)"],
     "dms": [f"dms:threshold={t}(kvzap:model_type=linear)" for t in (-7, -6, -5)]}
 NOT_HERE = {
