@@ -143,6 +143,16 @@ void pd_decode_settle(pd_seq *s, size_t n, size_t taken) {
     s->n_seen += taken + 1;
 }
 
+/* Tokens that may come behind the next one before a head's open keys are projected, which
+ * could not be taken back. */
+static size_t room_of_latents(const pd_seq *s, size_t layer, size_t head) {
+    const pd_latent_rule *r = &s->job->latent;
+    const pd_kv_head *kh = pd_kv_at(&s->kv, layer, head);
+    if (!r->layer[layer] || s->run->model->layer[layer].window) return SIZE_MAX;
+    const size_t open = kh->n - kh->n_pack + 1;
+    return r->window + PD_LATENT_PIECE - 1 - (open - pd_latent_packed(r, layer, open));
+}
+
 size_t pd_decode_room(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
     const size_t more = s->job->max_tokens - s->job->n_sampled;
@@ -152,5 +162,7 @@ size_t pd_decode_room(const pd_seq *s) {
     /* a page that is begun takes the place of one held twice, which could not come back */
     for (size_t i = 0; s->kv.recent_pool && i < s->kv.n_layer * s->kv.n_head_kv; i++)
         room = pd_min_size(room, PD_PAGE_TOKENS - 1 - pd_kv_open_end(&s->kv.head[i]) % PD_PAGE_TOKENS);
+    for (size_t i = 0; s->job->latent.rank && i < s->kv.n_layer * s->kv.n_head_kv; i++)
+        room = pd_min_size(room, room_of_latents(s, i / s->kv.n_head_kv, i % s->kv.n_head_kv));
     return s->rule.prune || s->tags.kind || s->select.rows ? 0 : room;
 }
