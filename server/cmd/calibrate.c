@@ -50,12 +50,12 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char all_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,joint";
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
     unsigned sets = 0;
-    for (const char *p = list ? list : all_parts; *p;) {
+    for (const char *p = list ? list : read_parts; *p;) {
         const size_t n = strcspn(p, ",");
         size_t i = 0;
         while (i < N_PARTS && !(strlen(parts[i].name) == n && memcmp(parts[i].name, p, n) == 0))
@@ -105,7 +105,7 @@ static int print_help(void) {
         "  -m, --model MODEL    the GGUF file\n"
         "      --text FILE      UTF-8 text of the kind the model will read\n"
         "  -o, --output DATA    the file to make, for pressd serve --press-data\n"
-        "      --only LIST      some of the words below; all without it\n"
+        "      --only LIST      some of the words below; without it all that a press reads\n"
         "      --tokens N       of the text, at most (default 100000)\n"
         "      --chunk N        tokens of one prompt (default 1024)\n"
         "      --repeat-tokens N  at most so many are read twice, for kvzap and lukv (default "
@@ -119,7 +119,7 @@ static int print_help(void) {
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
         "  lukv     budget curves of layers and heads   press lukv\n"
         "  eigen    bases of keys and values            press eigen_attention\n"
-        "  joint    bases of all heads' keys together   press eigen_attention, basis joint\n");
+        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n");
     return pd_cmd_print(&out);
 }
 

@@ -91,6 +91,7 @@ def main():
         path = os.path.join(tmp, "data")
         cut = [str(x) for pair in doc["cut"].items() for x in pair]
         r = subprocess.run([pressd.binary(), "calibrate", "-m", a.model, "--text", os.path.join(pressd.ROOT, doc["text"]),
+                            "--only", "stats,qfilter,duo,kvzap,lukv,eigen,joint",
                             "-o", path, "--compute", "f32", *cut], capture_output=True, text=True)
         check("calibrate", r.stderr if r.returncode else "")
         if r.returncode == 0:
