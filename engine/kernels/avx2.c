@@ -391,43 +391,7 @@ static void attn_pages_f32(const float *q, size_t n_group, size_t k_dim, size_t 
     attn_pages(q, n_group, k_dim, head_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc, false);
 }
 
-FORCE_INLINE void scores_part(const pd_part_pass *p, bool f16) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, bytes = 16 * p->head_dim * (f16 ? 2 : 4);
-    const size_t ahead = bytes < AHEAD_SCORES ? AHEAD_SCORES / bytes : 1;
-    for (size_t i = p0; i < p1; i++) {
-        const char *part = (const char *)p->pages[i] + p->at;
-        const char *later = (const char *)p->pages[i + ahead < p1 + p->n_next ? i + ahead : i] + p->at;
-        scores(p->q, p->n_group, p->head_dim, part, later, f16, p->tmp + (i - p0) * 16, p->tmp_stride);
-    }
-}
-
-FORCE_INLINE void values_part(const pd_part_pass *p, bool f16) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16;
-    const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
-    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
-    for (size_t i = p0; i < p1; i++) {
-        const size_t j0 = i == p0 ? head : 0, j1 = i + 1 == p1 ? used : 16;
-        const char *part = (const char *)p->pages[i] + p->at;
-        const char *later = (const char *)p->pages[i + 1 < p1 ? i + 1 : i] + p->at;
-        values(p->tmp + (i - p0) * 16, p->tmp_stride, p->n_group, p->head_dim, part, later, f16, j0, j1, p->acc);
-    }
-}
-
-static void scores_f16(const pd_part_pass *p) {
-    scores_part(p, true);
-}
-
-static void scores_f32(const pd_part_pass *p) {
-    scores_part(p, false);
-}
-
-static void values_f16(const pd_part_pass *p) {
-    values_part(p, true);
-}
-
-static void values_f32(const pd_part_pass *p) {
-    values_part(p, false);
-}
+#include "engine/kernels/parts.inc"
 
 /* ---- attention of a prompt's tile (tile.h): 3 vectors of 8 rows ---- */
 

@@ -146,63 +146,7 @@ FORCE_INLINE void page_values(const pd_part_pass *p, size_t g0, int ng, const ui
     }
 }
 
-FORCE_INLINE size_t pages_ahead(size_t dim, int bits) {
-    const size_t bytes = numbers(dim, bits);
-    return bytes < AHEAD_KV ? AHEAD_KV / bytes : 1;
-}
-
-FORCE_INLINE void scores(const pd_part_pass *p, bool q5) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q5 ? 5 : 8);
-    for (size_t i = p0; i < p1; i++) {
-        const uint8_t *part = (const uint8_t *)p->pages[i] + p->at;
-        const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 + p->n_next ? i + ahead : i] + p->at;
-        for (size_t g = 0; g < p->n_group; g += MAX_NG) {
-            float *tmp = p->tmp + g * p->tmp_stride + (i - p0) * 16;
-            switch (p->n_group - g) {
-            case 1: page_scores(p, g, 1, part, later, q5, tmp); break;
-            case 2: page_scores(p, g, 2, part, later, q5, tmp); break;
-            case 3: page_scores(p, g, 3, part, later, q5, tmp); break;
-            default: page_scores(p, g, 4, part, later, q5, tmp);
-            }
-        }
-    }
-}
-
-FORCE_INLINE void values(const pd_part_pass *p, bool q4) {
-    const size_t p0 = p->first / 16, p1 = (p->first + p->n + 15) / 16, ahead = pages_ahead(p->head_dim, q4 ? 4 : 8);
-    const size_t head = p->first % 16, used = (p->first + p->n - 1) % 16 + 1; /* of the last page */
-    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
-    for (size_t i = p0; i < p1; i++) {
-        const uint8_t *part = (const uint8_t *)p->pages[i] + p->at;
-        const uint8_t *later = (const uint8_t *)p->pages[i + ahead < p1 ? i + ahead : i] + p->at;
-        const size_t j0 = i == p0 ? head : 0, j1 = i + 1 == p1 ? used : 16;
-        for (size_t g = 0; g < p->n_group; g += MAX_NG) {
-            const float *tmp = p->tmp + g * p->tmp_stride + (i - p0) * 16;
-            switch (p->n_group - g) {
-            case 1: page_values(p, g, 1, part, later, q4, j0, j1, tmp); break;
-            case 2: page_values(p, g, 2, part, later, q4, j0, j1, tmp); break;
-            case 3: page_values(p, g, 3, part, later, q4, j0, j1, tmp); break;
-            default: page_values(p, g, 4, part, later, q4, j0, j1, tmp);
-            }
-        }
-    }
-}
-
-static void scores_q8(const pd_part_pass *p) {
-    scores(p, false);
-}
-
-static void scores_q5(const pd_part_pass *p) {
-    scores(p, true);
-}
-
-static void values_q8(const pd_part_pass *p) {
-    values(p, false);
-}
-
-static void values_q4(const pd_part_pass *p) {
-    values(p, true);
-}
+#include "engine/kernels/few.inc"
 
 void pd__kernels_init_few_vnni(pd_kernels *k) {
     k->scores_q8 = scores_q8;

@@ -4,6 +4,7 @@
  * Cost: a row of V is loaded once for up to 4 heads, 64 channels at a time; its lines
  * are asked for a few rows ahead, since the next chosen row may lie anywhere.  A sum
  * is bound by its loads. */
+#include "engine/kernels/pick.h"
 #include "engine/kernels/rows.h"
 
 #include <immintrin.h>
@@ -12,22 +13,6 @@
 #define FORCE_INLINE static inline __attribute__((always_inline))
 
 enum { MAX_NG = 4, AHEAD_ROWS = 16, GROUP = PD_KV_GROUP };
-
-typedef enum { F16, F32, Q8, Q4 } type;
-
-FORCE_INLINE const uint8_t *part_of(const pd_part_pass *p, size_t row) {
-    return (const uint8_t *)p->pages[row / 16] + p->at;
-}
-
-/* Where channel c of a slot begins; c % 16 == 0. */
-FORCE_INLINE const uint8_t *row_at(const uint8_t *part, size_t slot, size_t dim, size_t c, type t) {
-    switch (t) {
-    case F16: return part + (slot * dim + c) * 2;
-    case F32: return part + (slot * dim + c) * 4;
-    case Q8: return part + slot * dim + c;
-    default: return part + slot * dim / 2 + c / GROUP * 16;
-    }
-}
 
 /* 16 channels of a slot. */
 FORCE_INLINE __m512 load16(const uint8_t *part, size_t slot, size_t dim, size_t c, type t) {
