@@ -122,7 +122,7 @@ pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad,
 
 pd_status pd_decode_drafted(pd_run *run, pd_seq *s, const int32_t *draft, size_t n, pd_err *err) {
     size_t bad;
-    assert(n >= 1 && n <= PD_DRAFT_MAX && !s->rule.prune && !s->tags.kind && !s->select.rows);
+    assert(n >= 1 && n <= PD_DRAFT_MAX && s->draft.text);
     for (size_t i = 0; i <= n; i++)
         run->step_row[i] = (row){.seq = s, .id = i ? draft[i - 1] : s->next, .ahead = (uint32_t)i, .behind = (uint32_t)(n - i)};
     PD_TRY(step(run, n + 1, &bad, err));
@@ -164,5 +164,5 @@ size_t pd_decode_room(const pd_seq *s) {
         room = pd_min_size(room, PD_PAGE_TOKENS - 1 - pd_kv_open_end(&s->kv.head[i]) % PD_PAGE_TOKENS);
     for (size_t i = 0; s->job->latent.rank && i < s->kv.n_layer * s->kv.n_head_kv; i++)
         room = pd_min_size(room, room_of_latents(s, i / s->kv.n_head_kv, i % s->kv.n_head_kv));
-    return s->rule.prune || s->tags.kind || s->select.rows ? 0 : room;
+    return room;
 }

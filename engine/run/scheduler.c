@@ -371,7 +371,7 @@ static void decode(pd_engine *e) {
     atomic_fetch_add_explicit(&e->c_steps, 1, memory_order_relaxed);
     int32_t draft[PD_DRAFT_MAX];
     pd_seq *alone = e->n_seq == 1 && !e->filling ? e->seq[0] : NULL;
-    const size_t n = alone ? pd_draft_propose(&alone->draft, pd_decode_room(alone), draft) : 0;
+    const size_t n = alone && alone->draft.text ? pd_draft_propose(&alone->draft, pd_decode_room(alone), draft) : 0;
     if (n)
         decode_drafted(e, draft, n, t0);
     else

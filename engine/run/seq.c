@@ -127,12 +127,13 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
-    if (run->draft_max && job->max_tokens > 1)
-        PD_TRY(pd_draft_init(&s->draft, job->tokens, job->n_tokens, job->max_tokens, run->draft_max, err));
     const pd_read_rule read = pd_compression_read(job->comp);
     if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
     if (s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
-    return open_decode(s, slots, err);
+    PD_TRY(open_decode(s, slots, err));
+    /* A decode press watches every token, and what a step reads is chosen for one. */
+    if (!run->draft_max || job->max_tokens < 2 || s->rule.prune || s->select.rows) return PD_OK;
+    return pd_draft_init(&s->draft, job->tokens, job->n_tokens, job->max_tokens, run->draft_max, err);
 }
 
 static void report_reads(const pd_seq *s, pd_kv_report *r) {

@@ -210,8 +210,8 @@ pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k
  * run->logits.  On error *bad tells whose fault it is (SIZE_MAX: nobody's). */
 pd_status pd_decode_step(pd_run *run, pd_seq *const *seq, size_t n, size_t *bad, pd_err *err);
 
-/* How many tokens may be proposed to a sequence: 0 for one whose decode press watches every
- * token or whose steps choose what they read, no more than it may still have and its pages are promised for. */
+/* How many tokens may be proposed to a sequence that drafts: no more than it may still have, its
+ * pages are promised for, and its cache can forget again. */
 size_t pd_decode_room(const pd_seq *s);
 /* Feed its next token and n proposed ones (1 to PD_DRAFT_MAX and pd_decode_room) behind it: run->logits row i
  * is what follows the i-th of these n + 1, the same bits as in steps of their own.  Its
