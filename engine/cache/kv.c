@@ -261,7 +261,8 @@ static pd_status note_keys(pd_kv *kv, size_t layer, size_t head, size_t page, si
     return pd_bounds_add(&kv->bounds, kv->kern, i, page, slot == 0, k, n, err);
 }
 
-pd_status pd_kv_rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err) {
+/* The bounds of a head's pages anew, from page `page` on: other slots stand there. */
+static pd_status rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t i = layer * kv->n_head_kv + head;
     if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
@@ -466,7 +467,7 @@ void pd_kv_keep(pd_kv *kv, size_t layer, size_t head, const uint32_t *keep, size
     kh->n = (uint32_t)n;
     size_t same = 0; /* pages whose slots stand where they stood */
     while ((same + 1) * N <= n && keep[(same + 1) * N - 1] == (same + 1) * N - 1) same++;
-    (void)pd_kv_rebound(kv, layer, head, same, NULL); /* fewer pages: no allocation */
+    (void)rebound(kv, layer, head, same, NULL); /* fewer pages: no allocation */
 }
 
 /* The first n slots of the first section: the pages that are wholly dead then go. */

@@ -187,10 +187,6 @@ static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, 
     return kv->centre ? kv->n_layer * kv->n_head_kv * kv->head_dim * sizeof *kv->centre : 0;
 }
 
-/* The bounds of a head's pages anew, from page `page` on: its slots were written over.
- * Nothing if it has none.  Errors: ENOMEM. */
-pd_status pd_kv_rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err);
-
 /* Append n slots: row i at k + row(i) * stride, row(i) = idx ? idx[i] : i, with
  * position pos[row(i)].  Errors: EINTERNAL if the pool or the page list is
  * exhausted (admission promised it would not be), ENOMEM (bounds). */

@@ -3,8 +3,9 @@
  * come to hold, its staging layer.
  *
  * A running sequence never runs out of pages: admission reserves the most it
- * can hold, and what the prompt turned out not to need is given back when it is in.  With S the slots a full-attention layer may hold per head (mean
- * over heads: presses may spread them unevenly), H heads of n_h >= 1 slots hold
+ * can hold, and what the prompt turned out not to need is given back when it is in.
+ * With S the slots a full-attention layer may hold per head (mean over heads: presses
+ * may spread them unevenly), H heads of n_h >= 1 slots hold
  * sum(1 + (n_h - 1) / 16) pages, which is at most H + H * (S - 1) / 16. */
 #include "engine/run/seq.h"
 
@@ -189,7 +190,7 @@ static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
 }
 
 /* The types of the job's pages. */
-static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native, pd_err *err) {
+static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native, bool read_all, pd_err *err) {
     const pd_compression *c = job->comp;
     job->kv_key = c && c->kv_key ? c->kv_key : native;
     job->kv_value = c && c->kv_value ? c->kv_value : native;
@@ -198,8 +199,7 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     pd_codec recent;
     const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->max_tokens, PD_PAGE_TOKENS) + 1);
     /* Who chooses what is read finds it in one place: nothing is held twice. */
-    const pd_read_rule read = pd_compression_read(c);
-    job->recent_page_bytes = pd_read_all(&read) && pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
+    job->recent_page_bytes = read_all && pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
     job->recent_bytes = (uint64_t)hp->n_layer * hp->n_head_kv * twice * job->recent_page_bytes;
     const size_t group = pd_max_size(pd_kv_type_group(job->kv_key), pd_kv_type_group(job->kv_value));
     if (hp->head_dim % group == 0) return PD_OK;
@@ -235,7 +235,8 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
-    PD_TRY(plan_types(job, hp, native, err));
+    const pd_read_rule read = pd_compression_read(c);
+    PD_TRY(plan_types(job, hp, native, pd_read_all(&read), err));
     if (c && c->protect_system && p->has_marks) {
         job->protect_begin = pd_min_size(p->marks.system_begin, p->n_tokens);
         job->protect_end = pd_min_size(p->marks.system_end, p->n_tokens);
@@ -249,7 +250,6 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->deferred = false;
     PD_TRY(plan_packed(job, hp, err));
-    const pd_read_rule read = pd_compression_read(c);
     if (!pd_read_all(&read) && (job->pack_page_bytes || job->latent.rank))
         return pd_fail(err, PD_EINVAL, "compression.press",
                        "compression.press stores keys in fewer numbers and chooses what is read of them; one of the two is served at a time");
