@@ -127,8 +127,8 @@ static void unpack_iq4_nl(PD__BLOCK_ARGS) {
 /*        function  id  name    block bytes zero bits sub */
 PD__QTYPE(q4_0, 2, "Q4_0", 32, 18, 8, 4, 32);
 PD__QTYPE(q4_1, 3, "Q4_1", 32, 20, 0, 4, 32);
-PD__QTYPE(q5_0, 6, "Q5_0", 32, 22, 16, 8, 32);
-PD__QTYPE(q5_1, 7, "Q5_1", 32, 24, 0, 8, 32);
+PD__QTYPE(q5_0, 6, "Q5_0", 32, 22, 16, 5, 32);
+PD__QTYPE(q5_1, 7, "Q5_1", 32, 24, 0, 5, 32);
 PD__QTYPE(q8_0, 8, "Q8_0", 32, 34, 128, 8, 32);
 PD__QTYPE(iq4_nl, 20, "IQ4_NL", 32, 18, 128, 8, 32);
 

@@ -20,7 +20,7 @@ typedef struct pd_qtype {
     void (*dequant)(const void *src, float *dst, size_t n);
 
     /* The same numbers as  x = d * q + m  with q unsigned of `pack_bits` bits
-     * (4 or 8) and one (d, m) per `pack_block` columns (16 or 32):
+     * (4, 5, 6 or 8) and one (d, m) per `pack_block` columns (16 or 32):
      * q[n] (one byte each), d[n / pack_block], m[n / pack_block].  Equal to
      * dequant up to the rounding of d, m to f32.  NULL for F32, F16, BF16,
      * which packing quantises itself. */

@@ -109,9 +109,9 @@ static void unpack_iq4_xs(PD__BLOCK_ARGS) {
 }
 
 /*        function  id  name    block bytes zero bits sub */
-PD__QTYPE(q2_k, 10, "Q2_K", PD__QK, 84, 0, 8, 16);
-PD__QTYPE(q3_k, 11, "Q3_K", PD__QK, 110, 4, 8, 16);
+PD__QTYPE(q2_k, 10, "Q2_K", PD__QK, 84, 0, 4, 16);
+PD__QTYPE(q3_k, 11, "Q3_K", PD__QK, 110, 4, 4, 16);
 PD__QTYPE(q4_k, 12, "Q4_K", PD__QK, 144, 0, 4, 32);
-PD__QTYPE(q5_k, 13, "Q5_K", PD__QK, 176, 0, 8, 32);
-PD__QTYPE(q6_k, 14, "Q6_K", PD__QK, 210, 32, 8, 16);
+PD__QTYPE(q5_k, 13, "Q5_K", PD__QK, 176, 0, 5, 32);
+PD__QTYPE(q6_k, 14, "Q6_K", PD__QK, 210, 32, 6, 16);
 PD__QTYPE(iq4_xs, 23, "IQ4_XS", PD__QK, 136, 128, 8, 32);

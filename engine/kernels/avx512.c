@@ -235,13 +235,25 @@ FORCE_INLINE __m512i dot_u4(__m512i sum16, __m512i w, const int8_t *a) {
     return sum16;
 }
 
+#include "engine/kernels/high_bits.inc"
+
 /* Integer dot products of one block (n_group groups of 4 columns) with nt tokens. */
 FORCE_INLINE void dot_block(const uint8_t *w, unsigned bits, int n_group, const int8_t *a,
                             size_t lda, int nt, __m512i *ret) {
     const __m512i low4 = _mm512_set1_epi8(15);
     __m512i lo[4], hi[4];
     for (int t = 0; t < nt; t++) lo[t] = hi[t] = _mm512_setzero_si512();
-    if (bits == 4) {
+    if (bits == 5 || bits == 6) { /* a pair is at most 2 * 31 or 63 * 127: 4 or 2 groups stay below 2^15 */
+        const __m512i high = _mm512_load_si512(w + 32 * n_group);
+#pragma GCC unroll 4
+        for (int g = 0; g < n_group / 2; g++) {
+            const __m512i v = _mm512_load_si512(w + 64 * g);
+            const __m512i v0 = _mm512_or_si512(_mm512_and_si512(v, low4), high_bits_zmm(high, bits, g));
+            const __m512i v1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(v, 4), low4), high_bits_zmm(high, bits, g + n_group / 2));
+            for (int t = 0; t < nt; t++) lo[t] = dot_u4(lo[t], v0, a + t * lda + 4 * g);
+            for (int t = 0; t < nt; t++) hi[t] = dot_u4(hi[t], v1, a + t * lda + 4 * (g + n_group / 2));
+        }
+    } else if (bits == 4) {
         for (int g = 0; g < n_group / 2; g++) {
             const __m512i v = _mm512_load_si512(w + 64 * g);
             const __m512i v0 = _mm512_and_si512(v, low4);
@@ -262,8 +274,8 @@ FORCE_INLINE void dot_block(const uint8_t *w, unsigned bits, int n_group, const 
     }
     for (int t = 0; t < nt; t++) {
         ret[t] = _mm512_madd_epi16(lo[t], _mm512_set1_epi16(1));
-        if (bits == 8)
-            ret[t] = _mm512_add_epi32(ret[t], _mm512_madd_epi16(hi[t], _mm512_set1_epi16(16)));
+        if (bits != 4)
+            ret[t] = _mm512_add_epi32(ret[t], _mm512_madd_epi16(hi[t], _mm512_set1_epi16(bits == 8 ? 16 : 1)));
     }
 }
 
@@ -314,12 +326,17 @@ FORCE_INLINE void gemm(const pd_panels *w, unsigned bits, unsigned block, size_t
 
 static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
                        size_t t1, float *y, size_t ldy) {
-    if (w->bits == 4)
-        gemm(w, 4, 32, p0, p1, a, t0, t1, y, ldy);
-    else if (w->block == 32)
-        gemm(w, 8, 32, p0, p1, a, t0, t1, y, ldy);
-    else
-        gemm(w, 8, 16, p0, p1, a, t0, t1, y, ldy);
+    switch (w->bits) {
+    case 4:
+        if (w->block == 16)
+            gemm(w, 4, 16, p0, p1, a, t0, t1, y, ldy);
+        else
+            gemm(w, 4, 32, p0, p1, a, t0, t1, y, ldy);
+        break;
+    case 5: gemm(w, 5, 32, p0, p1, a, t0, t1, y, ldy); break;
+    case 6: gemm(w, 6, 16, p0, p1, a, t0, t1, y, ldy); break;
+    default: gemm(w, 8, 32, p0, p1, a, t0, t1, y, ldy);
+    }
 }
 
 /* ---- attention over KV pages ---- */

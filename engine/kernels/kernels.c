@@ -41,7 +41,7 @@ enum {
     ST_DIM = 80,       /* head_dim: a multiple of 16 but not of 64 */
     ST_GROUP = 3,
     ST_PAGE = 3,
-    ST_PANEL_BYTES = 2 * (ST_COL / 16) * 320, /* the widest format: 8 bits, block 16 */
+    ST_PANEL_BYTES = 2 * (ST_COL / 32) * 576, /* the widest format: 8 bits */
     ST_PAGE_ELEMS = 2 * PD_PAGE_TOKENS * ST_DIM,
 };
 
@@ -309,9 +309,11 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     pd__kernels_init_scalar(&ref);
     st t = {.ref = &ref, .k = k, .err = err, .rng = {1}};
     PD_TRY(test_vectors(&t));
+    PD_TRY(test_matrix(&t, 4, 16));
     PD_TRY(test_matrix(&t, 4, 32));
+    PD_TRY(test_matrix(&t, 5, 32));
+    PD_TRY(test_matrix(&t, 6, 16));
     PD_TRY(test_matrix(&t, 8, 32));
-    PD_TRY(test_matrix(&t, 8, 16));
     PD_TRY(test_attention(&t, true, 0.0f));
     PD_TRY(test_attention(&t, false, 0.0f));
     PD_TRY(test_attention(&t, false, 3.0f));

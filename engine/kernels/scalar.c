@@ -143,7 +143,10 @@ static void quantize_act(const float *x, size_t n, int8_t *q, float *d, float *s
 static unsigned block_q(const pd_panels *w, const uint8_t *blk, size_t r, size_t c) {
     const size_t half = w->block / 8; /* groups of 4 columns in half a block */
     if (w->bits == 8) return blk[c / 4 * 64 + r * 4 + c % 4];
-    return blk[c / 4 % half * 64 + r * 4 + c % 4] >> (c / 4 < half ? 0 : 4) & 15;
+    const unsigned low = blk[c / 4 % half * 64 + r * 4 + c % 4] >> (c / 4 < half ? 0 : 4) & 15;
+    if (w->bits == 4) return low;
+    const unsigned n_high = w->bits - 4;
+    return low | (blk[64 * half + r * 4 + c % 4] >> c / 4 * n_high & ((1u << n_high) - 1)) << 4;
 }
 
 /* d[16] and m[16] follow the integers. */

@@ -56,6 +56,8 @@ FORCE_INLINE __m512i four(const int8_t *a) {
     return _mm512_set1_epi32(v);
 }
 
+#include "engine/kernels/high_bits.inc"
+
 /* acc += one weight block (n_group groups of 4 columns, d, m) times nt tokens;
  * `at` is the first column inside the block of 32. */
 FORCE_INLINE void block_tile(const uint8_t *w, format f, acts a, size_t b, int at, int nt,
@@ -63,12 +65,17 @@ FORCE_INLINE void block_tile(const uint8_t *w, format f, acts a, size_t b, int a
     const int n_group = (int)f.block / 4;
     const size_t q_bytes = (size_t)PD_PANEL_ROWS * f.block * f.bits / 8;
     __m512i u[8];
-    if (f.bits == 4) {
+    if (f.bits != 8) {
         const __m512i low4 = _mm512_set1_epi8(15);
         for (int g = 0; g < n_group / 2; g++) {
             const __m512i v = _mm512_load_si512(w + 64 * g);
             u[g] = _mm512_and_si512(v, low4);
             u[g + n_group / 2] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+        }
+        if (f.bits != 4) {
+            const __m512i high = _mm512_load_si512(w + 32 * n_group);
+#pragma GCC unroll 8
+            for (int g = 0; g < n_group; g++) u[g] = _mm512_or_si512(u[g], high_bits_zmm(high, f.bits, g));
         }
     } else {
         for (int g = 0; g < n_group; g++) u[g] = _mm512_load_si512(w + 64 * g);
@@ -211,12 +218,17 @@ FORCE_INLINE void gemm(const pd_panels *w, format f, size_t p0, size_t p1, const
 
 static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *a, size_t t0,
                        size_t t1, float *y, size_t ldy) {
-    if (w->bits == 4)
-        gemm(w, (format){4, 32}, p0, p1, a, t0, t1, y, ldy);
-    else if (w->block == 32)
-        gemm(w, (format){8, 32}, p0, p1, a, t0, t1, y, ldy);
-    else
-        gemm(w, (format){8, 16}, p0, p1, a, t0, t1, y, ldy);
+    switch (w->bits) {
+    case 4:
+        if (w->block == 16)
+            gemm(w, (format){4, 16}, p0, p1, a, t0, t1, y, ldy);
+        else
+            gemm(w, (format){4, 32}, p0, p1, a, t0, t1, y, ldy);
+        break;
+    case 5: gemm(w, (format){5, 32}, p0, p1, a, t0, t1, y, ldy); break;
+    case 6: gemm(w, (format){6, 16}, p0, p1, a, t0, t1, y, ldy); break;
+    default: gemm(w, (format){8, 32}, p0, p1, a, t0, t1, y, ldy);
+    }
 }
 
 void pd__kernels_init_vnni(pd_kernels *k) {

@@ -72,9 +72,10 @@ static void put_row(const pd_kernels *kern, const pd_panels *w, uint8_t *panel, 
                 if (w->bits == 8)
                     dst[g * 64 + row * 4 + c] = v;
                 else if (g < groups / 2)
-                    dst[g * 64 + row * 4 + c] |= v;
+                    dst[g * 64 + row * 4 + c] |= v & 15;
                 else
                     dst[(g - groups / 2) * 64 + row * 4 + c] |= (uint8_t)(v << 4);
+                if (w->bits == 5 || w->bits == 6) dst[groups / 2 * 64 + row * 4 + c] |= (uint8_t)((v >> 4) << g * (w->bits - 4));
             }
         }
         put_scales(kern, dst + bytes - 2 * ROWS * sizeof(uint16_t), row, d[b], m[b]);

@@ -349,8 +349,9 @@ static bool chosen(const char *filter, const char *name) {
 static void bench_row(const pd_kernels *k, const char *filter) {
     if (chosen(filter, "gemv")) {
         gemm(k, 4, 32, 1536 * 192, 576, 1); /* 106 MB: beyond the caches */
+        gemm(k, 5, 32, 1536 * 160, 576, 1);
         gemm(k, 8, 32, 1536 * 112, 576, 1);
-        gemm(k, 8, 16, 1536 * 96, 576, 1);
+        gemm(k, 6, 16, 1536 * 120, 576, 1);
         gemm(k, 4, 32, 1536 * 192, 576, 4);
         gemm(k, 4, 32, 1536, 576, 1); /* 0.5 MB: in L2 */
     }
@@ -358,8 +359,9 @@ static void bench_row(const pd_kernels *k, const char *filter) {
         peak();
         gemm(k, 4, 32, 1536, 576, 64);
         gemm(k, 4, 32, 576, 1536, 64);
+        gemm(k, 5, 32, 1536, 576, 64);
         gemm(k, 8, 32, 1536, 576, 64);
-        gemm(k, 8, 16, 1536, 576, 64);
+        gemm(k, 6, 16, 1536, 576, 64);
     }
     if (chosen(filter, "attn")) {
         attention(k, 90, 3, 64, 2048, true);

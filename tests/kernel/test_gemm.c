@@ -11,7 +11,7 @@ enum { MAX_TOK = 70, PAD = 5 };
 
 static const struct {
     unsigned bits, block;
-} formats[] = {{4, 32}, {8, 32}, {8, 16}};
+} formats[] = {{4, 16}, {4, 32}, {5, 32}, {6, 16}, {8, 32}};
 
 typedef struct {
     pd_panels w;
@@ -27,8 +27,8 @@ static uint16_t *scales(uint8_t *blk, const pd_panels *w) {
 /* Unpacks by the layout in panel.h, written independently of scalar.c: walks the
  * bytes of the block and says which row and column each nibble or byte is. */
 static void block_weights(const pd_panels *w, const uint8_t *blk, unsigned q[16][32]) {
-    const unsigned n_group = w->block / 4;
-    for (unsigned i = 0; i < 16 * w->block * w->bits / 8; i++) {
+    const unsigned n_group = w->block / 4, n_whole = 16 * w->block * (w->bits == 8 ? 8 : 4) / 8;
+    for (unsigned i = 0; i < n_whole; i++) {
         const unsigned g = i / 64, row = i % 64 / 4, col = i % 4;
         if (w->bits == 8) {
             q[row][4 * g + col] = blk[i];
@@ -37,6 +37,11 @@ static void block_weights(const pd_panels *w, const uint8_t *blk, unsigned q[16]
             q[row][4 * (g + n_group / 2) + col] = blk[i] >> 4;
         }
     }
+    const unsigned n_high = w->bits == 8 ? 0 : w->bits - 4;
+    for (unsigned i = 0; n_high && i < 64; i++) /* a byte holds the high bits of all groups */
+        for (unsigned g = 0; g < n_group; g++)
+            for (unsigned bit = 0; bit < n_high; bit++)
+                q[i / 4][4 * g + i % 4] |= (blk[n_whole + i] >> (g * n_high + bit) & 1u) << (4 + bit);
 }
 
 /* kind 0: random; 1: every integer at its limit (saturation); 2: zeros. */
