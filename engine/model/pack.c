@@ -59,26 +59,33 @@ static void put_scales(const pd_kernels *kern, uint8_t *block_scales, size_t row
     *hm = to_f16(kern, m);
 }
 
-/* One row's q, d, m into its lane of the panel (layout: panel.h). */
+static uint32_t four(const uint8_t *src) {
+    uint32_t w;
+    memcpy(&w, src, sizeof w);
+    return w;
+}
+
+/* One row's q, d, m into its lane of the panel (layout: panel.h), four columns at a time. */
 static void put_row(const pd_kernels *kern, const pd_panels *w, uint8_t *panel, size_t row,
                     const uint8_t *q, const float *d, const float *m) {
-    const size_t bytes = pd_panel_block_bytes(w->bits, w->block), groups = w->block / 4;
+    const size_t bytes = pd_panel_block_bytes(w->bits, w->block), half = w->block / 8;
+    const uint32_t nibbles = 0x0F0F0F0F;
     for (size_t b = 0; b < w->n_col / w->block; b++) {
-        uint8_t *dst = panel + b * bytes;
+        uint8_t *dst = panel + b * bytes + row * 4;
         const uint8_t *src = q + b * w->block;
-        for (size_t g = 0; g < groups; g++) {
-            for (size_t c = 0; c < 4; c++) {
-                const uint8_t v = src[g * 4 + c];
-                if (w->bits == 8)
-                    dst[g * 64 + row * 4 + c] = v;
-                else if (g < groups / 2)
-                    dst[g * 64 + row * 4 + c] |= v & 15;
-                else
-                    dst[(g - groups / 2) * 64 + row * 4 + c] |= (uint8_t)(v << 4);
-                if (w->bits == 5 || w->bits == 6) dst[groups / 2 * 64 + row * 4 + c] |= (uint8_t)((v >> 4) << g * (w->bits - 4));
+        uint32_t high = 0;
+        for (size_t g = 0; g < 2 * half; g++) {
+            const uint32_t v = four(src + 4 * g);
+            if (w->bits == 8) {
+                memcpy(dst + g * 64, &v, sizeof v);
+            } else if (g < half) {
+                const uint32_t both = (v & nibbles) | (four(src + 4 * (g + half)) & nibbles) << 4;
+                memcpy(dst + g * 64, &both, sizeof both);
             }
+            if (w->bits == 5 || w->bits == 6) high |= (v >> 4 & nibbles) << g * (w->bits - 4);
         }
-        put_scales(kern, dst + bytes - 2 * ROWS * sizeof(uint16_t), row, d[b], m[b]);
+        if (w->bits == 5 || w->bits == 6) memcpy(dst + half * 64, &high, sizeof high);
+        put_scales(kern, panel + (b + 1) * bytes - 2 * ROWS * sizeof(uint16_t), row, d[b], m[b]);
     }
 }
 
@@ -93,8 +100,8 @@ static pd_status pack_panel(const pack_job *job, size_t index, uint8_t *raw, flo
     const pd_qtype *type = job->t->type;
     const size_t stride = pd_panels_stride(w);
     uint8_t *panel = w->data + index * stride;
-    memset(panel, 0, stride);
     const size_t r0 = index * ROWS, n = pd_min_size(ROWS, w->n_row - r0);
+    if (n < ROWS) memset(panel, 0, stride);
     const size_t row_bytes = (size_t)job->t->row_bytes;
     const bool one_by_one = job->rows->map != NULL;
     if (!one_by_one) PD_TRY(pd_gguf_read_rows(job->g, job->t, job->rows->first + r0, n, raw, err));
