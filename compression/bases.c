@@ -134,3 +134,19 @@ pd_status pd__score_basis(double *s, double *m, size_t n, float *project, float 
     free(tmp);
     return rc;
 }
+
+double pd_energy_kept(const float *energy, size_t n_basis, size_t n, size_t rank) {
+    double sum = 0.0;
+    size_t measured = 0;
+    for (size_t b = 0; b < n_basis; b++, energy += n) {
+        double all = 0.0, kept = 0.0;
+        for (size_t i = 0; i < n; i++) {
+            all += (double)energy[i];
+            if (i < rank) kept += (double)energy[i];
+        }
+        if (all <= 0.0) continue;
+        sum += kept / all;
+        measured++;
+    }
+    return measured ? sum / (double)measured : 0.0;
+}

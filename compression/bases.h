@@ -33,4 +33,8 @@ void pd__mean_moment(const double *s, size_t d, const float *inv_freq, size_t n_
 pd_status pd__score_basis(double *s, double *m, size_t n, float *project, float *rebuild, float *energy,
                           pd_err *err);
 
+/* What the first `rank` of n directions keep of all energy[n_basis][n]: the mean share over the bases that
+ * were measured (a layer with a window has energy 0); 0 if none was. */
+double pd_energy_kept(const float *energy, size_t n_basis, size_t n, size_t rank);
+
 #endif

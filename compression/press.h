@@ -130,16 +130,18 @@ typedef struct pd_plan {
 
 enum { PD_LATENT_LAYERS = 512 }; /* as many as any model has */
 
-/* How the keys of full layers are stored that left the last `window` slots: projected
- * (engine/cache/latent.h), some numbers each.  Values stay as they are. */
+/* How the keys and values of full layers are stored that left the last `window` slots: projected
+ * (engine/cache/latent.h), some numbers each. */
 typedef struct pd_latent_rule {
-    size_t rank;          /* the most of all layers; 0 = nothing is projected */
-    uint16_t layer[PD_LATENT_LAYERS]; /* each layer's; 0 = its keys stay as they are */
+    size_t rank, rank_v;  /* the most numbers of a key and of a value in all layers; 0 = nothing is projected */
+    uint16_t layer[PD_LATENT_LAYERS]; /* a layer's numbers of a key, head_dim = keys stay as they are; 0 = the layer does */
+    uint16_t value[PD_LATENT_LAYERS]; /* and of a value, likewise; not read where layer is 0 */
     size_t window;
     size_t n_sink;        /* positions below it stay whole */
     bool rotated;         /* the bases are of keys after RoPE */
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
     const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
+    const float *value_basis;       /* [n_layer][n_head_kv][D][D], likewise */
 } pd_latent_rule;
 
 enum { PD_LATENT_PIECE = 16 }; /* slots are projected so many at a time */
@@ -149,9 +151,10 @@ static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, siz
     return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
 }
 
-/* What those n pairs count, as pairs, when a projected key counts by its numbers. */
+/* What those n pairs count, as pairs, when a projected one counts by its numbers. */
 static inline double pd_latent_pairs(const pd_latent_rule *r, size_t layer, size_t n, size_t head_dim) {
-    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(head_dim - r->layer[layer]) / (double)(2 * head_dim);
+    const size_t left = r->layer[layer] + r->value[layer];
+    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(2 * head_dim - left) / (double)(2 * head_dim);
 }
 
 /* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
@@ -326,7 +329,7 @@ struct pd_press {
     /* Key channels of head_dim that its plans leave.  NULL = all. */
     size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
 
-    /* How older keys are stored; false: as all others, with these parameters.  NULL = as all
+    /* How older keys and values are stored; false: as all others, with these parameters.  NULL = as all
      * others.  Asked of the request's press alone, not of one inside another. */
     bool (*latents)(const pd_press_inst *inst, const struct pd_press_model *model, pd_latent_rule *ret);
 

@@ -61,7 +61,8 @@ static void write_compared(pd_buf *out, const pd_compared *c, const pd_job_resul
 /* Thread: pool. */
 static void write_reply(pd_req *q) {
     const pd_gen *g = q->state;
-    const pd_job_result *r = pd_job_get_result(g->answer->call->job);
+    const pd_job *job = g->answer->call->job;
+    const pd_job_result *r = pd_job_get_result(job);
     const pd_kv_report *kv = &r->kv;
     pd_buf *out = &q->out;
     pd_buf_init(out, REPLY_BYTES_MAX);
@@ -96,8 +97,7 @@ static void write_reply(pd_req *q) {
         pd_buf_printf(out, "%s{\"ratio\":", i ? "," : "");
         pd_json_num(out, g->rq.ratio[i]);
         pd_buf_printf(out, ",\"bytes\":%llu}",
-                      (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, g->n_prompt,
-                                                                   g->rq.ratio[i], kv));
+                      (unsigned long long)pd_engine_forecast_bytes(g->srv->engine, job, g->rq.ratio[i]));
     }
     pd_buf_putc(out, ']');
     if (r->n_compared) {

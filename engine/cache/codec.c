@@ -414,7 +414,22 @@ static void scores(const pd_codec *c, const pd_kernels *kern, const pd_part_pass
     }
 }
 
+/* Projected values may have any width, kernels take multiples of 16: the others go row by row. */
+static void values_by_row(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
+    float row[ROW_MAX];
+    memset(p->acc, 0, p->n_group * p->head_dim * sizeof *p->acc);
+    for (size_t s = p->first; s < p->first + p->n; s++) {
+        c->v->read(kern, (const char *)p->pages[s / N] + p->at, p->head_dim, s % N, row);
+        const float *weight = p->tmp + s - p->first / N * N;
+        for (size_t g = 0; g < p->n_group; g++) kern->axpy_f32(weight[g * p->tmp_stride], row, p->acc + g * p->head_dim, p->head_dim);
+    }
+}
+
 static void values(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
+    if (p->head_dim % 16) {
+        values_by_row(c, kern, p);
+        return;
+    }
     switch (c->value) {
     case PD_KV_F16: kern->values_f16(p); break;
     case PD_KV_Q8_0: kern->values_q8(p); break;

@@ -13,7 +13,7 @@
  * slots of a head (kv.h): <q, centre> is the same for every slot, so no softmax sees it
  * (SageAttention, 2410.02367), and what is left needs smaller steps.
  *
- * Keys may be narrower than values (packed pages, kv.h): k_dim and v_dim where it matters.
+ * Either may be narrower than head_dim (packed pages, kv.h): k_dim and v_dim where it matters.
  *
  * A row is stored when its token comes: nothing waits for a page to fill.  One
  * type = one row of codec.c.  Thread: any (pages are the engine's). */
@@ -98,7 +98,8 @@ static inline size_t pd_codec_attn_floats(size_t n_group, size_t head_dim) {
     return n_group * (row + 16) + 16;
 }
 /* The same when the scores are known: tmp [n_group][tmp_stride], slot s of page p at 16 p + s (those
- * outside the range hold anything); k_dim says where the values begin. */
+ * outside the range hold anything), weights by and by; k_dim says where the values begin.  v_dim may
+ * be no multiple of 16 where its type stores single numbers. */
 void pd_codec_attn_scored(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim,
                           const void *const *pages, size_t first, size_t n, float softcap, float *tmp,
                           size_t tmp_stride, float *m, float *l, float *acc);

@@ -127,6 +127,7 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->pack.layer);
     free(kv->pack.latent);
     free(kv->pack.sink);
+    free(kv->pack.sink_v);
     pd_bounds_done(&kv->bounds);
     *kv = (pd_kv){0};
 }
@@ -158,7 +159,10 @@ pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.latent = malloc(heads * sizeof *latent);
     kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
-    if (!kv->pack.layer || !kv->pack.latent || !kv->pack.sink)
+    bool values = false;
+    for (size_t i = 0; i < heads; i++) values = values || latent[i].value;
+    if (values) kv->pack.sink_v = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink_v);
+    if (!kv->pack.layer || !kv->pack.latent || !kv->pack.sink || (values && !kv->pack.sink_v))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys"); /* pd_kv_done frees */
     memcpy(kv->pack.layer, pool, kv->n_layer * sizeof(pd_kvpool *));
     memcpy(kv->pack.latent, latent, heads * sizeof *latent);
@@ -180,7 +184,7 @@ static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
 static void project(const pd_kv *kv, size_t layer, size_t head, const float *k, int32_t pos, float *row) {
     float tmp[ROW_MAX];
     pd_latent_project(pd_kv_latent(kv, layer, head), kv->kern, k, pos, row, tmp);
-    if ((size_t)pos < kv->pack.n_sink)
+    if (pd_kv_latent(kv, layer, head)->project && (size_t)pos < kv->pack.n_sink)
         memcpy(pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, k, kv->head_dim * sizeof *k);
 }
 
@@ -188,6 +192,19 @@ static void choose(const pd_kv *kv, size_t layer, size_t head, const float *k, f
     const uint32_t *channel = pd_kv_channels(kv, layer, head);
     const float *centre = pd_kv_centre(kv, layer, head);
     for (size_t c = 0; c < kv->pack.n_channel; c++) row[c] = k[channel[c]] - (centre ? centre[channel[c]] : 0.0f);
+}
+
+/* A value into a packed page; a sink's that would be projected lies beside it, and is 0 in it. */
+static void write_packed_v(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *v, int32_t pos) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_latent *l = kv->pack.latent ? pd_kv_latent(kv, layer, head) : NULL;
+    float row[ROW_MAX] = {0};
+    if (l && l->value && (size_t)pos < kv->pack.n_sink)
+        memcpy(pd_kv_sink_values(kv, layer, head) + (size_t)pos * kv->head_dim, v, kv->head_dim * sizeof *v);
+    else if (l && l->value)
+        pd_latent_fold(l, kv->kern, v, row);
+    const size_t v_dim = pd_kv_pack_v_dim(kv, kh);
+    kv->codec.v->write(kv->kern, packed_v(kv, kh, page), v_dim, slot, 1, l && l->value ? row : v, v_dim);
 }
 
 static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v,
@@ -200,11 +217,11 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t k_dim = pd_kv_pack_dim(kv, kh);
     kv->codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
-    kv->codec.v->write(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, 1, v, kv->head_dim);
+    write_packed_v(kv, layer, head, page, slot, v, pos);
 }
 
 static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
-    if ((size_t)pos < kv->pack.n_sink)
+    if (pd_kv_latent(kv, layer, head)->project && (size_t)pos < kv->pack.n_sink)
         memcpy(k, pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *k);
     else
         pd_latent_rebuild(pd_kv_latent(kv, layer, head), kv->kern, row, pos, k);
@@ -215,6 +232,19 @@ static void spread(const pd_kv *kv, size_t layer, size_t head, const float *row,
     const float *centre = pd_kv_centre(kv, layer, head);
     memset(k, 0, kv->head_dim * sizeof *k);
     for (size_t c = 0; c < kv->pack.n_channel; c++) k[channel[c]] = row[c] + (centre ? centre[channel[c]] : 0.0f);
+}
+
+static void read_packed_v(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, int32_t pos, float *v) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    const pd_latent *l = kv->pack.latent ? pd_kv_latent(kv, layer, head) : NULL;
+    const bool folded = l && l->value;
+    float row[ROW_MAX];
+    if (folded && (size_t)pos < kv->pack.n_sink) {
+        memcpy(v, pd_kv_sink_values(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *v);
+        return;
+    }
+    kv->codec.v->read(kv->kern, packed_v(kv, kh, page), pd_kv_pack_v_dim(kv, kh), slot, folded ? row : v);
+    if (folded) pd_latent_unfold(l, kv->kern, row, v);
 }
 
 static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id, size_t slot, float *k, float *v) {
@@ -229,12 +259,12 @@ static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id,
         else
             spread(kv, layer, head, row, k);
     }
-    if (v) kv->codec.v->read(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, v);
+    if (v) read_packed_v(kv, layer, head, page, slot, pd_kvpool_pos(pool, id)[slot], v);
 }
 
 static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
     kv->codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
-    kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, kv->head_dim);
+    kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, pd_kv_pack_v_dim(kv, kh));
 }
 
 /* ---- bounds ---- */
@@ -386,10 +416,15 @@ void pd_kv_read(const pd_kv *kv, size_t layer, size_t head, float *k, float *v, 
 void pd_kv_set_value(pd_kv *kv, size_t layer, size_t head, size_t i, const float *v) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const pd_kv_place at = pd_kv_find(kh, i);
-    void *page = pd_kvpool_page(pool_of(kv, kh, at.packed), kh->page[at.page]);
-    void *part = at.packed ? packed_v(kv, kh, page) : pd_codec_v(&kv->codec, page, kv->head_dim);
+    const pd_kvpool *pool = pool_of(kv, kh, at.packed);
+    void *page = pd_kvpool_page(pool, kh->page[at.page]);
+    if (at.packed) {
+        write_packed_v(kv, layer, head, page, at.slot, v, pd_kvpool_pos(pool, kh->page[at.page])[at.slot]);
+        return;
+    }
+    void *part = pd_codec_v(&kv->codec, page, kv->head_dim);
     kv->codec.v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
-    if (at.packed || at.page < pd_kv_recent_from(kv, kh)) return;
+    if (at.page < pd_kv_recent_from(kv, kh)) return;
     const pd_codec *codec = &kv->recent_codec;
     part = pd_codec_v(codec, pd_kvpool_page(kv->recent_pool, pd_kv_again(kh, at.page)), kv->head_dim);
     codec->v->write(kv->kern, part, kv->head_dim, at.slot, 1, v, kv->head_dim);
@@ -507,6 +542,7 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
         memcpy(kv->pack.channel, from->pack.channel,
                kv->n_layer * kv->n_head_kv * kv->pack.n_channel * sizeof *kv->pack.channel);
     if (kv->pack.sink) memcpy(kv->pack.sink, from->pack.sink, sink_floats(kv) * sizeof *kv->pack.sink);
+    if (kv->pack.sink_v) memcpy(kv->pack.sink_v, from->pack.sink_v, sink_floats(kv) * sizeof *kv->pack.sink_v);
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];

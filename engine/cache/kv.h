@@ -16,8 +16,8 @@
  *     |..first|------ n_pack -----|...| |------- n - n_pack -------|
  *
  * A packed key reads as its channels and zeros elsewhere.  New tokens are open.
- * Or it is projected (latent.h) and reads as what is rebuilt from it; but keys of positions
- * below n_sink, which look like no others, are kept whole beside the pages.
+ * Or it is projected (latent.h), its value too perhaps, and reads as what is rebuilt from it; but what
+ * belongs to positions below n_sink, which look like no others, is kept whole beside the pages.
  *
  * Attention is strongest among the last tokens, where q4 is too coarse.  The last
  * PD_KV_RECENT open pages of every head are therefore held a second time, in q8_0: a
@@ -54,13 +54,14 @@ typedef struct pd_kv_head {
 /* The packed kind of page of one sequence; its types are the open kind's. */
 typedef struct pd_kv_pack {
     pd_kvpool *pool;   /* NULL: nothing is ever packed, or the layers have pools of their own */
-    pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; projected keys only */
+    pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; latents only */
     size_t k_dim;      /* numbers of a stored key */
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
     uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
     pd_latent *latent; /* [n_layer][n_head_kv] instead of channels; NULL = channels */
     size_t n_sink;
-    float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] */
+    float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] keys */
+    float *sink_v;     /* and values, which are 0 in the pages; NULL = none is projected */
 } pd_kv_pack;
 
 typedef struct pd_kv {
@@ -93,6 +94,8 @@ pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd
 pd_status pd_kv_hold_recent(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, pd_err *err);
 void pd_kv_done(pd_kv *kv); /* all pages back; all-zero is fine */
 
+enum { PD_KV_WIDTHS = 16 }; /* of packed keys, at most */
+
 /* What a packed key stores for n_channel channels of head_dim: as many numbers, rounded
  * up to sixteenths of head_dim, so that there are few kinds of pages, and to the groups
  * of its type. */
@@ -102,8 +105,9 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
  * keys have pd_kv_pack_width.  Errors: ENOMEM. */
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
-/* Or one of projected keys: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's latents have
- * one rank, its pool's k_dim.  No pool: the layer's keys are never packed.  Not for keys in few bits. */
+/* Or one of projected keys and values: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's
+ * latents have the ranks of its pool's k_dim and v_dim.  No pool: the layer is never packed.  Not for keys
+ * in few bits. */
 pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
@@ -125,13 +129,18 @@ static inline const uint32_t *pd_kv_channels(const pd_kv *kv, size_t layer, size
     return kv->pack.channel + (layer * kv->n_head_kv + head) * kv->pack.n_channel;
 }
 
-/* The pool of a head's packed pages, and the numbers of a key in them. */
+/* The pool of a head's packed pages, and the numbers of a key in them, ... */
 static inline pd_kvpool *pd_kv_pack_pool(const pd_kv *kv, const pd_kv_head *kh) {
     return kv->pack.layer ? kv->pack.layer[(size_t)(kh - kv->head) / kv->n_head_kv] : kv->pack.pool;
 }
 
 static inline size_t pd_kv_pack_dim(const pd_kv *kv, const pd_kv_head *kh) {
     return kv->pack.latent ? kv->pack.latent[kh - kv->head].rank : kv->pack.k_dim;
+}
+
+/* ... and of a value. */
+static inline size_t pd_kv_pack_v_dim(const pd_kv *kv, const pd_kv_head *kh) {
+    return kv->pack.latent ? pd_latent_v_dim(&kv->pack.latent[kh - kv->head]) : kv->head_dim;
 }
 
 /* Slots of the open section's pages up to its end. */
@@ -174,7 +183,7 @@ static inline pd_kv_place pd_kv_find(const pd_kv_head *kh, size_t i) {
                          .packed = packed, .run = (uint32_t)(left < live ? left : live)};
 }
 
-/* The latent of a head, and its whole keys [n_sink][head_dim]. */
+/* The latent of a head, its whole keys [n_sink][head_dim], and values where its own are projected. */
 static inline const pd_latent *pd_kv_latent(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->pack.latent[layer * kv->n_head_kv + head];
 }
@@ -183,8 +192,17 @@ static inline float *pd_kv_sinks(const pd_kv *kv, size_t layer, size_t head) {
     return kv->pack.sink + (layer * kv->n_head_kv + head) * kv->pack.n_sink * kv->head_dim;
 }
 
+static inline float *pd_kv_sink_values(const pd_kv *kv, size_t layer, size_t head) {
+    return kv->pack.sink_v + (layer * kv->n_head_kv + head) * kv->pack.n_sink * kv->head_dim;
+}
+
 static inline size_t pd_kv_centre_bytes(const pd_kv *kv) { /* beside the pages, as positions are */
     return kv->centre ? kv->n_layer * kv->n_head_kv * kv->head_dim * sizeof *kv->centre : 0;
+}
+
+static inline size_t pd_kv_sink_bytes(const pd_kv *kv) { /* likewise */
+    const size_t kinds = (kv->pack.sink ? 1 : 0) + (kv->pack.sink_v ? 1 : 0);
+    return kinds * kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim * sizeof(float);
 }
 
 /* Append n slots: row i at k + row(i) * stride, row(i) = idx ? idx[i] : i, with

@@ -65,6 +65,10 @@ static void turn_of(const pd_turns *t, int32_t pos, float *c, float *s) {
 
 void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *k, int32_t pos, float *c, float *tmp) {
     const size_t d = l->head_dim, half = d / 2;
+    if (!l->project) {
+        memcpy(c, k, d * sizeof *c);
+        return;
+    }
     if (l->turns) {
         float cs[PD_LATENT_HALF_MAX], sn[PD_LATENT_HALF_MAX];
         turn_of(l->turns, pos, cs, sn);
@@ -79,12 +83,25 @@ void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *
 
 void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *c, int32_t pos, float *k) {
     const size_t d = l->head_dim;
+    if (!l->rebuild) {
+        memcpy(k, c, d * sizeof *k);
+        return;
+    }
     memset(k, 0, d * sizeof *k);
     for (size_t r = 0; r < l->rank; r++) kern->axpy_f32(c[r], l->rebuild + r * d, k, d);
     if (!l->turns) return;
     float cs[PD_LATENT_HALF_MAX], sn[PD_LATENT_HALF_MAX];
     turn_of(l->turns, pos, cs, sn);
     kern->rope(k, 1, d, cs, sn);
+}
+
+void pd_latent_fold(const pd_latent *l, const pd_kernels *kern, const float *v, float *c) {
+    for (size_t r = 0; r < l->rank_v; r++) c[r] = kern->dot_f32(l->value + r * l->head_dim, v, l->head_dim);
+}
+
+void pd_latent_unfold(const pd_latent *l, const pd_kernels *kern, const float *c, float *v) {
+    memset(v, 0, l->head_dim * sizeof *v);
+    for (size_t r = 0; r < l->rank_v; r++) kern->axpy_f32(c[r], l->value + r * l->head_dim, v, l->head_dim);
 }
 
 /* x and y turned by the 16 angles of a page. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Keys of one KV head in fewer numbers than they have channels.
+/* Keys and values of one KV head in fewer numbers than they have channels.
  *
  * RoPE smears a key's directions over circles, so a key is projected before it: a rotated key
  * k of position p is stored as c = P R_p^-1 k, `rank` numbers, and used as R_p B^T c, where P
@@ -10,6 +10,9 @@
  * the model made: tables are sums of two angles, and a factor in the model's cos and sin (YaRN)
  * stays in the key.  A key that was stored as f16 is turned back just as well: its rounding errors
  * are turned with it and stay as small.
+ *
+ * A value v is stored as c = U v, U the first directions of an orthonormal basis, and stands for U^T c.
+ * Nothing turns values, so the sum of weighted values may be taken of the c: it is unfolded once.
  *
  * Cost: rank * d multiply-adds to project a key, and as many to rebuild it at every use, where
  * scores of a group of G query heads take G * d.  Thread: any. */
@@ -37,18 +40,29 @@ typedef struct pd_turns {
 pd_status pd_turns_init(pd_turns *t, const float *freq, size_t half, size_t n, pd_err *err);
 void pd_turns_done(pd_turns *t); /* all-zero is fine */
 
-/* One head's basis. */
+/* One head's bases, borrowed. */
 typedef struct pd_latent {
-    size_t head_dim, rank;        /* head_dim % 2 == 0 */
-    const float *project, *rebuild; /* [rank][head_dim] each; borrowed */
+    size_t head_dim, rank;        /* of a key; head_dim % 2 == 0 */
+    const float *project, *rebuild; /* [rank][head_dim] each; NULL: rank is head_dim, keys stay as they are */
     const pd_turns *turns;        /* NULL: of keys after RoPE, nothing is turned */
+    size_t rank_v;                /* of a value, if it is projected */
+    const float *value;           /* [rank_v][head_dim], orthonormal; NULL: values stay as they are */
 } pd_latent;
+
+/* Numbers of a stored value. */
+static inline size_t pd_latent_v_dim(const pd_latent *l) {
+    return l->value ? l->rank_v : l->head_dim;
+}
 
 /* k[head_dim], rotated, of position pos -> c[rank].  tmp: head_dim floats. */
 void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *k, int32_t pos, float *c, float *tmp);
 
 /* And back: k[head_dim], rotated. */
 void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *c, int32_t pos, float *k);
+
+/* v[head_dim] -> c[rank_v]; and back, also of a weighted sum of such c. */
+void pd_latent_fold(const pd_latent *l, const pd_kernels *kern, const float *v, float *c);
+void pd_latent_unfold(const pd_latent *l, const pd_kernels *kern, const float *c, float *v);
 
 /* Scratch of pd_latent_keys, beside its result, in floats. */
 static inline size_t pd_latent_page_floats(size_t head_dim) {

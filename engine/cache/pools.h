@@ -1,30 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The server's KV memory: one page pool for each kind of page (a type of keys and
- * one of values, and how wide the keys are), all under one bound.
+ * one of values, and how many numbers each of them has), all under one bound.
  *
  *     sum over pools of (n_seq + n_store) * page_bytes  <=  max_bytes
  *
  * and each pool's own equation (pool.h).  A pool reserves address space for the
  * whole bound, and is made when the first request wants its kind: memory costs
- * only what lies in pages.  Keys have head_dim numbers or, in packed pages (kv.h),
- * some sixteenths of it, so there are only so many kinds.  Who admits requests keeps the sum below the bound.
+ * only what lies in pages.  Keys and values have head_dim numbers or, in packed
+ * pages (kv.h), some sixteenths of it, so there are only so many kinds.  Who admits
+ * requests keeps the sum below the bound.
  *
- * Thread: engine, except pd_kvpools_held and pd_kvpools_dirty, which anyone may ask. */
+ * Thread: engine, except pd_kvpools_held, pd_kvpools_dirty and pd_kvpools_by_type, which
+ * anyone may ask. */
 #ifndef PD_ENGINE_CACHE_POOLS_H
 #define PD_ENGINE_CACHE_POOLS_H
 
 #include "engine/cache/codec.h"
 #include "engine/cache/pool.h"
 
-enum { PD_KV_WIDTHS = 16 };
+/* Made once and never changed or moved, but for what the pool counts. */
+typedef struct pd_kvkind {
+    pd_kvpool pool;
+    pd_kv_type key, value;
+    size_t k_dim, v_dim; /* numbers of a key and of a value */
+    struct pd_kvkind *next; /* made before it */
+} pd_kvkind;
 
 typedef struct pd_kvpools {
-    /* [key][value][w]: keys have more than w and up to w + 1 sixteenths; NATIVE's row and column are unused */
-    pd_kvpool pool[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
+    _Atomic(pd_kvkind *) last; /* released when it is made; pairs with acquire of who walks the list */
     size_t head_dim, hysteresis_bytes;
     uint64_t max_bytes;
-    /* numbers of a key of the pool; 0 = it may not be looked at yet */
-    _Atomic uint32_t k_dim[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
 } pd_kvpools;
 
 /* With the pool of `native`; the bound is its whole pages.  Errors: as pd_kvpool_init. */
@@ -32,8 +37,8 @@ pd_status pd_kvpools_init(pd_kvpools *p, const pd_codec *native, size_t head_dim
                           size_t hysteresis_bytes, pd_err *err);
 void pd_kvpools_done(pd_kvpools *p); /* all-zero and half-made ones too */
 
-/* The pool of a kind of page; k_dim: head_dim, or a pd_kv_pack_width.  Errors: ENOMEM. */
-pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, size_t k_dim, pd_kvpool **ret, pd_err *err);
+/* The pool of a kind of page; k_dim and v_dim: head_dim, or some sixteenths of it.  Errors: ENOMEM. */
+pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, size_t k_dim, size_t v_dim, pd_kvpool **ret, pd_err *err);
 
 void pd_kvpools_trim(pd_kvpools *p); /* all free memory back to the system */
 bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */

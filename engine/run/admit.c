@@ -113,13 +113,27 @@ size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer
     return w ? pd_min_size(total, w + 1) : total; /* one head may keep everything */
 }
 
-uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens) {
-    uint64_t pages = 0;
+uint64_t pd_admit_forecast(const pd_job *job, const pd_hparams *hp, double ratio) {
+    const size_t scope = job->scope ? job->scope : job->n_tokens;
+    const pd_budget budget = {.ratio = ratio};
+    const size_t keep = pd_budget_keep(&budget, scope), n = job->n_tokens - scope + keep;
+    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    const pd_latent_rule *r = &job->latent;
+    uint64_t bytes = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
-        const size_t slots = hp->window[l] ? pd_min_size(tokens, hp->window[l]) : n;
-        pages += hp->n_head_kv * pd_div_up(slots, PD_PAGE_TOKENS);
+        const size_t w = hp->window[l], slots = w ? pd_min_size(job->n_tokens, w) : n;
+        size_t packed = 0, page = job->pack_page_bytes;
+        if (!w && r->rank && r->layer[l]) {
+            packed = pd_latent_packed(r, l, slots);
+            page = pd_codec_page_bytes(&codec, r->layer[l], r->value[l]);
+        } else if (!w && !r->rank && page) { /* the scope's keys have fewer channels, what follows has all */
+            packed = keep;
+        }
+        const size_t open = pd_div_up(slots - packed, PD_PAGE_TOKENS);
+        bytes += hp->n_head_kv * (pd_div_up(packed, PD_PAGE_TOKENS) * page + open * job->page_bytes +
+                                  pd_min_size(PD_KV_RECENT, open) * job->recent_page_bytes);
     }
-    return pages;
+    return bytes;
 }
 
 /* Bytes of the most pages of the scope when the press is told to leave `count` per head.  One
@@ -216,7 +230,7 @@ pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp
     return rule;
 }
 
-/* Pages for the scope's keys if the press takes channels out of them, or for older keys if it projects them. */
+/* Pages for the scope's keys if the press takes channels out of them, or for what is older if it projects it. */
 static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const size_t d = hp->head_dim;
     const pd_press_inst *press = job->scope ? job->comp->press : NULL;
@@ -225,10 +239,18 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
         return pd_fail(err, PD_EINVAL, "compression.kv_type",
                        "compression.kv_type stores keys as %s; press '%s' projects keys, which takes f16 or f32 (values may have any type)",
                        pd_kv_type_name(job->kv_key), press->press->name);
+    const size_t group = pd_kv_type_group(job->kv_value);
+    for (size_t l = 0; l < hp->n_layer && job->latent.rank; l++) {
+        if (!job->latent.layer[l] || job->latent.value[l] % group == 0) continue;
+        return pd_fail(err, PD_EINVAL, "compression.kv_type",
+                       "compression.kv_type stores values as %s in groups of %zu numbers; press '%s' leaves %u of layer %zu's values",
+                       pd_kv_type_name(job->kv_value), group, press->press->name, job->latent.value[l], l);
+    }
     job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
     const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
+    if (job->latent.rank) job->pack_page_bytes = pd_codec_page_bytes(&codec, job->latent.rank, job->latent.rank_v);
     return PD_OK;
 }
 

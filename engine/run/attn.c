@@ -216,6 +216,38 @@ static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void 
                 tmp, (int)stride);
 }
 
+/* acc [G][D] from lat [G][rank_v], the weighted sums of projected values: unfolded by the thread that has
+ * them, so that join knows one kind of part.  Sinks' values, 0 in the pages, come with their weights. */
+static void unfold(const step_job *j, const pd_attn_chunk *c, size_t first, size_t n, const float *weight, size_t stride,
+                   const float *lat, float *acc) {
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const pd_latent *l = pd_kv_latent(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, group = j->a->model->hp.n_head / kv->n_head_kv;
+    for (size_t g = 0; g < group; g++) pd_latent_unfold(l, kv->kern, lat + g * l->rank_v, acc + g * d);
+    const float *sink = pd_kv_sink_values(kv, j->layer, c->head);
+    for (size_t s = first; s < first + n; s++) {
+        const size_t pos = (size_t)pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + s / N])[s % N];
+        if (pos >= kv->pack.n_sink) return; /* positions rise */
+        for (size_t g = 0; g < group; g++) kv->kern->axpy_f32(weight[g * stride + s], sink + pos * d, acc + g * d, d);
+    }
+}
+
+/* A chunk of packed pages of latents. */
+static void latent_chunk(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n, size_t n_next,
+                         const float *q, float *tmp, size_t stride, float *scratch, float *lat, float *m, float *l, float *acc) {
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_latent *latent = pd_kv_latent(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, group = j->a->model->hp.n_head / kv->n_head_kv;
+    if (latent->project)
+        latent_scores(j, c, pages, first, n, q, tmp, stride, lat);
+    else
+        pd_codec_scores(&kv->codec, kv->kern, q, group, d, pages, first, n, n_next, 0.0f, tmp, stride, scratch);
+    pd_codec_attn_scored(&kv->codec, kv->kern, group, latent->rank, pd_latent_v_dim(latent), pages, first, n,
+                         j->a->model->hp.attn_softcap, tmp, stride, m, l, latent->value ? lat : acc);
+    if (latent->value) unfold(j, c, first, n, tmp, stride, lat, acc);
+}
+
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
@@ -246,9 +278,8 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
         return;
     }
     if (kv->pack.latent) {
-        latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
-        pd_codec_attn_scored(&kv->codec, a->kern, group, pd_kv_pack_dim(kv, kh), d, pages, first, end - first, hp->attn_softcap,
-                             tmp, PAGES * N + 2 * N, m, l, acc);
+        latent_chunk(j, c, pages, first, end - first, n_next, q, tmp, PAGES * N + 2 * N, scratch,
+                     a->latent + thread * a->latent_floats, m, l, acc);
         return;
     }
     float *pq = scratch + pd_codec_attn_floats(group, d), shift[GROUP_MAX];

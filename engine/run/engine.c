@@ -206,11 +206,8 @@ const pd_chat *pd_engine_chat(const pd_engine *e) {
     return e->chat;
 }
 
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, const pd_kv_report *kv) {
-    const pd_hparams *hp = &e->model->hp;
-    const pd_budget b = {.ratio = ratio};
-    const size_t keep = pd_budget_keep(&b, n), twice = pd_min_size(PD_KV_RECENT, pd_div_up(keep, PD_PAGE_TOKENS));
-    return pd_admit_uniform_pages(hp, keep, n) * kv->page_bytes + hp->n_layer * hp->n_head_kv * twice * kv->recent_page_bytes;
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, const pd_job *job, double ratio) {
+    return pd_admit_forecast(job, &e->model->hp, ratio);
 }
 
 void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {

@@ -296,9 +296,10 @@ typedef struct pd_job_result {
 
 const pd_job_result *pd_job_get_result(const pd_job *job); /* NULL until DONE.  Thread: any */
 
-/* Bytes the pool would hold for `n` prompt tokens under a uniform ratio in pages of
- * this size (explain's forecast); page rounding included.  Thread: any. */
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, const pd_kv_report *kv);
+/* Bytes the pool would hold for the job's prompt if the same share of every head's scope went (of the
+ * prompt, if it is not pressed), stored as the job stores it: narrower where its press makes it so, last
+ * pages twice where they are; page rounding included (explain's forecast).  The job is DONE.  Thread: any. */
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, const pd_job *job, double ratio);
 
 /* ---- counters, for /metrics: plain atomics, never block.  Thread: any ---- */
 

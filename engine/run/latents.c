@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Older keys projected (pd_latent_rule, cache/latent.h): which ones, and when.
+/* Older keys and values projected (pd_latent_rule, cache/latent.h): which ones, and when.
  *
  * A head's newest `window` slots are open pages; as soon as a page's worth of slots is older, the
  * first open page is packed.  Rows that come to an empty head go where they belong at once.  So
  * what is stored does not depend on how a prompt was cut, but for the rounding of keys that were
- * f16 for a while.  Cost: rank * D multiply-adds a key, once. */
+ * f16 for a while.  Cost: (rank + rank_v) * D multiply-adds a token and head, once. */
 #include "engine/run/seq.h"
 
 #include "engine/base/num.h"
@@ -25,14 +25,18 @@ pd_status pd_latents_open(pd_seq *s, pd_err *err) {
     const size_t heads = hp->n_head_kv, d = hp->head_dim;
     pd_kvpool *pool[PD_LATENT_LAYERS] = {0};
     for (size_t l = 0; l < hp->n_layer; l++)
-        if (r->layer[l]) PD_TRY(pd_kvpools_get(&run->pools, &s->kv.codec, r->layer[l], &pool[l], err));
+        if (r->layer[l]) PD_TRY(pd_kvpools_get(&run->pools, &s->kv.codec, r->layer[l], r->value[l], &pool[l], err));
     if (!r->rotated) PD_TRY(make_turns(run, err));
     pd_latent *latent = calloc(hp->n_layer * heads, sizeof *latent);
     if (!latent) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys");
     for (size_t i = 0; i < hp->n_layer * heads; i++) {
         const size_t l = i / heads, at = (l * r->n_basis + (r->n_basis > 1 ? i % heads : 0)) * d * d;
-        latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[l], .project = r->project + at, .rebuild = r->rebuild + at,
-                                .turns = r->rotated ? NULL : &run->turns[run->model->layer[l].rope]};
+        latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[l], .rank_v = r->value[l]};
+        if (r->value[l] < d) latent[i].value = r->value_basis + i * d * d;
+        if (r->layer[l] == d) continue;
+        latent[i].project = r->project + at;
+        latent[i].rebuild = r->rebuild + at;
+        latent[i].turns = r->rotated ? NULL : &run->turns[run->model->layer[l].rope];
     }
     const pd_status rc = pd_kv_set_latents(&s->kv, pool, latent, r->n_sink, err);
     free(latent);

@@ -99,17 +99,18 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     for (size_t l = 0; l < hp->n_layer; l++) slots[l] = pd_admit_list_slots(job, hp, l);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     pd_kvpool *pool;
-    PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, &pool, err));
+    PD_TRY(pd_kvpools_get(&run->pools, &codec, hp->head_dim, hp->head_dim, &pool, err));
     PD_TRY(pd_kv_init(&s->kv, pool, &codec, run->kern, hp->n_layer, hp->n_head_kv, hp->head_dim, slots, err));
     pd_codec recent;
     if (job->recent_page_bytes && pd_codec_recent(&codec, &recent)) {
-        PD_TRY(pd_kvpools_get(&run->pools, &recent, hp->head_dim, &pool, err));
+        PD_TRY(pd_kvpools_get(&run->pools, &recent, hp->head_dim, hp->head_dim, &pool, err));
         PD_TRY(pd_kv_hold_recent(&s->kv, pool, &recent, err));
     }
     if (job->latent.rank) {
         PD_TRY(pd_latents_open(s, err));
     } else if (job->pack_page_bytes) {
-        PD_TRY(pd_kvpools_get(&run->pools, &codec, pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim), &pool, err));
+        const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, hp->head_dim);
+        PD_TRY(pd_kvpools_get(&run->pools, &codec, width, hp->head_dim, &pool, err));
         PD_TRY(pd_kv_set_pack(&s->kv, pool, job->key_channels, err));
     }
     s->shift = calloc(hp->n_layer, sizeof *s->shift);
@@ -220,7 +221,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
 }
 
 uint64_t pd_seq_scratch_bytes(const pd_seq *s) {
-    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) +
+    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_kv_sink_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) +
            pd_constraint_bytes(&s->constraint) + s->draft.cap * sizeof *s->draft.text;
 }
 

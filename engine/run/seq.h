@@ -196,11 +196,11 @@ pd_status pd_presser_layer(pd_prefill *p, pd_err *err);
 /* After a decode step: prune if the interval is over. */
 pd_status pd_presser_step(pd_seq *s, pd_err *err);
 
-/* ---- latents.c: older keys projected ---- */
+/* ---- latents.c: older keys and values projected ---- */
 
 /* The job's rule for a cache that is empty.  Errors: ENOMEM. */
 pd_status pd_latents_open(pd_seq *s, pd_err *err);
-/* n rows as pd_kv_append; of a layer that is pressed, keys that leave the window are projected. */
+/* n rows as pd_kv_append; of a layer that is pressed, what leaves the window is projected. */
 pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k, const float *v, const int32_t *pos,
                             size_t n, pd_err *err);
 
@@ -222,20 +222,20 @@ void pd_decode_settle(pd_seq *s, size_t n, size_t taken);
 
 /* ---- admit.c: what a job will need ---- */
 
-/* How the press stores older keys; rank 0 = as they are. */
+/* How the press stores older keys and values; rank 0 = as they are. */
 pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp);
 /* Slots per head a layer holds at most, for the page lists. */
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer);
 /* Fill comp (borrowed until the job is accepted), scope, budget, skipped,
  * protection, kv_key, kv_value, page_bytes, key_channels, pack_page_bytes, what is reserved
  * and promised of both kinds of pages, and staging_bytes for job->max_tokens.  Errors: EBUDGET (a byte budget below one page per
- * head); EINVAL (kv_type asks for whole groups of head_dim). */
+ * head); EINVAL (kv_type asks for whole groups of head_dim, or of what the press leaves of it). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
 /* pages_promised and pack_promised become the most that a sequence, whose prompt is in, may come to
  * hold from here on: what it holds and what max_tokens tokens can add, less what its decode press
  * will take; or stay if they are less. */
 void pd_admit_left(const pd_seq *s);
-/* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
-uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
+/* pd_engine_forecast_bytes. */
+uint64_t pd_admit_forecast(const pd_job *job, const pd_hparams *hp, double ratio);
 
 #endif

@@ -6,6 +6,7 @@
 #include "engine/base/log.h"
 #include "engine/base/utf8.h"
 #include "engine/run/calibrate.h"
+#include "server/cmd/bases_report.h"
 #include "server/cmd/list.h"
 #include "server/cmd/press_file.h"
 
@@ -119,7 +120,10 @@ static int print_help(void) {
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
         "  lukv     budget curves of layers and heads   press lukv\n"
         "  eigen    bases of keys and values            press eigen_attention\n"
-        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n");
+        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n"
+        "\n"
+        "For eigen and joint a table is printed: what share of the energy a quarter, half and three quarters\n"
+        "of the directions keep, and what share of a layer's output goes with the others.\n");
     return pd_cmd_print(&out);
 }
 
@@ -164,7 +168,7 @@ static void on_progress(void *arg, size_t done, size_t all) {
     pd_log(PD_LOG_INFO, "calibrating: %zu of %zu prompts", done, all);
 }
 
-static pd_status measure(const words *w, options *o, pd_err *err) {
+static pd_status measure(const words *w, options *o, pd_buf *report, pd_err *err) {
     pd_engine *e = NULL;
     pd_press_file f = {0};
     int last = 0;
@@ -173,6 +177,7 @@ static pd_status measure(const words *w, options *o, pd_err *err) {
         pd_press_file_open(&f, w->model, w->out, &pd_engine_get_info(e)->press_model, err);
     if (rc == PD_OK) rc = pd_calibrate(e, &o->calib, f.data, on_progress, &last, err);
     if (rc == PD_OK) rc = pd_press_file_save(&f, w->out, err);
+    if (rc == PD_OK) pd_bases_report(report, f.data, o->calib.sets);
     pd_press_file_close(&f);
     pd_engine_close(e);
     return rc;
@@ -192,9 +197,12 @@ static int run(int argc, char **argv) {
     if (rc == PD_OK && !pd_utf8_valid(text, o.calib.len))
         rc = pd_file_fail(w.text, &err, "is not UTF-8 text");
     o.calib.text = text;
-    if (rc == PD_OK) rc = measure(&w, &o, &err);
+    pd_buf report = {0};
+    if (rc == PD_OK) rc = measure(&w, &o, &report, &err);
     free(text);
-    return rc == PD_OK ? 0 : pd_cmd_fail(&err);
+    if (rc == PD_OK) return pd_cmd_print(&report);
+    pd_buf_done(&report);
+    return pd_cmd_fail(&err);
 }
 
 const pd_cmd pd_cmd_calibrate = {

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pressing really frees memory, the reply's numbers are true, and explain shows what was kept."""
 
+import os
+import subprocess
+import tempfile
 import unittest
 
 import common
+import pressd
 import text
 
 C, CHAT, EXPLAIN = "/v1/completions", "/v1/chat/completions", "/v1/compression/explain"
@@ -294,6 +298,62 @@ class Types(unittest.TestCase):
             s.stop()
 
 
+class Latents(unittest.TestCase):
+    """eigen_attention with bases of a short text: what is stored is counted, whatever the bases are good for."""
+
+    SHAPE = common.SHAPES["smollm2"]
+
+    @classmethod
+    def setUpClass(cls):
+        model = pressd.model_path()
+        if model is None:
+            raise unittest.SkipTest("no smollm2 model given")
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.folder.cleanup)
+        words, data = (os.path.join(cls.folder.name, x) for x in ("text", "data"))
+        with open(words, "w") as f:
+            f.write(text.prose(120))
+        said = subprocess.run([pressd.binary(), "calibrate", "-m", model, "--text", words, "-o", data, "--only", "eigen",
+                               "--tokens", "1024"], check=True, capture_output=True, text=True).stdout
+        cls.table = [line for line in said.splitlines() if line.startswith(("keys", "values"))]
+        cls.s = common.start("smollm2", "--press-data", data)
+        cls.addClassCleanup(cls.s.stop)
+
+    def test_calibrate_tells_what_is_kept(self):
+        self.assertEqual([line[:31].rstrip() for line in self.table],
+                         ["keys before RoPE, shared", "keys before RoPE, per_head", "keys as queries see them, score",
+                          "keys after RoPE, rotated", "values"])
+        kept = {line[:31].rstrip(): [float(x) for x in line[31:].split()] for line in self.table}
+        for numbers in kept.values():
+            self.assertEqual(numbers[:3], sorted(numbers[:3]))
+            self.assertEqual(numbers[3:], sorted(numbers[3:], reverse=True))
+        self.assertGreater(kept["keys before RoPE, per_head"][0], kept["keys after RoPE, rotated"][0])
+        self.assertGreater(kept["keys after RoPE, rotated"][0], kept["values"][0])
+
+    def test_bytes_are_the_ranks(self):
+        n, shape = 400, self.SHAPE
+        ids = common.ids(self.s, n)
+        for k, v in ((32, 64), (48, 48), (64, 20), (4, 4)):
+            with self.subTest(rank_k=k, rank_v=v):
+                press = f"eigen_attention:rank_k={k},rank_v={v},window=32"
+                packed = (n - 32) // common.PAGE
+                want = shape.paged(n) - 90 * packed * shape.page_bytes * (128 - k - v) // 128
+                r = self.s.ask(EXPLAIN, {"prompt": ids, "compression": press, "ratios": [0]})
+                self.assertEqual((r["bytes"], r["forecast"]), (want, [{"ratio": 0, "bytes": want}]))
+                reply = common.complete(self.s, ids, 4, compression=press)
+                self.assertEqual(reply["kv_cache"]["bytes_after_prefill"], want)
+                self.assertTrue(common.wait_until(lambda: common.idle(self.s), 5))
+
+    def test_values_in_few_bits_take_whole_groups(self):
+        ids = common.ids(self.s, 200)
+        few = {"press": "eigen_attention", "params": {"rank_v": 32}, "kv_type": {"value": "q4"}}
+        self.assertEqual(common.complete(self.s, ids, 2, compression=few)["kv_cache"]["kv_type"], {"key": "f16", "value": "q4"})
+        few["params"]["rank_v"] = 48
+        status, _, body = self.s.post(C, {"prompt": ids, "max_tokens": 2, "compression": few})
+        self.assertEqual(status, 400)
+        self.assertIn("in groups of 32 numbers", body["error"]["message"])
+
+
 class Explain(unittest.TestCase):
     def setUp(self):
         self.s = common.server()
@@ -344,6 +404,15 @@ class Explain(unittest.TestCase):
         self.assertEqual(r["forecast"], [{"ratio": x, "bytes": shape.paged(kept(300, x))} for x in (0.25, 0.5, 0.75)])
         self.assertEqual(r["bytes"], r["forecast"][2]["bytes"])
         self.assertEqual(r["bytes_dense"], shape.dense(300))
+
+    def test_forecast_in_narrow_pages(self):
+        ids, shape = common.ids(self.s, 300), common.SHAPES["smollm2"]
+        think = "think:key_channel_compression_ratio=0.5"
+        r = self.s.ask(EXPLAIN, {"prompt": ids, "compression": think, "ratios": [0, 0.5]})
+        self.assertEqual([f["bytes"] for f in r["forecast"]], [shape.paged(x) * 3 // 4 for x in (300, 150)])
+        self.assertEqual(r["bytes"], r["forecast"][0]["bytes"])
+        both = self.s.ask(EXPLAIN, {"prompt": ids, "compression": f"composed(knorm@0.5,{think})"})
+        self.assertEqual(both["bytes"], r["forecast"][1]["bytes"])
 
     def test_scope(self):
         r = self.explain(press="knorm", ratio=0.5, scope={"context_tokens": 100})

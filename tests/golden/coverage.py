@@ -45,7 +45,7 @@ DIFFERS_TESTS = {
     "dms": ["dms_equals_the_masked_reference", "dms_protects_and_leaves_the_newest"],
     "duo_attention": ["duo_protects_and_counts"],
     "eigen_attention": ["bytes_fall_by_the_rank", "what_is_lost_is_what_the_basis_misses", "heads_have_their_bases",
-                        "a_budget_gives_each_layer_its_rank", "few_bits_go_along_for_values"],
+                        "a_budget_gives_each_layer_its_rank", "a_budget_for_both_is_shared_by_both", "few_bits_go_along_for_values"],
     "expected_attention": ["expected_attention_is_the_formula"],
     "fastkvzip": ["gates_cut_all_layers_at_one_score"],
     "finch": ["finch_keeps_the_question"],

@@ -125,11 +125,14 @@ fi
 if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ] && [ -n "${PRESSD_TEST_LONG:-}" ]; then
     reads "$PRESSD_TEST_MODEL_GEMMA" flat "$here/../../LICENSE"
 fi
-# Keys in fewer numbers, their bases measured on our own words and judged on a licence: some two minutes.
+# Keys and values in fewer numbers, their bases measured on our own words and judged on a licence: some three minutes.
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     dir=$(mktemp -d)
     cat "$top"/*.md "$top"/compression/README.md "$top"/tests/*/README.md >"$dir/text"
-    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only eigen --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
+    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only eigen,joint --tokens 16384 2>"$dir/log" >"$dir/energy" || cat "$dir/log" >&2
+    out=$("$python" "$here/check_energy.py" <"$dir/energy" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
     out=$("$kv_types" "$PRESSD_TEST_MODEL" --press-data "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))

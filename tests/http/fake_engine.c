@@ -762,8 +762,8 @@ const pd_job_result *pd_job_get_result(const pd_job *j) {
     return pd_job_get_state(j) == PD_JOB_DONE ? &j->result : NULL;
 }
 
-uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, const pd_kv_report *kv) {
-    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, n)) * kv->page_bytes;
+uint64_t pd_engine_forecast_bytes(const pd_engine *e, const pd_job *job, double ratio) {
+    return (uint64_t)pages_of(pd_budget_keep(&(pd_budget){.ratio = ratio}, job->n_prompt)) * job->result.kv.page_bytes;
 }
 
 void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {

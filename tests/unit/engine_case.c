@@ -185,6 +185,42 @@ void case_expect_same(const answer *a, const answer *b) {
     if (a->text.len) assert_memory_equal(a->text.data, b->text.data, a->text.len);
 }
 
+static void expect_same_cache(const answer *a, const answer *b) {
+    case_expect_same(a, b);
+    assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
+    assert_int_equal(a->r->kv.bytes_after_prefill, b->r->kv.bytes_after_prefill);
+    assert_true(a->r->kv.ratio == b->r->kv.ratio);
+}
+
+void case_expect_company(pd_engine *e, pd_engine *three, const ask *like, const char *const *press, size_t n) {
+    assert_true(n <= CASE_COMPANY_MAX);
+    ask q[CASE_COMPANY_MAX];
+    answer *alone[CASE_COMPANY_MAX];
+    pd_job *job[CASE_COMPANY_MAX][2];
+    pd_err err = {0};
+    for (size_t i = 0; i < n; i++) {
+        q[i] = *like;
+        q[i].press = press[i];
+        if (i % 2) q[i].scope = 0;
+        alone[i] = case_run(e, &q[i]);
+        answer *b = case_run(three, &q[i]);
+        expect_same_cache(b, alone[i]);
+        case_drop(b);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (case_submit_n(e, &q[i], 2, job[i], &err) != PD_OK) fail_msg("%s: %s", press[i], err.msg);
+    for (size_t i = 0; i < n; i++) {
+        for (int k = 0; k < 2; k++) {
+            answer *a = case_wait(job[i][k]);
+            expect_same_cache(a, alone[i]);
+            case_drop(a);
+        }
+        case_drop(alone[i]);
+    }
+    case_expect_idle(e);
+    case_expect_idle(three);
+}
+
 void case_expect_idle(const pd_engine *e) {
     pd_engine_stats s;
     for (int i = 0;; i++) { /* the engine thread counts itself out after DONE */

@@ -79,6 +79,12 @@ answer *case_run(pd_engine *e, const ask *a);    /* submit and wait; fails the t
 void case_drop(answer *a);
 void case_expect_same(const answer *a, const answer *b); /* ids, log probabilities, text */
 
+/* Each of n presses alone, on `three` (the same model, more threads), and all of them at once with two answers
+ * each: the answer, its bytes and its ratio are the same.  Every other press works on like->scope tokens, the
+ * others on the whole prompt.  like->press is not read. */
+enum { CASE_COMPANY_MAX = 16 };
+void case_expect_company(pd_engine *e, pd_engine *three, const ask *like, const char *const *press, size_t n);
+
 /* The counting equation, and nothing held: what must be true once all is done. */
 void case_expect_idle(const pd_engine *e);
 

@@ -158,6 +158,18 @@ static void a_score_basis_loses_least(void **state) {
     }
 }
 
+/* Shares, not sums: a basis of much energy counts as one of little, one that was not measured not at all. */
+static void energy_is_kept_by_the_first_directions(void **state) {
+    (void)state;
+    static const float e[3][4] = {{8, 4, 3, 1}, {0, 0, 0, 0}, {0.5f, 0.5f, 0, 0}};
+    near(pd_energy_kept(e[0], 3, 4, 0), 0.0, 1e-12, "rank", 0);
+    near(pd_energy_kept(e[0], 3, 4, 1), 0.5, 1e-12, "rank", 1);
+    near(pd_energy_kept(e[0], 3, 4, 2), 0.875, 1e-12, "rank", 2);
+    near(pd_energy_kept(e[0], 3, 4, 3), 0.96875, 1e-12, "rank", 3);
+    near(pd_energy_kept(e[0], 3, 4, 4), 1.0, 1e-12, "rank", 4);
+    near(pd_energy_kept(e[1], 1, 4, 2), 0.0, 1e-12, "basis that was not measured", 0);
+}
+
 static void queries_that_are_zero_give_no_basis(void **state) {
     (void)state;
     static float k[ROWS][D];
@@ -175,6 +187,7 @@ int main(void) {
         cmocka_unit_test(a_basis_misses_what_its_tail_says),
         cmocka_unit_test(a_mean_moment_is_the_mean_of_scores),
         cmocka_unit_test(a_score_basis_loses_least),
+        cmocka_unit_test(energy_is_kept_by_the_first_directions),
         cmocka_unit_test(queries_that_are_zero_give_no_basis),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

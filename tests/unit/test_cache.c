@@ -705,32 +705,40 @@ static void pools_are_made_when_wanted_and_add_up(void **state) {
     pd_kvpools p;
     assert_int_equal(pd_kvpools_init(&p, &f16, D, BYTES + 5, 0, NULL), PD_OK);
     assert_int_equal(p.max_bytes, BYTES); /* whole f16 pages */
-    pd_kvpool *pool[3];
-    const pd_codec *codec[] = {&f16, &q8, &mixed};
+    pd_kvpool *pool[5];
+    const pd_codec *codec[] = {&f16, &q8, &mixed, &f16, &q8};
+    static const size_t v_dim[] = {D, D, D, 20, 32}; /* the last two beside the first two */
     uint64_t want = 0;
-    for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(pd_kvpools_get(&p, codec[i], D, &pool[i], NULL), PD_OK);
+    for (size_t i = 0; i < 5; i++) {
+        assert_int_equal(pd_kvpools_get(&p, codec[i], D, v_dim[i], &pool[i], NULL), PD_OK);
         pd_kvpool *again;
-        assert_int_equal(pd_kvpools_get(&p, codec[i], D, &again, NULL), PD_OK);
+        assert_int_equal(pd_kvpools_get(&p, codec[i], D, v_dim[i], &again, NULL), PD_OK);
         assert_ptr_equal(pool[i], again);
+        for (size_t k = 0; k < i; k++) assert_ptr_not_equal(pool[i], pool[k]);
+        assert_int_equal(pool[i]->page_bytes, pd_codec_page_bytes(codec[i], D, v_dim[i]));
         for (size_t n = 0; n < 10 + i; n++) {
             uint32_t page;
             assert_true(pd_kvpool_take(pool[i], PD_PAGE_SEQ, &page));
             memset(pd_kvpool_page(pool[i], page), 1, pool[i]->page_bytes);
         }
-        want += (10 + i) * pd_codec_page_bytes(codec[i], D, D);
+        want += (10 + i) * pd_codec_page_bytes(codec[i], D, v_dim[i]);
     }
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_SEQ), want);
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_STORE), 0);
     assert_true(pd_kvpools_check(&p));
     uint64_t type[2][PD_KV_TYPES];
     pd_kvpools_by_type(&p, type);
-    assert_int_equal(type[0][PD_KV_F16], (10 + 12) * 2048);
-    assert_int_equal(type[1][PD_KV_F16], 10 * 2048);
-    assert_int_equal(type[0][PD_KV_Q8_0], 11 * 1088);
-    assert_int_equal(type[1][PD_KV_Q8_0], 11 * 1088);
+    assert_int_equal(type[0][PD_KV_F16], (10 + 12 + 13) * 2048);
+    assert_int_equal(type[1][PD_KV_F16], 10 * 2048 + 13 * 640);
+    assert_int_equal(type[0][PD_KV_Q8_0], (11 + 14) * 1088);
+    assert_int_equal(type[1][PD_KV_Q8_0], 11 * 1088 + 14 * 544);
     assert_int_equal(type[0][PD_KV_Q4], 0);
     assert_int_equal(type[1][PD_KV_Q4], 12 * 576);
+    for (uint32_t n = 0; n < 13; n++) pd_kvpool_give(pool[3], n);
+    for (uint32_t n = 0; n < 14; n++) pd_kvpool_give(pool[4], n);
+    pd_kvpools_trim(&p);
+    assert_int_equal(pd_kvpools_dirty(&p), 0);
+    want -= 13 * (2048 + 640) + 14 * (1088 + 544);
     for (uint32_t n = 0; n < 11; n++) pd_kvpool_give(pool[1], n);
     pd_kvpools_trim(&p);
     /* whole pages of the system: what shares one with nothing held */

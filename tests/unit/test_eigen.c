@@ -54,7 +54,8 @@ static pd_engine *open_eigen(tiny_arch arch, pd_compute compute, unsigned thread
     return e;
 }
 
-/* Every basis, ranks, windows, whole and partial scopes: pages of both kinds to the byte. */
+/* Every basis, ranks of keys and values, windows, whole and partial scopes: pages of both kinds to the byte,
+ * foretold and counted: (rank_k + rank_v) / 2D of what is packed. */
 static void bytes_fall_by_the_rank(void **state) {
     (void)state;
     static const size_t lengths[][2] = {{5, 0}, {64, 0}, {80, 0}, {200, 0}, {200, 160}, {333, 90}};
@@ -67,24 +68,33 @@ static void bytes_fall_by_the_rank(void **state) {
             if (gemma && lengths[i][1]) continue; /* its windows straddle other pages in two segments */
             ask q = {.tokens = prompt, .n = lengths[i][0], .max_tokens = 40};
             answer *dense = case_run(e, &q);
-            for (size_t k = 0; k < 20; k++) {
-                const size_t rank = d / 16 * (1 + (5 * k + i) % 15), window = windows[k % 5], n = q.n, end = n + 39;
-                char text[96];
-                snprintf(text, sizeof text, "eigen_attention:rank_k=%zu,basis=%s,window=%zu,sinks=%zu", rank, bases[k % 4], window, k % 7);
+            for (size_t k = 0; k < 24; k++) {
+                const size_t rank = d / 16 * (1 + (5 * k + i) % (k % 3 ? 16 : 15)), window = windows[k % 5], n = q.n, end = n + 39;
+                const size_t rank_v = k % 3 ? d / 16 * (1 + (7 * k + i) % 15) : d;
+                char text[128];
+                snprintf(text, sizeof text, "eigen_attention:rank_k=%zu,rank_v=%zu,basis=%s,window=%zu,sinks=%zu", rank, rank_v, bases[k % 4], window, k % 7);
                 q.press = text;
                 q.scope = lengths[i][1];
                 answer *a = case_run(e, &q);
                 const pd_kv_report *kv = &a->r->kv, *full = &dense->r->kv;
-                const size_t scope = q.scope ? q.scope : n, page = open_page - PAGE * (d - rank) * 2;
+                const size_t scope = q.scope ? q.scope : n, page = open_page * (rank + rank_v) / (2 * d);
                 const size_t first = scope > window ? (scope - window) / PAGE : 0, before = n > window ? (n - window) / PAGE : 0,
                              packed = end > window ? (end - window) / PAGE : 0;
                 assert_int_equal(kv->bytes_after_prefill, full->bytes_after_prefill - heads * before * (open_page - page));
                 assert_int_equal(kv->bytes, full->bytes - heads * packed * (open_page - page));
                 assert_int_equal(kv->pages, full->pages);
-                assert_true(fabs(kv->ratio - (double)(first * PAGE * (d - rank)) / (double)(scope * 2 * d)) < 1e-12);
+                assert_true(fabs(kv->ratio - (double)(first * PAGE * (2 * d - rank - rank_v)) / (double)(scope * 2 * d)) < 1e-12);
                 assert_true(kv->tokens_kept == full->tokens_kept && kv->tokens_evicted == 0);
                 assert_true(kv->bytes_peak <= pd__job_reserved(a->job) + a->job->staging_bytes);
                 if (packed == 0) case_expect_same(a, dense); /* the window is whole */
+                if (!gemma) { /* a window's pages straddle others than a forecast can know */
+                    ask x = q;
+                    x.explain = true;
+                    answer *told = case_run(e, &x);
+                    assert_int_equal(pd_engine_forecast_bytes(e, told->job, 0.0), told->r->kv.bytes);
+                    assert_int_equal(told->r->kv.bytes, kv->bytes_after_prefill);
+                    case_drop(told);
+                }
                 case_drop(a);
                 case_expect_idle(e);
             }
@@ -97,47 +107,27 @@ static void bytes_fall_by_the_rank(void **state) {
 static const char *const company[] = {
     "eigen_attention",
     "eigen_attention:rank_k=4,basis=shared,window=20",
+    "eigen_attention:rank_k=8,rank_v=12,window=20",
+    "eigen_attention:rank_k=16,rank_v=4,window=40,sinks=7",
+    "eigen_attention:error_budget=0.1,budget_for=both,window=20,basis=shared",
     "eigen_attention:error_budget=0.05,window=20",
     "eigen_attention:rank_k=12,basis=per_head,window=0,sinks=0",
     "eigen_attention:rank_k=8,basis=rotated,window=33,sinks=16",
     "prefill_decoding(eigen_attention,decoding:compression_interval=7,target_size=64(knorm))",
-    "prefill_decoding(eigen_attention:window=8,cam:compression_interval=8,target_size=50(tova))",
+    "prefill_decoding(eigen_attention:rank_v=14,window=8,cam:compression_interval=8,target_size=50(tova))",
 };
+
+enum { TEXTS = sizeof company / sizeof *company };
 
 /* In f16 and f32, on one thread or three, alone, in a batch or as one of several answers. */
 static void company_and_threads_change_nothing(void **state) {
     (void)state;
-    enum { TEXTS = sizeof company / sizeof *company };
     for (int c = 0; c < 3; c++) { /* gemma; llama; llama in f32 */
         const tiny_arch arch = c ? TINY_LLAMA : TINY_GEMMA3;
         const pd_compute compute = c == 2 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8;
         pd_engine *e = open_eigen(arch, compute, 1, 64 << 20, 0), *three = open_eigen(arch, compute, 3, 64 << 20, 0);
-        pd_job *job[TEXTS][2];
-        answer *alone[TEXTS];
-        pd_err err = {0};
-        for (size_t i = 0; i < TEXTS; i++) {
-            const ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .scope = i % 2 ? 0 : 170, .press = company[i]};
-            alone[i] = case_run(e, &q);
-            answer *b = case_run(three, &q);
-            case_expect_same(alone[i], b);
-            assert_int_equal(alone[i]->r->kv.bytes, b->r->kv.bytes);
-            case_drop(b);
-        }
-        for (size_t i = 0; i < TEXTS; i++) {
-            const ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .scope = i % 2 ? 0 : 170, .press = company[i]};
-            if (case_submit_n(e, &q, 2, job[i], &err) != PD_OK) fail_msg("%s", err.msg);
-        }
-        for (size_t i = 0; i < TEXTS; i++) {
-            for (int k = 0; k < 2; k++) {
-                answer *a = case_wait(job[i][k]);
-                case_expect_same(a, alone[i]);
-                assert_int_equal(a->r->kv.bytes, alone[i]->r->kv.bytes);
-                assert_int_equal(a->r->kv.bytes_after_prefill, alone[i]->r->kv.bytes_after_prefill);
-                case_drop(a);
-            }
-            case_drop(alone[i]);
-        }
-        case_expect_idle(e);
+        const ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .scope = 170};
+        case_expect_company(e, three, &q, company, TEXTS);
         pd_engine_close(e);
         pd_engine_close(three);
     }
@@ -153,7 +143,7 @@ static double distance(const answer *a, const answer *b) {
     return most;
 }
 
-/* All directions are the keys themselves; few lose more than many; whole sinks lose less. */
+/* All directions are the keys and values themselves; few lose more than many; whole sinks lose less. */
 static void what_is_lost_is_what_the_basis_misses(void **state) {
     (void)state;
     pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_F32, 1, 0, 0);
@@ -173,10 +163,30 @@ static void what_is_lost_is_what_the_basis_misses(void **state) {
         }
         if (!(off[1] > 0.0 && 1.5 * off[1] < off[2])) fail_msg("%s: %g with 15 numbers, %g with 3", bases[b], off[1], off[2]);
     }
+    double last = 0.0;
+    static const int ranks[] = {16, 15, 9, 3};
+    for (size_t r = 0; r < 4; r++) {
+        char text[96];
+        snprintf(text, sizeof text, "eigen_attention:rank_k=16,rank_v=%d,window=0", ranks[r]);
+        q.press = text;
+        answer *a = case_run(e, &q);
+        const double off = distance(a, dense);
+        if (r == 0) case_expect_same(a, dense);
+        else if (off <= last) fail_msg("values of %d numbers: off by %g, of %d by %g", ranks[r], off, ranks[r - 1], last);
+        last = off;
+        case_drop(a);
+    }
     q.press = "eigen_attention:rank_k=1,window=0,sinks=0";
     answer *none = case_run(e, &q);
     q.press = "eigen_attention:rank_k=1,window=0,sinks=16";
     answer *sinks = case_run(e, &q);
+    assert_true(distance(none, sinks) > 1e-4);
+    case_drop(none);
+    case_drop(sinks);
+    q.press = "eigen_attention:rank_k=16,rank_v=1,window=0,sinks=0";
+    none = case_run(e, &q);
+    q.press = "eigen_attention:rank_k=16,rank_v=1,window=0,sinks=16";
+    sinks = case_run(e, &q);
     assert_true(distance(none, sinks) > 1e-4);
     case_drop(none);
     case_drop(sinks);
@@ -222,6 +232,46 @@ static void a_budget_gives_each_layer_its_rank(void **state) {
     pd_engine_close(e);
 }
 
+/* For keys and values together: of all pairs of ranks within the budget, as errors add up, the least numbers,
+ * and of those the least error. */
+static void a_budget_for_both_is_shared_by_both(void **state) {
+    (void)state;
+    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    const pd_press_model *m = &pd_engine_get_info(e)->press_model;
+    const float *error = pd_press_data_get(m->data, PD_DATA_EIGEN_ERROR);
+    const size_t d = m->head_dim;
+    ask q = {.tokens = prompt, .n = N, .explain = true};
+    answer *dense = case_run(e, &q);
+    double budget = 1e-6;
+    size_t values = 0, keys = 0;
+    for (int i = 0; i < 30; i++, budget *= 1.6) {
+        char text[96];
+        snprintf(text, sizeof text, "eigen_attention:error_budget=%.9g,budget_for=both,window=10,basis=shared", budget);
+        q.press = text;
+        answer *a = case_run(e, &q);
+        for (size_t l = 0; l < m->n_layer; l++) {
+            const float *of = error + l * PD_EIGEN_CURVES * 15, *value = of + 4 * 15;
+            size_t best = 2 * d;
+            for (size_t k = 8; k <= d; k++)
+                for (size_t v = 8; v <= d; v++)
+                    if ((k < d ? (double)of[k - 1] : 0.0) + (v < d ? (double)value[v - 1] : 0.0) <= budget && k + v < best) best = k + v;
+            const size_t packed = best < 2 * d ? (N - 10) / PAGE : 0;
+            for (size_t h = l * m->n_head_kv; h < (l + 1) * m->n_head_kv; h++)
+                assert_int_equal(a->r->kv.head_bytes[h], dense->r->kv.head_bytes[h] - packed * PAGE * (2 * d - best) * 2);
+            const pd_latent_rule *r = &a->job->latent;
+            assert_true(best == 2 * d ? r->layer[l] == 0 : (size_t)r->layer[l] + r->value[l] == best);
+            keys += r->layer[l] && r->layer[l] < d;
+            values += r->layer[l] && r->value[l] < d;
+        }
+        assert_true(a->r->kv.bytes_peak <= pd__job_reserved(a->job) + a->job->staging_bytes);
+        case_drop(a);
+        case_expect_idle(e);
+    }
+    assert_true(keys > 5 && values > 5); /* it was about something */
+    case_drop(dense);
+    pd_engine_close(e);
+}
+
 /* Each head has its own rows, or its layer's. */
 static void heads_have_their_bases(void **state) {
     (void)state;
@@ -233,6 +283,7 @@ static void heads_have_their_bases(void **state) {
         {"eigen_attention:rank_k=6,basis=shared", PD_DATA_EIGEN_SHARED, PD_DATA_EIGEN_SHARED},
         {"eigen_attention:rank_k=7,basis=per_head", PD_DATA_EIGEN_HEAD, PD_DATA_EIGEN_HEAD},
         {"eigen_attention:rank_k=8,basis=rotated", PD_DATA_EIGEN_ROTATED, PD_DATA_EIGEN_ROTATED},
+        {"eigen_attention:rank_k=9,rank_v=11", PD_DATA_EIGEN_SCORE, PD_DATA_EIGEN_REBUILD},
     };
     pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const pd_press_model *m = &pd_engine_get_info(e)->press_model;
@@ -250,6 +301,9 @@ static void heads_have_their_bases(void **state) {
                 assert_ptr_equal(p->project, pd_press_data_get(m->data, t[i].project) + at);
                 assert_ptr_equal(p->rebuild, pd_press_data_get(m->data, t[i].rebuild) + at);
                 assert_int_equal(p->turns != NULL, t[i].project != PD_DATA_EIGEN_ROTATED);
+                assert_int_equal(pd_latent_v_dim(p), i == 4 ? 11 : m->head_dim);
+                const float *values = pd_press_data_get(m->data, PD_DATA_EIGEN_VALUE) + (l * m->n_head_kv + h) * m->head_dim * m->head_dim;
+                assert_ptr_equal(p->value, i == 4 ? values : NULL);
             }
         }
         pd_kv_done(&s.kv);
@@ -264,12 +318,12 @@ static void heads_have_their_bases(void **state) {
 /* Asked beside others what it would do, it says what it does. */
 static void a_comparison_counts_its_numbers(void **state) {
     (void)state;
-    static const char *const presses[] = {"eigen_attention:rank_k=4,window=16", "eigen_attention:rank_k=16", NULL};
+    static const char *const presses[] = {"eigen_attention:rank_k=4,rank_v=9,window=16", "eigen_attention:rank_k=16", NULL};
     pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const ask alone = {.tokens = prompt, .n = N, .max_tokens = 1, .press = presses[0]};
     const ask both = {.tokens = prompt, .n = N, .explain = true, .compare = presses};
     answer *a = case_run(e, &alone), *b = case_run(e, &both);
-    assert_true(a->r->kv.ratio > 0.3);
+    assert_true(a->r->kv.ratio > 0.4);
     assert_true(b->job->compared[0].ratio == a->r->kv.ratio && b->job->compared[1].ratio == 0.0);
     case_drop(a);
     case_drop(b);
@@ -309,6 +363,12 @@ static void few_bits_go_along_for_values(void **state) {
         assert_int_equal(with_types(e, "eigen_attention", types[i], PD_KV_F16, &none, &why), PD_EINVAL);
         assert_true(strstr(why.msg, pd_kv_type_name(types[i])) && strstr(why.msg, "values may have any type"));
     }
+    static const pd_kv_type few_types[] = {PD_KV_Q8_0, PD_KV_Q4};
+    for (size_t i = 0; i < 2; i++) { /* whole groups of 32 alone, which is all a head has here */
+        pd_err why = {0};
+        assert_int_equal(with_types(e, "eigen_attention:rank_v=16", PD_KV_F16, few_types[i], &none, &why), PD_EINVAL);
+        assert_true(strstr(why.msg, pd_kv_type_name(few_types[i])) && strstr(why.msg, "in groups of 32 numbers") && strstr(why.msg, "leaves 16 of"));
+    }
     /* all numbers: nothing is projected, and any type will do */
     assert_int_equal(with_types(e, "eigen_attention:rank_k=32", PD_KV_Q8_0, PD_KV_F16, &none, &err), PD_OK);
     case_drop(none);
@@ -331,6 +391,11 @@ static void ranks_are_steps_of_the_head(void **state) {
         {"composed(knorm,eigen_attention)", "stands alone"},
         {"eigen_attention:rank_k=8,error_budget=0.1", "one of them says what goes"},
         {"eigen_attention:error_budget=0", "error_budget"},
+        {"eigen_attention:rank_v=31", "rank_v is 31; values of this model are stored in multiples of 2 numbers, up to 32"},
+        {"eigen_attention:rank_v=48", "up to 32"},
+        {"eigen_attention:rank_v=0", "rank_v"},
+        {"eigen_attention:rank_v=8,error_budget=0.1,budget_for=both", "rank_v is 8 and error_budget 0.1; one of them says what goes"},
+        {"eigen_attention:budget_for=both", "there is no error_budget"},
     };
     pd_engine *e = open_eigen(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -405,6 +470,7 @@ int main(void) {
         cmocka_unit_test(company_and_threads_change_nothing),
         cmocka_unit_test(what_is_lost_is_what_the_basis_misses),
         cmocka_unit_test(a_budget_gives_each_layer_its_rank),
+        cmocka_unit_test(a_budget_for_both_is_shared_by_both),
         cmocka_unit_test(a_comparison_counts_its_numbers),
         cmocka_unit_test(heads_have_their_bases),
         cmocka_unit_test(few_bits_go_along_for_values),

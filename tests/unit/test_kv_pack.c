@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Packed sections (engine/cache/kv.h): slots against plain arrays under random
  * operations, pages and bytes against both pools, and attention over both sections
- * against the rows that are read back; keys of fewer channels, and projected ones. */
+ * against the rows that are read back; keys of fewer channels, and projected keys and values. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -44,17 +44,18 @@ typedef struct {
     pd_rng rng;
     int32_t next_pos;
     uint8_t *page;
-    bool projects; /* instead of channels: n_channel is the rank */
+    bool projects; /* instead of channels: n_channel is the rank, d = keys stay as they are */
+    size_t v_dim;  /* the rank of values, d likewise */
     pd_turns turns;
-    float *basis;  /* [LAYERS * HEADS][n_channel][d] */
+    float *basis;  /* [LAYERS * HEADS][n_channel + v_dim][d] */
     pd_latent latent[LAYERS * HEADS];
 } world;
 
 static void open_kv(world *w, pd_kv *kv) {
     static const size_t slots[LAYERS] = {SLOTS, SLOTS};
     pd_kvpool *open, *packed;
-    assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->d, &open, NULL), PD_OK);
-    assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->width, &packed, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->d, w->d, &open, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->width, w->v_dim, &packed, NULL), PD_OK);
     assert_int_equal(pd_kv_init(kv, open, &w->codec, &w->kern, LAYERS, HEADS, w->d, slots, NULL), PD_OK);
     pd_kvpool *const pool[LAYERS] = {packed, packed};
     assert_int_equal(w->projects ? pd_kv_set_latents(kv, pool, w->latent, SINKS, NULL)
@@ -66,18 +67,25 @@ static void draw_bases(world *w) {
     float freq[D_MAX];
     for (size_t i = 0; i < w->d / 2; i++) freq[i] = powf(1000.0f, -2.0f * (float)i / (float)w->d);
     assert_int_equal(pd_turns_init(&w->turns, freq, w->d / 2, POSITIONS, NULL), PD_OK);
-    w->basis = malloc(LAYERS * HEADS * w->n_channel * w->d * sizeof *w->basis);
+    const size_t rows = w->n_channel + w->v_dim;
+    w->basis = malloc(LAYERS * HEADS * rows * w->d * sizeof *w->basis);
     pd_rng rng = {99};
-    for (size_t i = 0; i < LAYERS * HEADS * w->n_channel * w->d; i++) w->basis[i] = pd_rng_f32(&rng) / sqrtf((float)w->d / 3.0f);
+    for (size_t i = 0; i < LAYERS * HEADS * rows * w->d; i++) w->basis[i] = pd_rng_f32(&rng) / sqrtf((float)w->d / 3.0f);
     for (size_t i = 0; i < LAYERS * HEADS; i++) {
-        const float *rows = w->basis + i * w->n_channel * w->d;
-        w->latent[i] = (pd_latent){.head_dim = w->d, .rank = w->n_channel, .project = rows, .rebuild = rows, .turns = i % 2 ? NULL : &w->turns};
+        const float *key = w->basis + i * rows * w->d, *value = key + w->n_channel * w->d;
+        w->latent[i] = (pd_latent){.head_dim = w->d, .rank = w->n_channel, .rank_v = w->v_dim};
+        if (w->v_dim < w->d) w->latent[i].value = value;
+        if (w->n_channel == w->d) continue;
+        w->latent[i].project = w->latent[i].rebuild = key;
+        w->latent[i].turns = i % 2 ? NULL : &w->turns;
     }
 }
 
-static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_channel, bool projects) {
+/* v_dim 0: values are not projected, and if keys are not either, they lose channels. */
+static world *open_world(pd_kv_type key, pd_kv_type value, size_t d, size_t n_channel, bool projects, size_t v_dim) {
     world *w = calloc(1, sizeof *w);
     w->projects = projects;
+    w->v_dim = v_dim ? v_dim : d;
     w->codec = pd_codec_of(key, value);
     w->d = d;
     w->n_channel = n_channel;
@@ -118,7 +126,7 @@ static void close_world(world *w) {
 /* A projected key as it reads back; the first positions' are whole. */
 static void projected_key(world *w, size_t i, const float *k, int32_t pos, float *ret) {
     float row[D_MAX], back[D_MAX], tmp[D_MAX];
-    if (pos < SINKS) {
+    if (w->n_channel < w->d && pos < SINKS) {
         memmove(ret, k, w->d * sizeof *ret);
         return;
     }
@@ -126,6 +134,22 @@ static void projected_key(world *w, size_t i, const float *k, int32_t pos, float
     w->codec.k->write(&w->kern, w->page, w->width, 3, 1, row, w->width);
     w->codec.k->read(&w->kern, w->page, w->width, 3, back);
     pd_latent_rebuild(&w->latent[i], &w->kern, back, pos, ret);
+}
+
+/* And a value. */
+static void packed_value(world *w, size_t i, const float *v, int32_t pos, float *ret) {
+    const bool folds = w->v_dim < w->d;
+    float row[D_MAX], back[D_MAX];
+    if (folds && pos < SINKS) {
+        memmove(ret, v, w->d * sizeof *ret);
+        return;
+    }
+    if (folds) pd_latent_fold(&w->latent[i], &w->kern, v, row);
+    else memcpy(row, v, w->d * sizeof *row);
+    w->codec.v->write(&w->kern, w->page, w->v_dim, 1, 1, row, w->v_dim);
+    w->codec.v->read(&w->kern, w->page, w->v_dim, 1, back);
+    if (folds) pd_latent_unfold(&w->latent[i], &w->kern, back, ret);
+    else memcpy(ret, back, w->d * sizeof *ret);
 }
 
 /* What the packed kind makes of a key: its channels as the type stores them in a narrow row. */
@@ -165,6 +189,7 @@ static void do_append(world *w, size_t i, bool packed) {
         pd_codec_write(&w->codec, &w->kern, w->page, d, 5, 1, k + row * d, v + row * d, d, pd_kv_centre(&w->kv, l, h));
         pd_codec_read(&w->codec, &w->kern, w->page, d, 5, p->k + at * d, p->v + at * d, pd_kv_centre(&w->kv, l, h));
         if (packed) packed_key(w, i, k + row * d, pos[row], p->k + at * d);
+        if (packed) packed_value(w, i, v + row * d, pos[row], p->v + at * d);
         p->pos[at] = pos[row];
         p->n[packed]++;
     }
@@ -178,11 +203,8 @@ static void do_pack(world *w, size_t i) {
     if (n > p->n[0] || below(&w->rng, 3) == 0) n = p->n[0];
     assert_int_equal(pd_kv_pack_open(&w->kv, i / HEADS, i % HEADS, n, NULL), PD_OK);
     for (size_t r = p->n[1]; r < p->n[1] + n; r++) {
-        float v[D_MAX];
-        memcpy(v, p->v + r * w->d, w->d * sizeof *v);
         packed_key(w, i, p->k + r * w->d, p->pos[r], p->k + r * w->d);
-        w->codec.v->write(&w->kern, w->page, w->d, 1, 1, v, w->d); /* values are written once more */
-        w->codec.v->read(&w->kern, w->page, w->d, 1, p->v + r * w->d);
+        packed_value(w, i, p->v + r * w->d, p->pos[r], p->v + r * w->d); /* values are written once more */
     }
     if (n) p->dead[0] = 0;
     p->n[0] -= n;
@@ -229,6 +251,10 @@ static void do_set_value(world *w, size_t i) {
     float v[D_MAX];
     for (size_t c = 0; c < w->d; c++) v[c] = 3.0f * pd_rng_f32(&w->rng);
     pd_kv_set_value(&w->kv, i / HEADS, i % HEADS, s, v);
+    if (s < p->n[1]) {
+        packed_value(w, i, v, p->pos[s], p->v + s * w->d);
+        return;
+    }
     w->codec.v->write(&w->kern, w->page, w->d, 1, 1, v, w->d);
     w->codec.v->read(&w->kern, w->page, w->d, 1, p->v + s * w->d);
 }
@@ -272,14 +298,17 @@ static void sections_agree_with_plain_arrays(void **state) {
         pd_kv_type key, value;
         size_t d, n_channel;
         bool projects;
+        size_t v_dim;
     } cases[] = {
-        {PD_KV_F16, PD_KV_F16, 64, 32, 0}, {PD_KV_F16, PD_KV_F16, 80, 33, 0}, {PD_KV_F32, PD_KV_F32, 16, 1, 0}, {PD_KV_F16, PD_KV_Q4, 64, 13, 0},
-        {PD_KV_Q8_0, PD_KV_Q8_0, 96, 40, 0}, {PD_KV_Q4, PD_KV_F16, 64, 32, 0}, {PD_KV_F32, PD_KV_Q8_0, 64, 60, 0},
-        {PD_KV_F16, PD_KV_F16, 64, 32, 1}, {PD_KV_F32, PD_KV_F32, 16, 1, 1}, {PD_KV_F16, PD_KV_Q4, 96, 48, 1},
+        {PD_KV_F16, PD_KV_F16, 64, 32, 0, 0}, {PD_KV_F16, PD_KV_F16, 80, 33, 0, 0}, {PD_KV_F32, PD_KV_F32, 16, 1, 0, 0},
+        {PD_KV_F16, PD_KV_Q4, 64, 13, 0, 0}, {PD_KV_Q8_0, PD_KV_Q8_0, 96, 40, 0, 0}, {PD_KV_Q4, PD_KV_F16, 64, 32, 0, 0},
+        {PD_KV_F32, PD_KV_Q8_0, 64, 60, 0, 0}, {PD_KV_F16, PD_KV_F16, 64, 32, 1, 0}, {PD_KV_F32, PD_KV_F32, 16, 1, 1, 0},
+        {PD_KV_F16, PD_KV_Q4, 96, 48, 1, 0}, {PD_KV_F16, PD_KV_F16, 64, 32, 1, 48}, {PD_KV_F32, PD_KV_F32, 16, 16, 1, 5},
+        {PD_KV_F16, PD_KV_Q8_0, 96, 48, 1, 64}, {PD_KV_F32, PD_KV_Q4, 64, 64, 1, 32}, {PD_KV_F16, PD_KV_F32, 80, 20, 1, 1},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        world *w = open_world(cases[c].key, cases[c].value, cases[c].d, cases[c].n_channel, cases[c].projects);
-        const uint64_t open_page = pd_codec_page_bytes(&w->codec, w->d, w->d), packed_page = pd_codec_page_bytes(&w->codec, w->width, w->d);
+        world *w = open_world(cases[c].key, cases[c].value, cases[c].d, cases[c].n_channel, cases[c].projects, cases[c].v_dim);
+        const uint64_t open_page = pd_codec_page_bytes(&w->codec, w->d, w->d), packed_page = pd_codec_page_bytes(&w->codec, w->width, w->v_dim);
         assert_true(packed_page < open_page);
         size_t most = 0, both = 0;
         for (int step = 0; step < 4000; step++) {
@@ -351,7 +380,7 @@ static void widths_are_few(void **state) {
 /* Memory that no request's packed pages need goes back when the last of them ends. */
 static void a_packed_pool_that_is_left_holds_nothing(void **state) {
     (void)state;
-    world *w = open_world(PD_KV_F16, PD_KV_F16, 64, 20, false);
+    world *w = open_world(PD_KV_F16, PD_KV_F16, 64, 20, false, 0);
     w->kv.pack.pool->hysteresis = 1000;
     w->kv.pack.pool->trim_at = 2000;
     for (int i = 0; i < 20; i++) do_append(w, 0, true);
@@ -387,8 +416,8 @@ static void resident_memory_falls_with_the_channels(void **state) {
     const size_t slots[1] = {TOKENS};
     pd_kernels_init(&kern, pd_cpu_detect());
     assert_int_equal(pd_kvpools_init(&pools, &codec, D, 80 << 20, 512 << 10, NULL), PD_OK);
-    assert_int_equal(pd_kvpools_get(&pools, &codec, D, &open, NULL), PD_OK);
-    assert_int_equal(pd_kvpools_get(&pools, &codec, D / 4, &packed, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&pools, &codec, D, D, &open, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&pools, &codec, D / 4, D, &packed, NULL), PD_OK);
     assert_int_equal(pd_kv_init(&kv, open, &codec, &kern, 1, H, D, slots, NULL), PD_OK);
     assert_int_equal(pd_kv_set_pack(&kv, packed, D / 4, NULL), PD_OK);
     float *rows = malloc(CHUNK * D * sizeof *rows);
@@ -431,10 +460,12 @@ static void attention_sees_both_sections(void **state) {
     pd_workers *workers;
     assert_int_equal(pd_workers_open(&workers, 2, NULL), PD_OK);
     for (int key = PD_KV_F16; key < PD_KV_TYPES; key++) {
-        for (int at = 0; at < 6; at++) { /* packed alone, both, both with dead slots in front */
+        for (int at = 0; at < 9; at++) { /* packed alone, both, both with dead slots in front */
+            static const size_t v_dim[] = {0, 0, 0, 0, 0, 0, 32, 48, 17}; /* the last by the row */
             const int packs = at % 3;
             if (at > 2 && pd_kv_type_group((pd_kv_type)key) > 1) continue;
-            world *w = open_world((pd_kv_type)key, packs ? PD_KV_F16 : PD_KV_Q4, D, packs == 1 ? 31 + (at > 2) : 20, at > 2);
+            const size_t k_dim = at == 7 ? D : packs == 1 ? 31 + (at > 2) : 20;
+            world *w = open_world((pd_kv_type)key, packs ? PD_KV_F16 : PD_KV_Q4, D, k_dim, at > 2, v_dim[at]);
             if (pd_kv_type_group(w->codec.key) > 1) w->spread = 0.1f;
             pd_attn attn;
             assert_int_equal(pd_attn_init(&attn, &model, &w->kern, workers, 1, 2 * SLOTS, false, NULL), PD_OK);
@@ -477,7 +508,7 @@ static void attention_sees_both_sections(void **state) {
                     for (size_t i = 0; i < n; i++) want += s[i] / sum * (double)v[i * D + c];
                     if (!(fabs(want - (double)out[g * D + c]) <= 1.2 * expm1(2.0 * e) + 2e-5))
                         fail_msg("keys %s, case %d, head %zu, channel %zu: %g, not %g (within %g)", pd_kv_type_name((pd_kv_type)key),
-                                 packs, g, c, (double)out[g * D + c], want, 1.2 * expm1(2.0 * e));
+                                 at, g, c, (double)out[g * D + c], want, 1.2 * expm1(2.0 * e));
                 }
                 if (g % 2) continue;
                 for (size_t i = 0; i < n; i++) { /* of one query head, at most what both were given */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* engine/cache/latent: keys to few numbers and back, beside the same in double with plain angles. */
+/* engine/cache/latent: keys and values to few numbers and back, beside the same in double with plain angles. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -79,7 +79,7 @@ static void a_key_comes_back_through_its_basis(void **state) {
         draw(i, k, D);
         for (size_t rank = 1; rank <= D; rank += 5) {
             for (int turned = 0; turned < 2; turned++) {
-                const pd_latent l = {D, rank, basis, basis, turned ? &turns : NULL};
+                const pd_latent l = {.head_dim = D, .rank = rank, .project = basis, .rebuild = basis, .turns = turned ? &turns : NULL};
                 double y[D];
                 want(k, pos[i], rank, turned, y);
                 pd_latent_project(&l, &kern, k, pos[i], c, tmp);
@@ -90,10 +90,49 @@ static void a_key_comes_back_through_its_basis(void **state) {
             }
         }
     }
-    const pd_latent all = {D, D, basis, basis, &turns};
+    const pd_latent all = {.head_dim = D, .rank = D, .project = basis, .rebuild = basis, .turns = &turns};
     pd_latent_project(&all, &kern, k, 77, c, tmp);
     pd_latent_rebuild(&all, &kern, c, 77, back);
     for (size_t j = 0; j < D; j++) assert_true(fabsf(back[j] - k[j]) < 2e-6f);
+}
+
+/* A basis' first rows of a value; a weighted sum of latents unfolds to the weighted sum of the values. */
+static void values_unfold_as_one(void **state) {
+    (void)state;
+    enum { VALUES = 20 };
+    static float v[VALUES][D];
+    draw(5, v[0], VALUES * D);
+    for (size_t rank = 1; rank <= D; rank += 3) {
+        const pd_latent l = {.head_dim = D, .rank = D, .rank_v = rank, .value = basis};
+        double want_sum[D] = {0};
+        float sum[D] = {0}, c[D], back[D];
+        for (size_t t = 0; t < VALUES; t++) {
+            const float weight = (float)(t + 1) / 100.0f;
+            pd_latent_fold(&l, &kern, v[t], c);
+            pd_latent_unfold(&l, &kern, c, back);
+            kern.axpy_f32(weight, c, sum, rank);
+            double y[D];
+            want(v[t], 0, rank, false, y);
+            for (size_t i = 0; i < D; i++) {
+                if (fabs((double)back[i] - y[i]) > 2e-6) fail_msg("rank %zu channel %zu: %g, not %g", rank, i, (double)back[i], y[i]);
+                want_sum[i] += (double)weight * y[i];
+            }
+        }
+        pd_latent_unfold(&l, &kern, sum, back);
+        for (size_t i = 0; i < D; i++) assert_true(fabs((double)back[i] - want_sum[i]) < 4e-6);
+    }
+}
+
+/* Keys that are not projected stay as they are, to the bit. */
+static void keys_without_a_basis_stay(void **state) {
+    (void)state;
+    const pd_latent l = {.head_dim = D, .rank = D};
+    float k[D], c[D], back[D], tmp[D];
+    draw(8, k, D);
+    pd_latent_project(&l, &kern, k, 5, c, tmp);
+    assert_memory_equal(c, k, sizeof k);
+    pd_latent_rebuild(&l, &kern, c, 5, back);
+    assert_memory_equal(back, k, sizeof k);
 }
 
 /* Positions of the pages' slots: one after another, with holes, a page that starts in its middle. */
@@ -111,7 +150,7 @@ static void pages_come_back_as_their_keys(void **state) {
     for (size_t t = 0; t < sizeof range / sizeof *range; t++) {
         const size_t first = range[t][0], n = range[t][1];
         for (int turned = 0; turned < 2; turned++) {
-            const pd_latent l = {D, 20, basis, basis, turned ? &turns : NULL};
+            const pd_latent l = {.head_dim = D, .rank = 20, .project = basis, .rebuild = basis, .turns = turned ? &turns : NULL};
             float tmp[D], row[D], latent[D];
             for (size_t s = 0; s < PAGES * N; s++) {
                 const bool in = s >= first && s < first + n;
@@ -134,7 +173,7 @@ static void pages_come_back_as_their_keys(void **state) {
 /* An f16 cache loses no more by being turned back: the error of the latent stays that of the key. */
 static void rounded_keys_are_turned_back_as_well(void **state) {
     (void)state;
-    const pd_latent l = {D, D, basis, basis, &turns};
+    const pd_latent l = {.head_dim = D, .rank = D, .project = basis, .rebuild = basis, .turns = &turns};
     for (int32_t p = 0; p < 4000; p += 371) {
         float k[D], r[D], c[2][D], tmp[D];
         uint16_t half[D];
@@ -155,6 +194,8 @@ static void rounded_keys_are_turned_back_as_well(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_key_comes_back_through_its_basis),
+        cmocka_unit_test(values_unfold_as_one),
+        cmocka_unit_test(keys_without_a_basis_stay),
         cmocka_unit_test(pages_come_back_as_their_keys),
         cmocka_unit_test(rounded_keys_are_turned_back_as_well),
     };

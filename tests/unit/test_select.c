@@ -106,7 +106,7 @@ static void open_world(world *w, pd_kv_type key, pd_kv_type value, const pd_read
     const pd_codec native = pd_codec_of(PD_KV_F16, PD_KV_F16), codec = pd_codec_of(key, value);
     assert_int_equal(pd_kvpools_init(&w->pools, &native, D, 64u << 20, 1u << 20, NULL), PD_OK);
     pd_kvpool *pool;
-    assert_int_equal(pd_kvpools_get(&w->pools, &codec, D, &pool, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&w->pools, &codec, D, D, &pool, NULL), PD_OK);
     pd_rng rng = {(uint64_t)key * 16 + value};
     const size_t slots[LAYERS] = {SLOTS, SLOTS};
     int32_t pos[SLOTS];
