@@ -449,7 +449,7 @@ static pd_status tag_layer(pd_prefill *p, pd_err *err) {
     for (size_t h = 0; h < s->kv.n_head_kv; h++)
         pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], n, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
     if (!question) return PD_OK;
-    if (s->tags.kind == PD_TAG_ATTENTION) {
+    if (pd_tag_attends(s->tags.kind)) {
         const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = p->tile - 1;
         pd_tags_attend(&s->tags, &s->run->attn, &s->kv, p->layer, s->run->fwd.q + last * nq);
         return PD_OK;

@@ -30,13 +30,14 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
     r->step_row = malloc(rows * sizeof *r->step_row);
     r->step_kv = malloc(rows * sizeof *r->step_kv);
     r->step_sel = malloc(rows * sizeof *r->step_sel);
+    r->step_tags = malloc(rows * sizeof *r->step_tags);
     r->step_pos = malloc(rows * sizeof *r->step_pos);
     bool views = true;
     for (size_t i = 0; i <= draft_max && draft_max; i++) {
         r->step_view[i].head = calloc(heads, sizeof(pd_kv_head));
         views = views && r->step_view[i].head;
     }
-    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_sel && r->step_pos && views) return PD_OK;
+    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_sel && r->step_tags && r->step_pos && views) return PD_OK;
     pd_run_done(r);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
 }
@@ -49,6 +50,7 @@ void pd_run_done(pd_run *r) {
     free(r->step_row);
     free(r->step_kv);
     free(r->step_sel);
+    free(r->step_tags);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
     pd_token_tree_close(r->tree);

@@ -51,6 +51,7 @@ typedef struct pd_run {
     pd_step_row *step_row; /* [rows] */
     pd_kv **step_kv;  /* [rows] */
     pd_select **step_sel; /* [rows] */
+    pd_tags **step_tags; /* [rows] */
     pd_kv step_view[1 + PD_DRAFT_MAX]; /* what the rows of a drafted step see */
     int32_t *step_pos; /* [rows] */
 } pd_run;
