@@ -77,9 +77,8 @@ uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n) {
 /* What the decode press wants kept. */
 static pd_status open_decode(pd_seq *s, const size_t *slots, pd_err *err) {
     const pd_hparams *hp = &s->run->model->hp;
-    const pd_press_inst *inst = s->job->comp ? s->job->comp->decode : NULL;
-    if (!inst || s->job->max_tokens == 0 || !inst->press->decode_rule(inst, &s->rule)) return PD_OK;
-    pd_press_collect_needs(s->rule.prune, &s->needs);
+    if (s->job->max_tokens == 0 || !pd_admit_rule(s->job, &s->rule)) return PD_OK;
+    if (!s->rule.prune->press->running) pd_press_collect_needs(s->rule.prune, &s->needs); /* those read tags alone */
     s->since = calloc(hp->n_layer, sizeof *s->since);
     if (!s->since) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
     PD_TRY(pd_tags_init(&s->tags, s->rule.tag, hp, slots, err));
