@@ -13,11 +13,13 @@ extern const pd_press pd_press_prefill_decoding, pd_press_decoding, pd_press_com
 
 /* ---- what goes together ---- */
 
-/* A press that acts while tokens are generated has no place below another one. */
+/* A press that acts while tokens are generated has no place below another one; one that leaves
+ * that to the other, with these parameters, has. */
 static pd_status no_decode_below(const pd_press_inst *inst, const char *path, pd_err *err) {
     for (size_t i = 0; i < inst->n_child; i++) {
         const pd_press *p = inst->child[i]->press;
-        if (p->can & PD_CAN_DECODE)
+        pd_decode_rule rule;
+        if (p->can & PD_CAN_DECODE && (!p->running || p->decode_rule(inst->child[i], &rule)))
             return pd_fail(err, PD_EINVAL, path, "%s: '%s' works while tokens are generated; it cannot stand inside '%s'",
                            path, p->name, inst->press->name);
         PD_TRY(no_decode_below(inst->child[i], path, err));

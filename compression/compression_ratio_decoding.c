@@ -6,7 +6,7 @@
  * that decoding.c says of views and cost holds. */
 #include "compression/decoding.h"
 
-enum { RATIO, INTERVAL, BUFFER };
+enum { RATIO, INTERVAL, BUFFER, KEEP_PROMPT };
 
 static bool decode_rule(const pd_press_inst *inst, pd_decode_rule *ret) {
     *ret = (pd_decode_rule){
@@ -14,6 +14,8 @@ static bool decode_rule(const pd_press_inst *inst, pd_decode_rule *ret) {
         .interval = (size_t)inst->p[INTERVAL],
         .budget = {.ratio = inst->p[RATIO]},
         .n_recent = pd__recent(inst->p[BUFFER]),
+        .tag = pd__running_tag(inst->child[0]),
+        .keep_prompt = inst->p[KEEP_PROMPT] != 0.0,
     };
     return true;
 }
@@ -28,7 +30,13 @@ static const pd_param params[] = {
                .doc = "fraction of all tokens seen that a pruning removes"},
     [INTERVAL] = PD__PARAM_INTERVAL,
     [BUFFER] = PD__PARAM_BUFFER,
+    [KEEP_PROMPT] = PD__PARAM_KEEP_PROMPT,
 };
+
+static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model, const char *path, pd_err *err) {
+    (void)model;
+    return pd__check_keep_prompt(inst, inst->p[KEEP_PROMPT] != 0.0, path, err);
+}
 
 const pd_press pd_press_compression_ratio_decoding = {
     .name = "compression_ratio_decoding",
@@ -44,5 +52,6 @@ const pd_press pd_press_compression_ratio_decoding = {
     .max_child = 1,
     .child_must = PD_CAN_PRUNE_STEP,
     .own_budget = true,
+    .check = check,
     .decode_rule = decode_rule,
 };

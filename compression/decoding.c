@@ -4,6 +4,8 @@
  * kvpress' DecodingPress.  The prompt stays dense (prefill_decoding presses it
  * too); after that a head never holds more than the larger of its prompt and
  * target_size, plus an interval.  `compression.decode` of a request is this press.
+ * With keep_prompt what the prompt left stays and target_size counts generated tokens:
+ * around `random` that is Random Attention (arXiv 2609.03430), the control for all others.
  *
  * DIFFERS: what the press inside sees is not what it sees in the reference:
  * - Slots carry the positions of their tokens, and recent queries are rotated at
@@ -20,7 +22,7 @@
  * them: layers * rows * Hq * D * 4 bytes. */
 #include "compression/decoding.h"
 
-enum { INTERVAL, TARGET, BUFFER };
+enum { INTERVAL, TARGET, BUFFER, KEEP_PROMPT };
 
 static bool decode_rule(const pd_press_inst *inst, pd_decode_rule *ret) {
     *ret = (pd_decode_rule){
@@ -28,6 +30,8 @@ static bool decode_rule(const pd_press_inst *inst, pd_decode_rule *ret) {
         .interval = (size_t)inst->p[INTERVAL],
         .budget = {.by_count = true, .count = (size_t)inst->p[TARGET]},
         .n_recent = pd__recent(inst->p[BUFFER]),
+        .tag = pd__running_tag(inst->child[0]),
+        .keep_prompt = inst->p[KEEP_PROMPT] != 0.0,
     };
     return true;
 }
@@ -36,7 +40,13 @@ static const pd_param params[] = {
     [INTERVAL] = PD__PARAM_INTERVAL,
     [TARGET] = PD__PARAM_TARGET,
     [BUFFER] = PD__PARAM_BUFFER,
+    [KEEP_PROMPT] = PD__PARAM_KEEP_PROMPT,
 };
+
+static pd_status check(const pd_press_inst *inst, const struct pd_press_model *model, const char *path, pd_err *err) {
+    (void)model;
+    return pd__check_keep_prompt(inst, inst->p[KEEP_PROMPT] != 0.0, path, err);
+}
 
 const pd_press pd_press_decoding = {
     .name = "decoding",
@@ -52,5 +62,6 @@ const pd_press pd_press_decoding = {
     .max_child = 1,
     .child_must = PD_CAN_PRUNE_STEP,
     .own_budget = true,
+    .check = check,
     .decode_rule = decode_rule,
 };

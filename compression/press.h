@@ -214,15 +214,26 @@ typedef enum {
                          the G query heads, summed; 0 for a slot that was new after the last step */
     PD_TAG_SCORE,     /* what the first child said of the slot when it was new; +inf for slots no
                          child was asked about */
+    PD_TAG_SUMS,      /* as ATTENTION, summed over the G query heads; a deferred press of the prompt that
+                         prunes later as well begins it with its scores */
+    PD_TAG_SQUARES,   /* the same of the weights squared */
 } pd_tag_kind;
+
+/* It adds up what the slot was looked at. */
+static inline bool pd_tag_attends(pd_tag_kind kind) {
+    return kind != PD_TAG_NONE && kind != PD_TAG_SCORE;
+}
 
 enum { PD_RECENT_MAX = 1024 }; /* most recent queries a sequence keeps for its decode press */
 
 /* When a decode press prunes, and down to what. */
 typedef struct pd_decode_rule {
-    const pd_press_inst *prune; /* whose plan is applied to each layer */
-    size_t interval;  /* decode steps between two prunings, >= 1 */
+    const pd_press_inst *prune; /* whose plan is applied to each layer, or to all (press->running) */
+    size_t interval;  /* decode steps between two prunings, >= 1; 0: not by itself, but when another
+                         request waits for memory (press->running alone) */
     pd_budget budget; /* what is left of each head; a ratio is one of all tokens seen */
+    bool by_request;  /* the request's budget, `budget` is not read */
+    bool keep_prompt; /* plans are shown generated tokens alone, and the budget is of these */
     bool wait;        /* past the interval, wait until there is something to take */
     size_t n_recent;  /* recent queries worth keeping for statistics, if `prune` needs any */
     pd_tag_kind tag;  /* SCORE: plans read tags and positions alone, views have no K and V */
@@ -272,6 +283,7 @@ enum {
 };
 
 struct pd_deferred; /* deferred.h */
+struct pd_running;  /* running.h */
 
 struct pd_press {
     const char *name;            /* wire name */
@@ -321,6 +333,12 @@ struct pd_press {
     /* Instead of score and plan: the hooks of a press that decides over all layers
      * when the whole context is in the cache (deferred.h). */
     const struct pd_deferred *deferred;
+
+    /* Instead of plan while decoding (PD_CAN_PRUNE_STEP): plan[n_layer] over all layers at once, from
+     * positions and tags of the kind `running_tag` alone (running.h); keep_all in all of them, or full
+     * pages.  Budget: a count.  Errors: ENOMEM. */
+    pd_status (*running)(const pd_press_inst *inst, const struct pd_running *r, const pd_budget *budget, pd_plan *plan, pd_err *err);
+    pd_tag_kind (*running_tag)(const pd_press_inst *inst);
 
     /* Most slots per head (mean over the heads of `layer`) the plan leaves of n,
      * above budget->n_protected: admission reserves both.  NULL = pd_budget_keep. */

@@ -3,8 +3,10 @@
  *
  * kvpress' RandomPress.  With a `seed` the numbers are torch's (MT19937, 24 bits
  * per draw, row-major over heads and slots) and start anew in every layer, so
- * all layers keep the same pattern; without one the request's seed is used in
- * the same way, where the reference draws from the process' global generator.
+ * all layers keep the same pattern.
+ * DIFFERS: without one the reference draws from the process' global generator; here the
+ * draws follow the request's seed, the layer, the head and the tokens seen, so that layers,
+ * heads and prunings lose slots independently and a request repeats.
  * Cost: H*L draws. */
 #include "compression/press.h"
 
@@ -17,7 +19,7 @@ enum { SEED };
 static pd_status score(const pd_press_inst *inst, const pd_view *view, float *const *score,
                        pd_err *err) {
     if (isnan(inst->p[SEED])) {
-        pd_rng rng = {view->seed};
+        pd_rng key = {view->seed ^ (uint64_t)view->layer << 40 ^ view->n_seen}, rng = {pd_rng_u64(&key)};
         for (size_t h = 0; h < view->n_head_kv; h++)
             for (size_t i = 0; i < view->n_h[h]; i++)
                 score[h][i] = (float)(pd_rng_u64(&rng) >> 40) * 0x1p-24f;

@@ -28,19 +28,32 @@ static size_t most_of_scope(const pd_job *job, size_t layer) {
     return pd_min_size(job->scope, pd_press_most(job->comp->press, &budget, layer, job->scope) + budget.n_protected);
 }
 
+bool pd_admit_rule(const pd_job *job, pd_decode_rule *ret) {
+    const pd_press_inst *inst = job->comp ? job->comp->decode : NULL;
+    if (!inst || !inst->press->decode_rule(inst, ret)) return false;
+    if (ret->by_request) ret->budget = job->budget;
+    return true;
+}
+
+/* Slots per head that a pruning leaves at most, when all tokens have come; of the generated ones alone
+ * where the prompt is kept.  One of all layers at once leaves full pages, wherever. */
+static size_t most_left(const pd_job *job, const pd_decode_rule *rule, size_t layer, size_t slots) {
+    pd_budget last = pd_decode_budget(rule, rule->keep_prompt ? job->max_tokens : job->n_tokens + job->max_tokens);
+    if (rule->keep_prompt) return pd_press_most(rule->prune, &last, layer, job->max_tokens);
+    last.n_protected = job->protect_end - job->protect_begin;
+    const size_t left = pd_press_most(rule->prune, &last, layer, slots) + last.n_protected;
+    return rule->prune->press->running ? pd_div_up(left, PD_PAGE_TOKENS) * PD_PAGE_TOKENS : left;
+}
+
 /* Slots per head of a full layer when the prompt is in, then while tokens come. */
 static size_t most_slots(const pd_job *job, size_t layer) {
-    const pd_compression *c = job->comp;
-    const size_t n_protected = job->protect_end - job->protect_begin;
     const size_t kept = job->n_tokens - job->scope + most_of_scope(job, layer);
     const size_t slots = kept + job->max_tokens;
     pd_decode_rule rule;
-    if (!c || !c->decode || !c->decode->press->decode_rule(c->decode, &rule)) return slots;
+    if (!pd_admit_rule(job, &rule) || !rule.interval) return slots;
     /* The size after a pruning never falls as the text grows, so the last one is the bound. */
-    pd_budget last = pd_decode_budget(&rule, job->n_tokens + job->max_tokens);
-    last.n_protected = n_protected;
-    const size_t left = pd_press_most(rule.prune, &last, layer, slots) + n_protected;
-    return pd_min_size(slots, pd_max_size(kept, left) + rule.interval + 1);
+    const size_t left = most_left(job, &rule, layer, slots);
+    return pd_min_size(slots, (rule.keep_prompt ? kept + left : pd_max_size(kept, left)) + rule.interval + 1);
 }
 
 /* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
@@ -77,35 +90,86 @@ static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
     const size_t total = job->n_tokens + job->max_tokens;
     size_t left = total, more = job->max_tokens, slots = 0;
     if (rule->prune) {
-        pd_budget last = pd_decode_budget(rule, total);
-        last.n_protected = job->protect_end - job->protect_begin;
-        left = pd_press_most(rule->prune, &last, layer, total) + last.n_protected;
+        left = most_left(job, rule, layer, total);
         more = pd_min_size(more, rule->interval + 1);
     }
     uint64_t pages = 0;
+    const size_t beside = rule->keep_prompt ? left : 0; /* of generated ones, beside the prompt's */
+    if (rule->keep_prompt) left = 0;
     for (size_t h = 0; h < hp->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
         const size_t n = kh->n, open = n - kh->n_pack; /* packed ones only become fewer */
         slots += n;
-        pages += pd_div_up(pd_min_size(open + job->max_tokens, (rule->prune ? pd_max_size(n, left) : n) + more), PD_PAGE_TOKENS);
+        pages += pd_div_up(pd_min_size(open + job->max_tokens, (rule->prune ? pd_max_size(n, left) + beside : n) + more), PD_PAGE_TOKENS);
     }
     if (job->pack_page_bytes) return pages;
     if (!rule->prune || !rule->prune->press->plan) return pages;
     /* its plan may give one head what another loses */
-    return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + more);
+    return layer_pages(hp, pd_max_size(pd_div_up(slots, hp->n_head_kv), left) + beside + more);
+}
+
+/* Pages of full layers that are pruned together: a pruning leaves `left` slots a head, in full pages
+ * of any of them; until the next a head gets `interval` tokens, all of them (0: no pruning) at most. */
+static uint64_t pages_together(const pd_seq *s) {
+    const pd_job *job = s->job;
+    const pd_hparams *hp = &s->run->model->hp;
+    const size_t more = job->max_tokens - job->n_sampled, total = job->n_tokens + job->max_tokens;
+    const size_t interval = s->rule.interval ? pd_min_size(s->rule.interval, more) : more;
+    uint64_t now = 0, grown = 0, after = 0, heads = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        if (hp->window[l]) continue;
+        heads += hp->n_head_kv;
+        after += hp->n_head_kv * (most_left(job, &s->rule, l, total) / PD_PAGE_TOKENS);
+        for (size_t h = 0; h < hp->n_head_kv; h++) {
+            now += pd_kv_at(&s->kv, l, h)->n_page;
+            grown += pd_div_up(pd_kv_at(&s->kv, l, h)->n + more, PD_PAGE_TOKENS);
+        }
+    }
+    if (!s->rule.interval) return grown;
+    const uint64_t most = (now > after ? now : after) + heads * pd_div_up(interval, PD_PAGE_TOKENS);
+    return most < grown ? most : grown;
+}
+
+static uint64_t pages_of_windows(const pd_seq *s) {
+    const pd_hparams *hp = &s->run->model->hp;
+    uint64_t pages = 0;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + s->job->max_tokens - s->job->n_sampled : 0;
+        if (w) pages += hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1);
+    }
+    return pages;
 }
 
 void pd_admit_left(const pd_seq *s) {
     const pd_hparams *hp = &s->run->model->hp;
     pd_job *job = s->job;
-    uint64_t pages = 0;
+    uint64_t pages = pages_of_windows(s);
     if (job->latent.rank) return; /* all its slots stay */
-    for (size_t l = 0; l < hp->n_layer; l++) {
-        const size_t w = hp->window[l], n = w ? pd_kv_at(&s->kv, l, 0)->n + job->max_tokens : 0;
-        pages += w ? hp->n_head_kv * (pd_div_up(pd_min_size(n, w + 1), PD_PAGE_TOKENS) + 1) : pages_ahead(s, l);
-    }
+    if (s->rule.prune && s->rule.prune->press->running)
+        pages += pages_together(s);
+    else
+        for (size_t l = 0; l < hp->n_layer; l++) pages += hp->window[l] ? 0 : pages_ahead(s, l);
     if (pages < job->pages_promised) job->pages_promised = pages;
     if (s->kv.n_pack_pages < job->pack_promised) job->pack_promised = s->kv.n_pack_pages;
+}
+
+uint64_t pd_admit_gain(const pd_seq *s) {
+    const pd_job *job = s->job;
+    const pd_hparams *hp = &s->run->model->hp;
+    if (!s->rule.prune || s->rule.interval) return 0;
+    const size_t more = pd_div_up(job->max_tokens - job->n_sampled, PD_PAGE_TOKENS);
+    uint64_t pages = pages_of_windows(s), now = 0, after = 0;
+    pd_budget budget = pd_decode_budget(&s->rule, s->n_seen);
+    budget.n_protected = job->protect_end - job->protect_begin;
+    for (size_t l = 0; l < hp->n_layer; l++) {
+        if (hp->window[l]) continue;
+        const size_t left = pd_press_most(s->rule.prune, &budget, l, s->n_seen) + budget.n_protected;
+        after += hp->n_head_kv * pd_div_up(left, PD_PAGE_TOKENS);
+        pages += hp->n_head_kv * more;
+        for (size_t h = 0; h < hp->n_head_kv; h++) now += pd_kv_at(&s->kv, l, h)->n_page;
+    }
+    pages += now < after ? now : after;
+    return pages < job->pages_promised ? job->pages_promised - pages : 0;
 }
 
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
@@ -196,6 +260,15 @@ static pd_status plan_budget(pd_job *job, const pd_hparams *hp, pd_err *err) {
     return PD_OK;
 }
 
+/* A budget that goes on holding while tokens come, whether or not the prompt is pressed. */
+static pd_status plan_whole(pd_job *job, const pd_hparams *hp, pd_err *err) {
+    const size_t scope = job->scope;
+    job->scope = job->n_tokens + job->max_tokens;
+    const pd_status rc = plan_budget(job, hp, err);
+    job->scope = scope;
+    return rc;
+}
+
 static size_t scope_of(const pd_compression *c, const pd_job_params *p) {
     if (!c->press) return 0;
     if (c->scope == PD_SCOPE_TOKENS) return pd_min_size(c->scope_tokens, p->n_tokens);
@@ -275,9 +348,16 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     if (!pd_read_all(&read) && (job->pack_page_bytes || job->latent.rank))
         return pd_fail(err, PD_EINVAL, "compression.press",
                        "compression.press stores keys in fewer numbers and chooses what is read of them; one of the two is served at a time");
+    pd_decode_rule rule = {0};
+    const bool decodes = pd_admit_rule(job, &rule);
+    if (decodes && rule.by_request) PD_TRY(plan_whole(job, hp, err));
+    if (decodes && rule.prune->press->running && (job->pack_page_bytes || job->latent.rank))
+        return pd_fail(err, PD_EINVAL, "compression.decode",
+                       "compression.decode frees whole pages of all layers, and compression.press stores keys in narrower ones; one of the two is served at a time");
     if (job->scope) {
-        PD_TRY(plan_budget(job, hp, err));
-        job->deferred = c->press->press->deferred && pd_budget_keep(&job->budget, job->scope) < job->scope;
+        if (!rule.by_request) PD_TRY(plan_budget(job, hp, err));
+        /* one that goes on ranks the prompt even if all of it stays */
+        job->deferred = c->press->press->deferred && (rule.by_request || pd_budget_keep(&job->budget, job->scope) < job->scope);
     }
     most_pages(job, hp);
     /* a replay stands behind the scope */

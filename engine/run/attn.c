@@ -8,8 +8,12 @@
  * K and V.  A chunk leaves (max, sum, weighted V), and
  * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
  * the next is prefetched while one is computed.  Where not all values are read
- * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows. */
+ * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows.
+ * A sequence with tags (tags.h) gets them here: a chunk leaves its weights exp(score - max),
+ * and joining tells what they are to be multiplied by. */
 #include "engine/run/attn.h"
+
+#include "engine/run/tags.h"
 
 #include "engine/base/num.h"
 
@@ -23,6 +27,7 @@ enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
     uint32_t n_row; /* rows of V read, where they are chosen */
+    uint32_t slot, n; /* its slots, where their weights are wanted */
 } pd_attn_chunk;
 
 /* m[G], l[G], acc[G][D] of one chunk. */
@@ -152,6 +157,12 @@ typedef struct {
     size_t n, run; /* chunks; of a task */
 } step_job;
 
+/* The sequence's, if it wants this layer's weights. */
+static pd_tags *tags_of(const step_job *j, size_t seq) {
+    pd_tags *t = j->a->tags ? j->a->tags[seq] : NULL;
+    return t && pd_tags_layer(t, j->layer) ? t : NULL;
+}
+
 /* The sequence's, if its values are chosen in this layer. */
 static pd_select *picks(const step_job *j, size_t seq) {
     return j->sel && pd_select_picks(j->sel[seq], j->layer) ? j->sel[seq] : NULL;
@@ -248,11 +259,25 @@ static void latent_chunk(const step_job *j, const pd_attn_chunk *c, const void *
     if (latent->value) unfold(j, c, first, n, tmp, stride, lat, acc);
 }
 
+/* A chunk by q [G][k_dim] into m, l and acc.  `keep`: in two passes, after which tmp has its weights. */
+static void attend(const pd_attn *a, const pd_codec *codec, bool keep, const float *q, size_t k_dim, const void *const *pages,
+                   size_t first, size_t n, size_t n_next, float *tmp, float *scratch, float *m) {
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = PAGES * N + 2 * N;
+    float *l = m + group, *acc = l + group;
+    if (!keep) {
+        pd_codec_attn(codec, a->kern, q, group, k_dim, d, pages, first, n, n_next, hp->attn_softcap, tmp, stride, scratch, m, l, acc);
+        return;
+    }
+    pd_codec_scores(codec, a->kern, q, group, k_dim, pages, first, n, n_next, hp->attn_softcap, tmp, stride, scratch);
+    pd_codec_attn_scored(codec, a->kern, group, k_dim, d, pages, first, n, 0.0f, tmp, stride, m, l, acc);
+}
+
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
     const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv;
-    const pd_attn_chunk *c = &a->chunk[chunk];
+    pd_attn_chunk *c = &a->chunk[chunk];
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const void *pages[2 * PAGES];
@@ -272,21 +297,22 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
                         pd_select_at(sel, c->head, (size_t)c->page0 * N), sel->stride, scratch);
         return;
     }
+    pd_tags *tags = tags_of(j, c->seq);
     if (!packed) {
-        pd_codec_attn(codec, a->kern, q, group, d, d, pages, first, end - first, n_next, hp->attn_softcap, tmp,
-                      PAGES * N + 2 * N, scratch, m, l, acc);
-        return;
-    }
-    if (kv->pack.latent) {
+        attend(a, codec, tags, q, d, pages, first, end - first, n_next, tmp, scratch, m);
+    } else if (kv->pack.latent) {
         latent_chunk(j, c, pages, first, end - first, n_next, q, tmp, PAGES * N + 2 * N, scratch,
                      a->latent + thread * a->latent_floats, m, l, acc);
-        return;
+    } else {
+        float *pq = scratch + pd_codec_attn_floats(group, d), shift[GROUP_MAX];
+        pack_queries(kv, j->layer, c->head, q, group, pq, shift);
+        attend(a, &kv->codec, tags, pq, kv->pack.k_dim, pages, first, end - first, n_next, tmp, scratch, m);
+        for (size_t g = 0; g < group; g++) m[g] -= shift[g];
     }
-    float *pq = scratch + pd_codec_attn_floats(group, d), shift[GROUP_MAX];
-    pack_queries(kv, j->layer, c->head, q, group, pq, shift);
-    pd_codec_attn(&kv->codec, a->kern, pq, group, kv->pack.k_dim, d, pages, first, end - first, n_next, hp->attn_softcap,
-                  tmp, PAGES * N + 2 * N, scratch, m, l, acc);
-    for (size_t g = 0; g < group; g++) m[g] -= shift[g];
+    if (!tags) return;
+    c->slot = (uint32_t)((packed ? 0 : kh->n_pack) + page * N + first - dead);
+    c->n = (uint32_t)(end - first);
+    pd_tags_put(tags, c->head, c->slot, c->n, tmp + first, PAGES * N + 2 * N);
 }
 
 static void step_task(void *ctx, size_t task, unsigned thread) {
@@ -364,7 +390,10 @@ static void choose_pages(step_job *j, size_t n_seq) {
 }
 
 /* Join the chunks of one head, in slot order. */
-static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
+static void join(const step_job *j, size_t chunk0, size_t n_chunk, float *out) {
+    const pd_attn *a = j->a;
+    const pd_attn_chunk *c = &a->chunk[chunk0];
+    pd_tags *tags = tags_of(j, c->seq);
     const pd_hparams *hp = &a->model->hp;
     const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp);
     const float *part = a->part + chunk0 * stride;
@@ -379,7 +408,9 @@ static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
             a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
         }
         const float inv = 1.0f / sum;
-        for (size_t c = 0; c < d; c++) o[c] *= inv;
+        for (size_t i = 0; i < d; i++) o[i] *= inv;
+        for (size_t i = 0; tags && i < n_chunk; i++)
+            pd_tags_add(tags, a->kern, j->layer, c->head * group + g, c[i].slot, c[i].n, expf(part[i * stride + g] - max) * inv);
     }
 }
 
@@ -395,7 +426,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
             const uint32_t n_page = look_at(&job, s, h).n_page, recent = pd_kv_recent_from(kv[s], kh), again = recent < n_page ? recent : n_page;
             for (uint32_t p = 0; p < n_page;) {
                 const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
-                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES, 0};
+                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES, 0, 0, 0};
                 p += a->chunk[n++].n_page;
             }
         }
@@ -407,7 +438,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     for (size_t i = 0; i < n;) {
         size_t e = i + 1;
         while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;
-        join(a, i, e - i, out + a->chunk[i].seq * hp->n_head * hp->head_dim + a->chunk[i].head * group_d);
+        join(&job, i, e - i, out + a->chunk[i].seq * hp->n_head * hp->head_dim + a->chunk[i].head * group_d);
         i = e;
     }
 }

@@ -33,6 +33,8 @@ typedef struct pd_attn {
     float *part;    /* partial results of decode chunks */
     size_t part_cap;  /* chunks it has room for */
     struct pd_attn_chunk *chunk;
+    struct pd_tags *const *tags; /* [n_seq] of a step: the tags of sequences that get their weights there (tags.h),
+                                    whose values are not chosen; NULL, also for itself = none */
     size_t bytes;
 } pd_attn;
 

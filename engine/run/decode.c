@@ -72,6 +72,11 @@ static void note_input(const row *r, size_t layer, const float *q, const float *
     if (r->seq->x_new) memcpy(r->seq->x_new + layer * n_embd, h, n_embd * sizeof *h);
 }
 
+/* Its tags get the weights of the step itself: where a step reads a part, they are of all slots nevertheless. */
+static bool in_step(const pd_seq *s) {
+    return pd_tag_attends(s->tags.kind) && !s->select.rows;
+}
+
 /* run->step_row[0..n) through all layers; their logits to run->logits. */
 static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
     pd_fwd *f = &run->fwd;
@@ -82,8 +87,10 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
     for (size_t i = 0; i < n; i++) {
         run->step_kv[i] = rows[i].ahead || rows[i].behind ? &run->step_view[rows[i].ahead] : &rows[i].seq->kv;
         run->step_sel[i] = &rows[i].seq->select;
+        run->step_tags[i] = in_step(rows[i].seq) ? &rows[i].seq->tags : NULL;
         pd_fwd_embed(f, rows[i].id, run->x + i * hp->n_embd);
     }
+    run->attn.tags = run->step_tags;
     size_t table = SIZE_MAX;
     for (size_t l = 0; l < hp->n_layer; l++) {
         pd_fwd_qkv(f, l, run->x, n, false, PD_MAT_PER_TOKEN);
@@ -101,7 +108,7 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
         pd_attn_step(&run->attn, run->step_kv, run->step_sel, n, l, f->q, f->attn);
         for (size_t i = 0; i < n; i++) {
             pd_seq *s = rows[i].seq;
-            if (s->tags.kind == PD_TAG_ATTENTION) pd_tags_attend(&s->tags, &run->attn, &s->kv, l, f->q + i * nq);
+            if (pd_tag_attends(s->tags.kind) && !in_step(s)) pd_tags_attend(&s->tags, &run->attn, &s->kv, l, f->q + i * nq);
         }
         pd_fwd_finish(f, l, run->x, n, PD_MAT_PER_TOKEN);
     }

@@ -283,7 +283,7 @@ pd_status pd_prefill_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
     if (p->row < seg_len(p)) {
         PD_TRY(pd_segment_tile(p, rows, &whole, err));
         /* Such tags read the last row's query, which a decode step would overwrite. */
-        if (!whole || p->seq->tags.kind != PD_TAG_ATTENTION) return PD_OK;
+        if (!whole || !pd_tag_attends(p->seq->tags.kind)) return PD_OK;
     }
     return end_layer(p, done, err);
 }

@@ -339,23 +339,43 @@ static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32
     return PD_OK;
 }
 
-/* K, V and positions of the layer's heads into scratch; positions and tags alone
- * for presses that read no more. */
-static pd_status gather(pd_seq *s, size_t layer, pd_view *view, pd_err *err) {
+/* Slots of a head, of n at pos, that are the prompt's and out of the press's sight. */
+static size_t hidden(const pd_seq *s, size_t layer, const int32_t *pos, size_t n) {
+    if (!s->rule.keep_prompt) return 0;
+    const int32_t end = (int32_t)s->job->n_tokens - s->shift[layer];
+    size_t lo = 0, hi = n;
+    while (lo < hi) {
+        const size_t mid = lo + (hi - lo) / 2;
+        if (pos[mid] < end) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
+/* K, V and positions of the layer's heads into scratch, from slot (*from)[h] on; positions and
+ * tags alone for presses that read no more. */
+static pd_status gather(pd_seq *s, size_t layer, pd_view *view, size_t **from, pd_err *err) {
     const size_t heads = s->kv.n_head_kv, d = s->kv.head_dim;
     pd_arena *tmp = &s->run->tmp;
-    size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t);
+    size_t *n_h = PD_ARENA_NEW(tmp, heads, size_t), *skip = *from = PD_ARENA_NEW(tmp, heads, size_t);
     int32_t **pos = PD_ARENA_NEW(tmp, heads, int32_t *);
-    float **k = PD_ARENA_NEW(tmp, heads, float *), **v = PD_ARENA_NEW(tmp, heads, float *);
-    if (!n_h || !pos || !k || !v) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+    float **k = PD_ARENA_NEW(tmp, heads, float *), **v = PD_ARENA_NEW(tmp, heads, float *), **tag = PD_ARENA_NEW(tmp, heads, float *);
+    if (!n_h || !skip || !pos || !k || !v || !tag) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
     const bool rows = s->rule.tag != PD_TAG_SCORE;
+    float **all = pd_tags_layer(&s->tags, layer);
     for (size_t h = 0; h < heads; h++) {
-        n_h[h] = pd_kv_at(&s->kv, layer, h)->n;
-        pos[h] = PD_ARENA_NEW(tmp, n_h[h], int32_t);
+        const size_t n = pd_kv_at(&s->kv, layer, h)->n;
+        pos[h] = PD_ARENA_NEW(tmp, n, int32_t);
+        if (!pos[h]) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+        pd_kv_read(&s->kv, layer, h, NULL, NULL, pos[h]);
+        skip[h] = hidden(s, layer, pos[h], n);
+        pos[h] += skip[h];
+        n_h[h] = n - skip[h];
         k[h] = rows ? PD_ARENA_NEW(tmp, n_h[h] * d, float) : NULL;
         v[h] = rows ? PD_ARENA_NEW(tmp, n_h[h] * d, float) : NULL;
-        if (!pos[h] || (rows && (!k[h] || !v[h]))) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
-        pd_kv_read(&s->kv, layer, h, k[h], v[h], pos[h]);
+        if (rows && (!k[h] || !v[h])) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+        if (rows) pd_kv_read_some(&s->kv, layer, h, skip[h], n_h[h], k[h], v[h], pos[h]);
+        if (all) tag[h] = all[h] + skip[h];
         view->n = pd_max_size(view->n, n_h[h]);
     }
     PD_TRY(protect_slots(s, layer, n_h, pos, view, err));
@@ -363,21 +383,35 @@ static pd_status gather(pd_seq *s, size_t layer, pd_view *view, pd_err *err) {
     view->pos = (const int32_t *const *)pos;
     view->k = (const float *const *)k;
     view->v = (const float *const *)v;
-    view->tag = pd_tags_layer(&s->tags, layer);
+    view->tag = all ? tag : NULL;
     return PD_OK;
 }
 
-static void apply_step(pd_seq *s, size_t layer, const pd_plan *plan) {
+/* The plan of a view from slot from[h] on; the slots before stay. */
+static pd_status apply_step(pd_seq *s, size_t layer, const size_t *from, const pd_plan *plan, pd_err *err) {
     assert(!plan->rerotate); /* PD_CAN_PRUNE_STEP excludes it */
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(&s->kv, layer, h);
-        if (plan->n_keep[h] == kh->n && !plan->v_new) continue;
-        s->evicted += kh->n - plan->n_keep[h];
-        pd_kv_keep(&s->kv, layer, h, plan->keep[h], plan->n_keep[h]);
-        pd_tags_keep(&s->tags, layer, h, plan->keep[h], plan->n_keep[h]);
+        const size_t skip = from[h], n = skip + plan->n_keep[h];
+        uint32_t *keep = plan->keep[h];
+        if (n == kh->n && !plan->v_new) continue;
+        if (skip) {
+            keep = PD_ARENA_NEW(&s->run->tmp, n, uint32_t);
+            if (!keep) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
+            for (size_t i = 0; i < n; i++) keep[i] = (uint32_t)(i < skip ? i : skip + plan->keep[h][i - skip]);
+        }
+        s->evicted += kh->n - n;
+        pd_kv_keep(&s->kv, layer, h, keep, n);
+        pd_tags_keep(&s->tags, layer, h, keep, n);
         for (size_t i = 0; plan->v_new && i < plan->n_keep[h]; i++)
-            pd_kv_set_value(&s->kv, layer, h, i, plan->v_new[h] + i * s->kv.head_dim);
+            pd_kv_set_value(&s->kv, layer, h, skip + i, plan->v_new[h] + i * s->kv.head_dim);
     }
+    return PD_OK;
+}
+
+/* What stays of a layer when n_seen tokens were seen. */
+static pd_budget budget_at(const pd_seq *s, size_t n_seen) {
+    return pd_decode_budget(&s->rule, s->rule.keep_prompt ? n_seen - s->job->n_tokens : n_seen);
 }
 
 /* Prune a layer when n_seen tokens were seen. */
@@ -388,7 +422,8 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     view.n_seen = n_seen - (size_t)s->shift[layer]; /* as positions count in this layer */
     view.n_steps = s->since[layer];
     pd_moments moments;
-    PD_TRY(gather(s, layer, &view, err));
+    size_t *from;
+    PD_TRY(gather(s, layer, &view, &from, err));
     if (s->ring.rows && s->needs.n_moments) {
         PD_TRY(ring_moments(s, layer, needs & PD_NEEDS_Q_COV, &moments, err));
         view.moments = &moments;
@@ -397,10 +432,10 @@ static pd_status step_layer(pd_seq *s, size_t layer, size_t n_seen, pd_err *err)
     }
     PD_TRY(load_wo(s, layer, needs, &view, err));
     if (needs & PD_NEEDS_Q_TAIL) PD_TRY(ring_tail(s, layer, s->needs.q_tail, &view, err));
-    const pd_budget budget = pd_decode_budget(&s->rule, n_seen);
+    const pd_budget budget = budget_at(s, n_seen);
     pd_plan plan = {0};
     PD_TRY(pd_press_plan(s->rule.prune, &view, &budget, &plan, NULL, err));
-    if (!plan.keep_all) apply_step(s, layer, &plan);
+    if (!plan.keep_all) PD_TRY(apply_step(s, layer, from, &plan, err));
     s->since[layer] = 0;
     return PD_OK;
 }
@@ -449,7 +484,7 @@ static pd_status tag_layer(pd_prefill *p, pd_err *err) {
     for (size_t h = 0; h < s->kv.n_head_kv; h++)
         pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], n, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
     if (!question) return PD_OK;
-    if (s->tags.kind == PD_TAG_ATTENTION) {
+    if (pd_tag_attends(s->tags.kind)) {
         const size_t nq = s->run->model->hp.n_head * s->kv.head_dim, last = p->tile - 1;
         pd_tags_attend(&s->tags, &s->run->attn, &s->kv, p->layer, s->run->fwd.q + last * nq);
         return PD_OK;
@@ -469,7 +504,8 @@ static bool above(const pd_seq *s, size_t layer, const pd_budget *budget) {
 
 pd_status pd_presser_step(pd_seq *s, pd_err *err) {
     if (!s->rule.prune) return PD_OK;
-    const pd_budget budget = pd_decode_budget(&s->rule, s->n_seen);
+    if (s->rule.prune->press->running) return pd_running_step(s, err);
+    const pd_budget budget = budget_at(s, s->n_seen);
     const uint64_t t0 = pd_now_ns();
     bool worked = false;
     for (size_t l = 0; l < s->kv.n_layer; l++) {

@@ -168,6 +168,15 @@ pd_status pd_replay_rows_seen(pd_prefill *seg, size_t n, pd_err *err) {
     return PD_OK;
 }
 
+/* What the press ranked the prompt by goes on to count where it prunes later as well. */
+static void tag_scores(pd_seq *s, const pd_context *c, const pd_press_inst *inst) {
+    if (!s->rule.prune || !inst->press->running || s->tags.kind != inst->press->running_tag(inst)) return;
+    for (size_t i = 0; i < c->n_layer * c->n_head_kv; i++) {
+        float **tag = pd_tags_layer(&s->tags, i / c->n_head_kv);
+        if (tag) memcpy(tag[i % c->n_head_kv], c->score[i], c->n * sizeof(float));
+    }
+}
+
 static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     pd_seq *s = p->seq;
     const pd_press_inst *inst;
@@ -176,6 +185,8 @@ static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     pd_plan *plan = pd_arena_zalloc(&r->keep, r->c.n_layer, sizeof *plan);
     if (!plan) return pd_fail(err, PD_ENOMEM, NULL, "no memory for plans");
     PD_TRY(pd_context_check(&r->c, inst->press->name, err));
+    tag_scores(s, &r->c, inst);
+    if (s->rule.prune == inst && !s->rule.interval) return PD_OK; /* waits until somebody needs the memory */
     PD_TRY(d->decide(inst, &r->c, &s->job->budget, plan, err));
     s->press_ns += pd_now_ns() - t0;
     return pd_presser_context(s, &r->c, plan, err);

@@ -13,7 +13,11 @@
  * While streams run, a prompt gets SHARE of a step's time between two steps, in
  * units cut to what is left of it: a stream then sees its tokens come at less than
  * twice their usual distance, and the prompt takes about three times as long as alone.
- * One unit is always run, so that a prompt gets on however short the steps are. */
+ * One unit is always run, so that a prompt gets on however short the steps are.
+ *
+ * Sequences whose press leaves that to the engine (pd_decode_rule, interval 0) are pruned when
+ * the oldest waiting job finds no room, those first that went longest without, and none
+ * unless all of them together make room enough. */
 #include "engine/run/state.h"
 
 #include <assert.h>
@@ -112,12 +116,46 @@ static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *
     end_seq(e, s, finish, err);
 }
 
+/* What a job must find free. */
+static uint64_t wanted(const pd_job *job) {
+    return job->n_choice * pd__job_reserved(job) + job->staging_bytes;
+}
+
 static bool fits(const pd_engine *e, const pd_job *job) {
-    return e->reserved + job->n_choice * pd__job_reserved(job) + job->staging_bytes <= e->info.kv_pool_bytes;
+    return e->reserved + wanted(job) <= e->info.kv_pool_bytes;
+}
+
+/* Tokens since it was pruned, if pruning it gives memory back; else 0. */
+static size_t unpruned(const pd_seq *s) {
+    return pd_admit_gain(s) ? s->n_seen - s->pruned_at : 0;
+}
+
+/* The sequence's promise shrinks to what pd_admit_left says. */
+static void promise_less(pd_engine *e, const pd_seq *s) {
+    const uint64_t promised = pd__job_promised(s->job);
+    pd_admit_left(s);
+    e->reserved -= promised - pd__job_promised(s->job);
+}
+
+static void make_room(pd_engine *e, const pd_job *job) {
+    uint64_t gain = 0;
+    for (size_t i = 0; i < e->n_seq; i++) gain += pd_admit_gain(e->seq[i]) * e->seq[i]->job->page_bytes;
+    if (gain == 0 || e->reserved - gain + wanted(job) > e->info.kv_pool_bytes) return;
+    while (!fits(e, job)) {
+        size_t at = 0;
+        for (size_t i = 1; i < e->n_seq; i++)
+            if (unpruned(e->seq[i]) > unpruned(e->seq[at])) at = i;
+        if (e->n_seq == 0 || !unpruned(e->seq[at])) return; /* one failed */
+        pd_err err = {0};
+        if (pd_running_prune(e->seq[at], &err) == PD_OK) promise_less(e, e->seq[at]);
+        else end_running(e, at, PD_FINISH_ERROR, &err);
+    }
 }
 
 static void admit(pd_engine *e) {
-    if (e->filling || !e->wait || e->ready || e->n_seq >= e->run.parallel || !fits(e, e->wait)) return;
+    if (e->filling || !e->wait || e->ready || e->n_seq >= e->run.parallel) return;
+    if (!fits(e, e->wait)) make_room(e, e->wait);
+    if (!fits(e, e->wait)) return;
     pd_job *job = pop_wait(e);
     pd_err err = {0};
     pd_seq *s = calloc(1, sizeof *s);
@@ -381,8 +419,20 @@ static void decode(pd_engine *e) {
     if (alone && n == 0 && e->n_seq) pd_draft_learn(&alone->draft, 0, 0, ns);
 }
 
+#ifndef NDEBUG
+/* The promise of every sequence, and of the answers that will be forked, is reserved once. */
+static bool promises_add_up(const pd_engine *e) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < e->n_seq; i++) sum += pd__job_promised(e->seq[i]->job);
+    for (const pd_seq *s = e->ready; s; s = s->after) sum += pd__job_promised(s->job);
+    if (e->filling) sum += (1 + e->filling->job->n_fork) * pd__job_promised(e->filling->job);
+    return sum == e->reserved;
+}
+#endif
+
 /* What the counters show of this moment. */
 static void publish(pd_engine *e) {
+    assert(promises_add_up(e));
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
     scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
     for (size_t i = 0; i < e->n_seq; i++) {

@@ -30,13 +30,14 @@ pd_status pd_run_init(pd_run *r, const pd_model *m, const pd_kernels *kern, pd_w
     r->step_row = malloc(rows * sizeof *r->step_row);
     r->step_kv = malloc(rows * sizeof *r->step_kv);
     r->step_sel = malloc(rows * sizeof *r->step_sel);
+    r->step_tags = malloc(rows * sizeof *r->step_tags);
     r->step_pos = malloc(rows * sizeof *r->step_pos);
     bool views = true;
     for (size_t i = 0; i <= draft_max && draft_max; i++) {
         r->step_view[i].head = calloc(heads, sizeof(pd_kv_head));
         views = views && r->step_view[i].head;
     }
-    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_sel && r->step_pos && views) return PD_OK;
+    if (r->x && r->logits && r->top && r->step_row && r->step_kv && r->step_sel && r->step_tags && r->step_pos && views) return PD_OK;
     pd_run_done(r);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for %zu parallel sequences", parallel);
 }
@@ -49,6 +50,7 @@ void pd_run_done(pd_run *r) {
     free(r->step_row);
     free(r->step_kv);
     free(r->step_sel);
+    free(r->step_tags);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
     pd_token_tree_close(r->tree);
@@ -75,9 +77,8 @@ uint64_t pd_dense_bytes(const pd_hparams *hp, size_t n) {
 /* What the decode press wants kept. */
 static pd_status open_decode(pd_seq *s, const size_t *slots, pd_err *err) {
     const pd_hparams *hp = &s->run->model->hp;
-    const pd_press_inst *inst = s->job->comp ? s->job->comp->decode : NULL;
-    if (!inst || s->job->max_tokens == 0 || !inst->press->decode_rule(inst, &s->rule)) return PD_OK;
-    pd_press_collect_needs(s->rule.prune, &s->needs);
+    if (s->job->max_tokens == 0 || !pd_admit_rule(s->job, &s->rule)) return PD_OK;
+    if (!s->rule.prune->press->running) pd_press_collect_needs(s->rule.prune, &s->needs); /* those read tags alone */
     s->since = calloc(hp->n_layer, sizeof *s->since);
     if (!s->since) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a sequence");
     PD_TRY(pd_tags_init(&s->tags, s->rule.tag, hp, slots, err));

@@ -51,6 +51,7 @@ typedef struct pd_run {
     pd_step_row *step_row; /* [rows] */
     pd_kv **step_kv;  /* [rows] */
     pd_select **step_sel; /* [rows] */
+    pd_tags **step_tags; /* [rows] */
     pd_kv step_view[1 + PD_DRAFT_MAX]; /* what the rows of a drafted step see */
     int32_t *step_pos; /* [rows] */
 } pd_run;
@@ -80,6 +81,7 @@ struct pd_seq {
     pd_qring ring;    /* rows 0 = none */
     pd_tags tags;
     size_t *since;    /* [n_layer] decode steps since the layer was pruned */
+    size_t pruned_at; /* n_seen when all layers were pruned at once last (running.c); 0 = never */
     float *x_new;     /* [n_layer][n_embd] attention input of the newest token; NULL unless needed */
 
     pd_select select; /* what decode steps read; all-zero = everything */
@@ -196,6 +198,13 @@ pd_status pd_presser_layer(pd_prefill *p, pd_err *err);
 /* After a decode step: prune if the interval is over. */
 pd_status pd_presser_step(pd_seq *s, pd_err *err);
 
+/* ---- running.c: all layers pruned at once ---- */
+
+/* To its budget now: rule.prune has `running`.  Errors: ENOMEM. */
+pd_status pd_running_prune(pd_seq *s, pd_err *err);
+/* After a decode step: the same if the interval is over. */
+pd_status pd_running_step(pd_seq *s, pd_err *err);
+
 /* ---- latents.c: older keys and values projected ---- */
 
 /* The job's rule for a cache that is empty.  Errors: ENOMEM. */
@@ -232,10 +241,17 @@ size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer
  * head); EINVAL (kv_type asks for whole groups of head_dim, or of what the press leaves of it). */
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err);
 /* pages_promised and pack_promised become the most that a sequence, whose prompt is in, may come to
- * hold from here on: what it holds and what max_tokens tokens can add, less what its decode press
+ * hold from here on: what it holds and what the tokens to come can add, less what its decode press
  * will take; or stay if they are less. */
 void pd_admit_left(const pd_seq *s);
 /* pd_engine_forecast_bytes. */
 uint64_t pd_admit_forecast(const pd_job *job, const pd_hparams *hp, double ratio);
+/* Pages that pd_admit_left would take off the promise, at least, if a sequence that waits to be asked
+ * (rule.interval 0) were pruned now; 0 if it is not one of those. */
+uint64_t pd_admit_gain(const pd_seq *s);
+/* The rule of the job's decode press, with the request's budget if that is the one.  false: there is none. */
+bool pd_admit_rule(const pd_job *job, pd_decode_rule *ret);
+/* Pages of a cache of `tokens` tokens that holds n per head in full layers. */
+uint64_t pd_admit_uniform_pages(const pd_hparams *hp, size_t n, size_t tokens);
 
 #endif

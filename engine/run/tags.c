@@ -11,7 +11,7 @@
 enum { N = PD_PAGE_TOKENS, KEYS = PD_TAGS_KEYS, HEAD_DIM_MAX = 512 };
 
 pd_status pd_tags_init(pd_tags *t, pd_tag_kind kind, const pd_hparams *hp, const size_t *max_slots, pd_err *err) {
-    *t = (pd_tags){.kind = kind, .n_layer = hp->n_layer, .n_head_kv = hp->n_head_kv};
+    *t = (pd_tags){.kind = kind, .n_layer = hp->n_layer, .n_head_kv = hp->n_head_kv, .group = hp->n_head / hp->n_head_kv};
     if (kind == PD_TAG_NONE) return PD_OK;
     size_t total = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
@@ -19,11 +19,11 @@ pd_status pd_tags_init(pd_tags *t, pd_tag_kind kind, const pd_hparams *hp, const
         total += hp->n_head_kv * max_slots[l];
         t->stride = pd_max_size(t->stride, max_slots[l]);
     }
-    const size_t scores = kind == PD_TAG_ATTENTION ? hp->n_head * t->stride : 0;
+    const size_t scores = pd_tag_attends(kind) ? hp->n_head * t->stride : 0;
     t->row = calloc(hp->n_layer * hp->n_head_kv, sizeof *t->row);
     t->memory = calloc(total + 1, sizeof *t->memory); /* pages come with the slots */
     t->score = malloc((scores + 1) * sizeof *t->score);
-    const size_t keys = kind == PD_TAG_ATTENTION ? hp->n_head_kv * hp->head_dim * KEYS : 0;
+    const size_t keys = pd_tag_attends(kind) ? hp->n_head_kv * hp->head_dim * KEYS : 0;
     t->keys = malloc((keys + 1) * sizeof *t->keys);
     if (!t->row || !t->memory || !t->score || !t->keys) {
         pd_tags_done(t);
@@ -58,6 +58,22 @@ void pd_tags_fill(pd_tags *t, size_t layer, size_t head, size_t from, size_t n, 
 
 /* ---- the weights of one step ---- */
 
+void pd_tags_put(pd_tags *t, size_t head, size_t slot, size_t n, const float *w, size_t ld) {
+    assert(slot + n <= t->stride);
+    for (size_t g = 0; g < t->group; g++) memcpy(t->score + (head * t->group + g) * t->stride + slot, w + g * ld, n * sizeof *w);
+}
+
+void pd_tags_add(pd_tags *t, const pd_kernels *kern, size_t layer, size_t q_head, size_t slot, size_t n, float scale) {
+    const float *restrict w = t->score + q_head * t->stride + slot;
+    float *restrict tag = pd_tags_layer(t, layer)[q_head / t->group] + slot;
+    if (t->kind != PD_TAG_SQUARES) {
+        kern->axpy_f32(t->kind == PD_TAG_ATTENTION ? scale / (float)t->group : scale, w, tag, n);
+        return;
+    }
+    const float square = scale * scale;
+    for (size_t i = 0; i < n; i++) tag[i] += square * (w[i] * w[i]);
+}
+
 typedef struct {
     pd_tags *t;
     const pd_attn *a;
@@ -88,7 +104,7 @@ static void attend_head(void *ctx, size_t h, unsigned thread) {
     const pd_kernels *kern = j->a->kern;
     const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv;
     const pd_kv_head *kh = pd_kv_at(j->kv, j->layer, h);
-    float *tag = pd_tags_layer(j->t, j->layer)[h], *k = j->t->keys + h * d * KEYS;
+    float *k = j->t->keys + h * d * KEYS;
     assert(d <= HEAD_DIM_MAX && kh->n <= j->t->stride);
     for (size_t at = 0; at < kh->n; at += KEYS) {
         const size_t n = pd_min_size(KEYS, kh->n - at);
@@ -104,7 +120,7 @@ static void attend_head(void *ctx, size_t h, unsigned thread) {
         float *row = j->t->score + (h * group + g) * j->t->stride;
         if (hp->attn_softcap > 0.0f) kern->softcap(row, kh->n, hp->attn_softcap);
         const float sum = kern->exp_sum_f32(row, kh->n, kern->max_f32(row, kh->n));
-        kern->axpy_f32(1.0f / (sum * (float)group), row, tag, kh->n);
+        pd_tags_add(j->t, kern, j->layer, h * group + g, 0, kh->n, 1.0f / sum);
     }
 }
 

@@ -2,6 +2,8 @@
 /* Tags: one number beside each cached slot of the full-attention layers, for decode
  * presses that remember something of a token (press.h, pd_tag_kind).  They are
  * pruned with their slots.  Sequences whose press asks for none have none.
+ * Tags that add up attention get a decode step's weights from the step itself (attn.c).
+ * Tags that add up attention get a decode step's weights from the step itself (attn.c).
  * Cost: 4 bytes a slot and head, and a row of scores per query head.
  * Thread: engine. */
 #ifndef PD_ENGINE_RUN_TAGS_H
@@ -15,11 +17,11 @@ enum { PD_TAGS_KEYS = 16 * PD_PAGE_TOKENS }; /* slots whose keys are unpacked at
 
 typedef struct pd_tags {
     pd_tag_kind kind;
-    size_t n_layer, n_head_kv;
+    size_t n_layer, n_head_kv, group;
     float **row;   /* [n_layer][n_head_kv] -> [slots]; NULL in layers with a window */
     float *memory;
-    float *score;  /* [n_head][stride], one step's weights; ATTENTION */
-    float *keys;   /* [n_head_kv][D][PD_TAGS_KEYS], some pages' keys; ATTENTION */
+    float *score;  /* [n_head][stride], one step's weights; pd_tag_attends */
+    float *keys;   /* [n_head_kv][D][PD_TAGS_KEYS], some pages' keys; likewise */
     size_t stride; /* most slots of a head */
     size_t bytes;
 } pd_tags;
@@ -40,9 +42,15 @@ void pd_tags_keep(pd_tags *t, size_t layer, size_t head, const uint32_t *keep, s
 /* Slots [from, from + n) are new: their tags are `value`. */
 void pd_tags_fill(pd_tags *t, size_t layer, size_t head, size_t from, size_t n, float value);
 
-/* Add to every slot's tag the softmax weight that the query row q [n_head][D]
- * (rotated) gives it, mean over the query heads of its KV head.  The weights are
- * those of pd_attn_step, computed once more.  Cost: n_head * slots * D. */
+/* The weights w [G][ld] of slots [slot, slot + n) of a KV head, each off by a factor that
+ * pd_tags_add will know.  Thread: any, one per slot. */
+void pd_tags_put(pd_tags *t, size_t head, size_t slot, size_t n, const float *w, size_t ld);
+/* Those of one query head, times `scale`, to the tags as their kind says. */
+void pd_tags_add(pd_tags *t, const pd_kernels *kern, size_t layer, size_t q_head, size_t slot, size_t n, float scale);
+
+/* Add to every slot's tag what its kind says of the softmax weights that the query row q
+ * [n_head][D] (rotated) gives it.  The weights are those of pd_attn_step without choosing what
+ * is read, computed once more.  Cost: n_head * slots * D. */
 void pd_tags_attend(pd_tags *t, pd_attn *a, const pd_kv *kv, size_t layer, const float *q);
 
 #endif

@@ -186,6 +186,49 @@ class Overload(unittest.TestCase):
         self.assertEqual(s.stop(), 0)
 
 
+class Shortage(unittest.TestCase):
+    """A pool that one long answer fills: what it gives back when another request waits."""
+
+    PROMPT, LONG = 600, 400
+
+    def first_token_of_the_second(self, compression):
+        """(whether the long answer still ran when the short one ended, the long one's kv_cache)"""
+        shape = common.SHAPES["smollm2"]
+        staging = (self.PROMPT + 1) * shape.heads_kv * shape.head_dim * 2 * 4
+        pool = shape.paged(self.PROMPT + self.LONG + common.PAGE) + staging
+        with common.start("smollm2", "--kv-cache-bytes", str(pool), "--ctx-size", "2048") as s:
+            long = {"prompt": common.ids(s, self.PROMPT), "max_tokens": self.LONG, "temperature": 0, "ignore_eos": True, **compression}
+            events, ended = [], threading.Event()
+
+            def read():
+                events.extend(e for _, e in s.stream(C, {**long, "stream_options": {"include_usage": True}}))
+                ended.set()
+
+            reader = threading.Thread(target=read)
+            reader.start()
+            running = lambda: pressd.total(s.metrics(), "pressd_requests_running") == 1
+            self.assertTrue(common.wait_until(running, 30))
+            reply = common.complete(s, common.ids(s, 100, 700), 8)
+            early = not ended.is_set()
+            reader.join(120)
+            self.assertEqual(reply["usage"]["completion_tokens"], 8)
+            self.assertTrue(common.wait_until(lambda: common.idle(s), 5), "pages are still held")
+            report = [e["kv_cache"] for e in events if isinstance(e, dict) and e.get("kv_cache")]
+            self.assertEqual(len(report), 1)
+            return early, report[0]
+
+    def test_a_request_that_agreed_makes_room(self):
+        early, report = self.first_token_of_the_second({})
+        self.assertFalse(early, "the pool holds both: nothing is tested")
+        self.assertEqual(report["tokens_kept"], report["tokens_seen"])
+        early, report = self.first_token_of_the_second({"compression": {"press": "kv_compress:when=shortage", "ratio": 0.8}})
+        self.assertTrue(early, "the second waited for the first one's end")
+        self.assertLess(report["tokens_kept"], report["tokens_seen"] - self.PROMPT // 2)
+        self.assertLess(report["bytes"], common.SHAPES["smollm2"].dense(self.PROMPT + self.LONG) * 3 // 4)
+        common.say(f"a long answer gave back memory for another: {report['bytes']} bytes at its end, "
+                   f"{report['bytes_dense']} dense")
+
+
 class Metrics(unittest.TestCase):
     """A server of its own, since the counters are compared from zero."""
 

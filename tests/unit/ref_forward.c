@@ -20,6 +20,8 @@ struct ref_model {
     bool gemma;
     size_t n_layer, n_embd, n_head, n_head_kv, d, n_ff, n_vocab;
     double eps;
+    ref_looks looks;
+    void *looks_arg;
 };
 
 static size_t u32(const ref_model *m, const char *key) {
@@ -50,6 +52,11 @@ ref_model *ref_open(const char *path) {
 void ref_close(ref_model *m) {
     pd_gguf_close(m->g);
     free(m);
+}
+
+void ref_watch(ref_model *m, ref_looks looks, void *arg) {
+    m->looks = looks;
+    m->looks_arg = arg;
 }
 
 size_t ref_n_vocab(const ref_model *m) {
@@ -140,17 +147,19 @@ static void attend(const ref_model *m, size_t l, size_t n, const double *q, cons
     for (size_t t = 0; t < n; t++) {
         for (size_t h = 0; h < m->n_head; h++) {
             double sum = 0.0;
+            memset(p, 0, (t + 1) * sizeof *p);
             for (size_t u = t + 1 > window ? t + 1 - window : 0; u <= t; u++) {
                 long distance = (long)(t - u);
-                p[u] = 0.0;
                 if (sees && !sees(arg, l, h / group, t, u, &distance)) continue;
                 p[u] = exp(turned_dot(m, q + (t * m->n_head + h) * d, k + (u * m->n_head_kv + h / group) * d, cs, distance) /
                            sqrt((double)d));
                 sum += p[u];
             }
+            for (size_t u = 0; u <= t; u++) p[u] /= sum;
+            if (m->looks) m->looks(m->looks_arg, l, h, t, p);
             for (size_t u = t + 1 > window ? t + 1 - window : 0; u <= t; u++)
                 for (size_t i = 0; i < d; i++)
-                    out[(t * m->n_head + h) * d + i] += p[u] / sum * v[(u * m->n_head_kv + h / group) * d + i];
+                    out[(t * m->n_head + h) * d + i] += p[u] * v[(u * m->n_head_kv + h / group) * d + i];
         }
     }
     free(cs);

@@ -20,6 +20,11 @@ size_t ref_n_vocab(const ref_model *m);
  * q - k and may be changed (keys that were moved). */
 typedef bool (*ref_sees)(const void *arg, size_t layer, size_t head_kv, size_t q, size_t k, long *distance);
 
+/* Told of every weight: query q of query head `head` gives keys [0, q] weight[] (0 to those it does not
+ * see).  From now on; NULL = nobody is. */
+typedef void (*ref_looks)(void *arg, size_t layer, size_t head, size_t q, const double *weight);
+void ref_watch(ref_model *m, ref_looks looks, void *arg);
+
 /* Final hidden states [n][n_embd] behind the output norm.  The caller frees it. */
 double *ref_states(const ref_model *m, const int32_t *tokens, size_t n);
 size_t ref_n_embd(const ref_model *m);

@@ -10,6 +10,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/num.h"
+#include "engine/base/rng.h"
 #include "engine/run/job.h"
 #include "tests/unit/against_ref.h"
 
@@ -81,6 +82,8 @@ static void a_long_answer_keeps_its_bound(void **state) {
         "decoding:compression_interval=32,target_size=160(adakv(expected_attention))",
         "cam:compression_interval=32,target_size=160(knorm)",
         "prefill_decoding(none,decoding:compression_interval=32,target_size=160(snapkv))",
+        "decoding:compression_interval=32,target_size=160(kv_compress)",
+        "decoding:compression_interval=32,target_size=140,keep_prompt=true(random)", /* and 20 of the prompt */
     };
     int32_t prompt[20];
     size_t n_looks = 0;
@@ -210,6 +213,118 @@ static void decoding_equals_the_masked_reference(void **state) {
         ref_close(m);
         pd_engine_close(e);
     }
+}
+
+/* ---- the prompt kept, the rest at random ---- */
+
+enum { R_LAYERS = 3, R_HEADS = 2, R_MAX = 200 };
+
+typedef struct {
+    size_t gone[R_LAYERS][R_HEADS][R_MAX]; /* the first query that does not see the token */
+} drawn;
+
+static bool sees_drawn(const void *arg, size_t layer, size_t head, size_t q, size_t k, long *dist) {
+    (void)dist;
+    const drawn *d = arg;
+    return q < d->gone[layer][head][k];
+}
+
+/* `seen` tokens came: of the generated ones `target` a head stay, as random.c draws. */
+static void draw(drawn *d, uint64_t seed, size_t prompt, size_t seen, size_t target) {
+    for (size_t l = 0; l < R_LAYERS; l++) {
+        pd_rng key = {seed ^ (uint64_t)l << 40 ^ seen}, rng = {pd_rng_u64(&key)};
+        for (size_t h = 0; h < R_HEADS; h++) {
+            size_t token[R_MAX], n = 0;
+            float score[R_MAX];
+            for (size_t k = prompt; k < seen; k++) {
+                if (d->gone[l][h][k] <= seen) continue;
+                token[n] = k;
+                score[n++] = (float)(pd_rng_u64(&rng) >> 40) * 0x1p-24f;
+            }
+            for (; n > target; n--) {
+                size_t least = 0;
+                for (size_t i = 1; i < n; i++)
+                    if (score[i] <= score[least]) least = i;
+                d->gone[l][h][token[least]] = seen;
+                for (size_t i = least; i + 1 < n; i++) token[i] = token[i + 1], score[i] = score[i + 1];
+            }
+        }
+    }
+}
+
+/* Generated tokens go at random, per layer, head and pruning; the prompt stays, and is not counted. */
+static void random_eviction_keeps_the_prompt(void **state) {
+    (void)state;
+    enum { N = 60, TARGET = 20, INTERVAL = 8, TOKENS = 90, SEEN = N + TOKENS - 1 };
+    int32_t prompt[N];
+    case_prompt(prompt, N, 33);
+    pd_engine *e = case_open(TINY_LLAMA, TINY_F32, &(case_opts){.compute = PD_COMPUTE_F32});
+    ref_model *m = ref_open(case_model(TINY_LLAMA, TINY_F32));
+    const ask q = {.tokens = prompt, .n = N, .max_tokens = TOKENS, .logprobs = 100, .press_seed = 77,
+                   .press = "decoding:compression_interval=8,target_size=20,keep_prompt=true(random)"};
+    answer *a = case_run(e, &q);
+    static drawn d;
+    for (size_t i = 0; i < R_LAYERS * R_HEADS * R_MAX; i++) (&d.gone[0][0][0])[i] = SIZE_MAX;
+    for (size_t seen = N + INTERVAL; seen <= SEEN; seen += INTERVAL)
+        if (seen > N + TARGET) draw(&d, 77, N, seen, TARGET);
+    for (size_t h = 0; h < R_LAYERS * R_HEADS; h++) assert_int_equal(a->r->kv.kept[h], N + TARGET + (TOKENS - 1) % INTERVAL);
+    const double most = against_reference(m, &q, a, sees_drawn, &d);
+    if (most > 1e-3) fail_msg("log probabilities differ by %g", most);
+    assert_true(against_reference(m, &q, a, NULL, NULL) > 0.02);
+    /* independent draws: any two of layers and heads lose different tokens, and old ones are among those that stay */
+    size_t old = 0;
+    for (size_t x = 0; x < R_LAYERS * R_HEADS; x++) {
+        for (size_t y = 0; y < x; y++)
+            assert_memory_not_equal((&d.gone[0][0])[x], (&d.gone[0][0])[y], sizeof d.gone[0][0]);
+        for (size_t k = N; k < N + TOKENS / 2; k++) old += (&d.gone[0][0])[x][k] == SIZE_MAX;
+    }
+    assert_true(old > 0);
+    case_drop(a);
+    ref_close(m);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
+/* Whatever a press left of the prompt, evenly or not, and with which of the family. */
+static void what_the_prompt_left_stays(void **state) {
+    (void)state;
+    static const struct {
+        const char *press;
+        size_t count;    /* of generated tokens behind the last pruning; 0: a tenth of them */
+        bool uneven;
+        size_t slack;    /* pages promised and not held */
+    } cases[] = {{"prefill_decoding(knorm,decoding:compression_interval=10,target_size=15,keep_prompt=true(random))@0.5", 15, false, 6},
+                 {"prefill_decoding(adakv(knorm),decoding:compression_interval=10,target_size=15,keep_prompt=true(streaming_llm))@0.6", 15, true, 12},
+                 {"prefill_decoding(key_rerotation(knorm),decoding:compression_interval=10,target_size=15,keep_prompt=true(knorm))@0.5", 15, false, 6},
+                 {"compression_ratio_decoding:compression_interval=10,target_compression_ratio=0.9,keep_prompt=true(random)", 0, false, 12}};
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    int32_t prompt[90];
+    case_prompt(prompt, 90, 34);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)
+        for (size_t more = 1; more < 140; more += 23) {
+            ask q = {.tokens = prompt, .n = 90, .max_tokens = 0, .press = cases[c].press, .press_seed = 5};
+            answer *a = case_run(e, &q);
+            uint32_t left[6];
+            memcpy(left, a->r->kv.kept, sizeof left);
+            case_drop(a);
+            q.max_tokens = more;
+            a = case_run(e, &q);
+            const size_t fed = more - 1, pruned = fed / 10 * 10;
+            const size_t count = cases[c].count ? cases[c].count : pd_max_size((size_t)((double)pruned * (1.0 - 0.9)), 1), generated = pruned ? pd_min_size(count, pruned) + fed - pruned : fed;
+            bool uneven = false;
+            for (size_t h = 0; h < 6; h++) {
+                uneven = uneven || left[h] != left[0];
+                if (a->r->kv.kept[h] != left[h] + generated)
+                    fail_msg("%s, %zu tokens, head %zu: %u slots, %u of the prompt and %zu more", cases[c].press, more, h, a->r->kv.kept[h], left[h], generated);
+            }
+            if (cases[c].count) assert_int_equal(uneven, cases[c].uneven);
+            if (a->r->kv.pages > a->job->pages_promised || a->r->kv.pages + cases[c].slack < a->job->pages_promised)
+                fail_msg("%s, %zu tokens: %llu pages are held, %llu promised", cases[c].press, more, (unsigned long long)a->r->kv.pages,
+                         (unsigned long long)a->job->pages_promised);
+            case_drop(a);
+        }
+    case_expect_idle(e);
+    pd_engine_close(e);
 }
 
 /* A third of the tokens score 0, others 1: each head has its own third. */
@@ -648,6 +763,8 @@ int main(void) {
         cmocka_unit_test(admission_knows_the_bounds),
         cmocka_unit_test(admission_covers_uneven_heads),
         cmocka_unit_test(decoding_equals_the_masked_reference),
+        cmocka_unit_test(random_eviction_keeps_the_prompt),
+        cmocka_unit_test(what_the_prompt_left_stays),
         cmocka_unit_test(dms_equals_the_masked_reference),
         cmocka_unit_test(new_tokens_come_with_their_input),
         cmocka_unit_test(views_while_decoding_are_true),

@@ -429,37 +429,54 @@ static void dms_protects_and_leaves_the_newest(void **state) {
 
 /* ---- tags ---- */
 
-/* The pass over pages against plain sums, in every type, at every tail length. */
+/* Against plain sums, in every type, at every tail length: the step's own weights, and the pass over
+ * pages beside it. */
 static void tags_take_the_models_attention(void **state) {
     (void)state;
-    enum { HQ = 6, H = 2, DIM = 32, SLOTS = PD_TAGS_KEYS + 37 }; /* more than is unpacked at a time */
+    enum { HQ = 6, H = 2, DIM = 32, SLOTS = PD_TAGS_KEYS + 37 }; /* more than is unpacked at a time, and than a chunk */
     static const pd_model model = {.hp = {.n_layer = 2, .n_head = HQ, .n_head_kv = H, .head_dim = DIM, .attn_scale = 0.3f,
                                           .window = {0, 9}}};
+    static const pd_tag_kind kinds[] = {PD_TAG_ATTENTION, PD_TAG_SUMS, PD_TAG_SQUARES};
     for (pd_kv_type t = PD_KV_F16; t < PD_KV_TYPES; t++) {
         const pd_codec codec = pd_codec_of(t, t);
         pd_kernels kern;
         pd_kernels_init(&kern, pd_cpu_detect());
         pd_kvpool pool;
         pd_kv kv;
-        pd_tags tags;
+        pd_tags tags[3], step[3];
+        pd_attn attn;
         static const size_t slots[] = {SLOTS, SLOTS};
         assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(&codec, DIM, DIM), 1 << 20, 0, NULL), PD_OK);
         assert_int_equal(pd_kv_init(&kv, &pool, &codec, &kern, 2, H, DIM, slots, NULL), PD_OK);
-        assert_int_equal(pd_tags_init(&tags, PD_TAG_ATTENTION, &model.hp, slots, NULL), PD_OK);
-        assert_null(pd_tags_layer(&tags, 1)); /* has a window */
-        pd_attn attn = {.model = &model, .kern = &kern};
+        assert_int_equal(pd_attn_init(&attn, &model, &kern, NULL, 1, SLOTS, false, NULL), PD_OK);
+        for (size_t i = 0; i < 3; i++) {
+            assert_int_equal(pd_tags_init(&tags[i], kinds[i], &model.hp, slots, NULL), PD_OK);
+            assert_int_equal(pd_tags_init(&step[i], kinds[i], &model.hp, slots, NULL), PD_OK);
+            assert_null(pd_tags_layer(&tags[i], 1)); /* has a window */
+        }
         pd_rng rng = {8};
-        double want[H][SLOTS] = {{0}};
+        double want[3][H][SLOTS] = {{{0}}};
         for (int32_t n = 1; n <= SLOTS; n++) {
-            float row[DIM], q[HQ * DIM];
+            float row[DIM], q[HQ * DIM], out[HQ * DIM];
+            pd_kv *view = &kv;
             for (size_t h = 0; h < H; h++) {
                 for (size_t e = 0; e < DIM; e++) row[e] = 2.0f * pd_rng_f32(&rng);
-                assert_int_equal(pd_kv_append(&kv, 0, h, row, row, DIM, &n, NULL, 1, NULL), PD_OK);
-                pd_tags_fill(&tags, 0, h, (size_t)n - 1, 1, 0.0f);
+                for (size_t l = 0; l < 2; l++) assert_int_equal(pd_kv_append(&kv, l, h, row, row, DIM, &n, NULL, 1, NULL), PD_OK);
+                for (size_t i = 0; i < 3; i++) {
+                    pd_tags_fill(&tags[i], 0, h, (size_t)n - 1, 1, 0.0f);
+                    pd_tags_fill(&step[i], 0, h, (size_t)n - 1, 1, 0.0f);
+                }
             }
             for (size_t e = 0; e < HQ * DIM; e++) q[e] = 2.0f * pd_rng_f32(&rng);
-            pd_tags_attend(&tags, &attn, &kv, 0, q);
-            pd_tags_attend(&tags, &attn, &kv, 1, q); /* nothing to do there */
+            for (size_t i = 0; i < 3; i++) {
+                pd_tags *one = &step[i];
+                attn.tags = &one;
+                pd_attn_step(&attn, &view, NULL, 1, 0, q, out);
+                pd_attn_step(&attn, &view, NULL, 1, 1, q, out); /* nothing to do there */
+                attn.tags = NULL;
+                pd_tags_attend(&tags[i], &attn, &kv, 0, q);
+                pd_tags_attend(&tags[i], &attn, &kv, 1, q);
+            }
             for (size_t g = 0; g < HQ; g++) {
                 const size_t h = g / (HQ / H);
                 static float k[SLOTS * DIM], v[SLOTS * DIM];
@@ -470,19 +487,32 @@ static void tags_take_the_models_attention(void **state) {
                     for (size_t e = 0; e < DIM; e++) s[i] += (double)q[g * DIM + e] * (double)k[i * DIM + e];
                     sum += s[i] = exp(s[i] * (double)0.3f);
                 }
-                for (size_t i = 0; i < (size_t)n; i++) want[h][i] += s[i] / sum * H / HQ;
+                for (size_t i = 0; i < (size_t)n; i++) {
+                    want[0][h][i] += s[i] / sum * H / HQ;
+                    want[1][h][i] += s[i] / sum;
+                    want[2][h][i] += s[i] / sum * s[i] / sum;
+                }
             }
-            for (size_t h = 0; h < H; h++)
-                for (size_t i = 0; i < (size_t)n; i++)
-                    if (!(fabs((double)tags.row[h][i] - want[h][i]) <= 1e-5 * (double)n))
-                        fail_msg("codec %s, %d slots, head %zu, slot %zu: %g, not %g", pd_kv_type_name(t), n, h, i,
-                                 (double)tags.row[h][i], want[h][i]);
+            /* A step's query is in few bits where the keys are; the pass beside it reads rows. */
+            const double near = pd_kv_type_group(t) > 1 ? 0.1 : 1e-4;
+            for (size_t i = 0; i < 6; i++)
+                for (size_t h = 0; h < H; h++)
+                    for (size_t at = 0; at < (size_t)n; at++) {
+                        const double got = (double)(i < 3 ? tags[i] : step[i - 3]).row[h][at];
+                        if (!(fabs(got - want[i % 3][h][at]) <= (i < 3 ? 1e-5 * n * HQ / H : near * want[i % 3][h][at] + 1e-6 * n)))
+                            fail_msg("codec %s, %d slots, kind %zu%s, head %zu, slot %zu: %g, not %g", pd_kv_type_name(t), n, i % 3,
+                                     i < 3 ? "" : " of the step", h, at, got, want[i % 3][h][at]);
+                    }
         }
         static const uint32_t keep[] = {0, 3, SLOTS - 1};
-        pd_tags_keep(&tags, 0, 1, keep, 3);
-        for (size_t i = 0; i < 3; i++) assert_true(fabs((double)tags.row[1][i] - want[1][keep[i]]) < 1e-3);
-        pd_tags_done(&tags);
-        pd_tags_done(&tags); /* all-zero is fine */
+        pd_tags_keep(&tags[0], 0, 1, keep, 3);
+        for (size_t i = 0; i < 3; i++) assert_true(fabs((double)tags[0].row[1][i] - want[0][1][keep[i]]) < 1e-3);
+        for (size_t i = 0; i < 3; i++) {
+            pd_tags_done(&step[i]);
+            pd_tags_done(&tags[i]);
+            pd_tags_done(&tags[i]); /* all-zero is fine */
+        }
+        pd_attn_done(&attn);
         pd_kv_done(&kv);
         pd_kvpool_done(&pool);
     }

@@ -110,6 +110,75 @@ static void pages_are_the_cheapest(void **state) {
     pd_arena_done(&tmp);
 }
 
+/* ---- the move ---- */
+
+/* A cache of uneven heads, pages chosen by random metrics and dropped in place, 100,000 times: what stays
+ * are the slots with the best metrics, each once, in time order with its own key, value and position;
+ * pages go back to the last one. */
+static void slots_stay_in_order(void **state) {
+    (void)state;
+    enum { H = 3, D = 2, N = 60, B = PD_PAGE_TOKENS };
+    const pd_codec codec = pd_codec_of(PD_KV_F32, PD_KV_F32);
+    static const size_t slots[] = {N};
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    pd_kvpool pool;
+    pd_arena tmp = {0};
+    pd_err err = {0};
+    pd_rng rng = {161};
+    assert_int_equal(pd_kvpool_init(&pool, pd_codec_page_bytes(&codec, D, D), 1 << 16, 1 << 16, NULL), PD_OK);
+    for (size_t state_i = 0; state_i < STATES; state_i++) {
+        pd_kv kv;
+        float metric[H][N];
+        const float *m[H];
+        size_t n[H], n_keep[H], pages = 0, left = 0;
+        assert_int_equal(pd_kv_init(&kv, &pool, &codec, &kern, 1, H, D, slots, NULL), PD_OK);
+        for (size_t h = 0; h < H; h++) {
+            float k[N][D], v[N][D];
+            int32_t pos[N];
+            n[h] = 1 + below(&rng, N);
+            for (size_t s = 0; s < n[h]; s++) {
+                pos[s] = (int32_t)(3 * s + h);
+                for (size_t c = 0; c < D; c++) {
+                    k[s][c] = (float)(100 * pos[s] + (int)c);
+                    v[s][c] = -k[s][c];
+                }
+                metric[h][s] = below(&rng, 9) == 0 ? INFINITY : (float)below(&rng, 50);
+            }
+            m[h] = metric[h];
+            assert_int_equal(pd_kv_append(&kv, 0, h, k[0], v[0], D, pos, NULL, n[h], &err), PD_OK);
+            pages += pd_div_up(n[h], B);
+        }
+        assert_int_equal(kv.n_pages, pages);
+        const size_t n_free = below(&rng, pages + 1);
+        assert_int_equal(pd__choose_pages(m, n, H, B, n_free, n_keep, &tmp, &err), PD_OK);
+        for (size_t h = 0; h < H; h++) {
+            uint32_t keep[N];
+            float k[N][D], v[N][D];
+            int32_t pos[N];
+            assert_int_equal(pd_top_k(metric[h], n[h], n_keep[h], keep, &tmp, &err), PD_OK);
+            pd_kv_keep(&kv, 0, h, keep, n_keep[h]);
+            left += pd_div_up(n_keep[h], B);
+            assert_int_equal(pd_kv_at(&kv, 0, h)->n, n_keep[h]);
+            assert_int_equal(pd_kv_at(&kv, 0, h)->n_page, pd_div_up(n_keep[h], B));
+            pd_kv_read(&kv, 0, h, k[0], v[0], pos);
+            for (size_t i = 0; i < n_keep[h]; i++) {
+                if (i && pos[i] <= pos[i - 1]) fail_msg("state %zu, head %zu: position %d comes behind %d", state_i, h, pos[i], pos[i - 1]);
+                if (pos[i] != (int32_t)(3 * keep[i] + h)) fail_msg("state %zu, head %zu: slot %zu stands at %d", state_i, h, i, pos[i]);
+                for (size_t c = 0; c < D; c++)
+                    if (k[i][c] != (float)(100 * pos[i] + (int)c) || v[i][c] != -k[i][c]) fail_msg("state %zu, head %zu: slot %zu is another's", state_i, h, i);
+            }
+        }
+        assert_true(left <= pages && pages - left <= n_free);
+        assert_int_equal(kv.n_pages, left);
+        pd_kv_done(&kv);
+        pd_arena_reset(&tmp);
+    }
+    assert_true(pd_kvpool_check(&pool));
+    pd_kvpool_done(&pool);
+    pd_arena_done(&tmp);
+}
+
 /* ---- the metric ---- */
 
 static void metric_is_the_formula(void **state) {
@@ -304,6 +373,7 @@ static void promises_are_kept_and_narrow(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pages_are_the_cheapest),
+        cmocka_unit_test(slots_stay_in_order),
         cmocka_unit_test(metric_is_the_formula),
         cmocka_unit_test(whole_pages_hold_the_budget),
         cmocka_unit_test(bytes_are_used_up),

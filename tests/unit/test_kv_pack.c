@@ -483,6 +483,19 @@ static void attention_sees_both_sections(void **state) {
             pd_kv *kv = &w->kv;
             pd_attn_step(&attn, &kv, NULL, 1, 0, q, out);
             pd_tags_attend(&tags, &attn, kv, 0, q);
+            /* once more, and the step's own weights to tags of each kind */
+            static const pd_tag_kind kinds[] = {PD_TAG_ATTENTION, PD_TAG_SUMS, PD_TAG_SQUARES};
+            pd_tags stepped[3];
+            float again[HQ * D];
+            for (size_t t = 0; t < 3; t++) {
+                pd_tags *one = &stepped[t];
+                assert_int_equal(pd_tags_init(one, kinds[t], &model.hp, slots, NULL), PD_OK);
+                for (size_t h = 0; h < HEADS; h++) pd_tags_fill(one, 0, h, 0, pd_kv_at(kv, 0, h)->n, 1.0f);
+                attn.tags = &one;
+                pd_attn_step(&attn, &kv, NULL, 1, 0, q, again);
+                attn.tags = NULL;
+            }
+            double looked[HEADS][3][SLOTS] = {{{0}}}, off[HEADS] = {0};
             for (size_t g = 0; g < HQ; g++) {
                 static float k[SLOTS * D], v[SLOTS * D];
                 const size_t h = g / 2, n = pd_kv_at(kv, 0, h)->n;
@@ -506,16 +519,34 @@ static void attention_sees_both_sections(void **state) {
                 for (size_t c = 0; c < D; c++) {
                     double want = 0.0;
                     for (size_t i = 0; i < n; i++) want += s[i] / sum * (double)v[i * D + c];
+                    if (!(fabs(want - (double)again[g * D + c]) <= 1.2 * expm1(2.0 * e) + 2e-5))
+                        fail_msg("keys %s, case %d, head %zu, channel %zu, weights kept: %g, not %g", pd_kv_type_name((pd_kv_type)key),
+                                 packs, g, c, (double)again[g * D + c], want);
                     if (!(fabs(want - (double)out[g * D + c]) <= 1.2 * expm1(2.0 * e) + 2e-5))
                         fail_msg("keys %s, case %d, head %zu, channel %zu: %g, not %g (within %g)", pd_kv_type_name((pd_kv_type)key),
                                  at, g, c, (double)out[g * D + c], want, 1.2 * expm1(2.0 * e));
                 }
+                off[h] += expm1(4.0 * e) + 2e-5;
+                for (size_t i = 0; i < n; i++) {
+                    const double weight = s[i] / sum;
+                    looked[h][0][i] += weight / 2.0;
+                    looked[h][1][i] += weight;
+                    looked[h][2][i] += weight * weight;
+                }
+                for (size_t t = 0; t < 3 && g % 2; t++)
+                    for (size_t i = 0; i < n; i++) {
+                        const double got = (double)stepped[t].row[h][i] - 1.0;
+                        if (!(fabs(got - looked[h][t][i]) <= off[h]))
+                            fail_msg("keys %s, case %d, head %zu, slot %zu, tag %zu: %g, not %g (within %g)", pd_kv_type_name((pd_kv_type)key),
+                                     packs, h, i, t, got, looked[h][t][i], off[h]);
+                    }
                 if (g % 2) continue;
                 for (size_t i = 0; i < n; i++) { /* of one query head, at most what both were given */
                     const double tag = (double)tags.row[h][i];
                     assert_true(2.0 * tag >= s[i] / sum * (1.0 - 1e-3) - 1e-6);
                 }
             }
+            for (size_t t = 0; t < 3; t++) pd_tags_done(&stepped[t]);
             pd_tags_done(&tags);
             pd_attn_done(&attn);
             close_world(w);

@@ -294,13 +294,23 @@ static void random_is_seeded(void **state) {
     assert_near((double)a[0][0], 0.5349, 1e-3, "random", 0, 0);
     assert_near((double)a[0][1], 0.1988, 1e-3, "random", 0, 1);
     float **b = scores_of("random", t);
-    t->view.layer = 4; /* every layer the same */
     float **c = scores_of("random", t);
-    t->view.seed = 100;
-    float **d = scores_of("random", t);
     assert_memory_equal(b[1], c[1], 40 * sizeof(float));
-    assert_memory_not_equal(b[1], d[1], 40 * sizeof(float));
     assert_memory_not_equal(b[0], b[1], 40 * sizeof(float));
+    t->view.layer++;
+    c = scores_of("random", t);
+    assert_memory_not_equal(b[1], c[1], 40 * sizeof(float));
+    t->view.layer--;
+    t->view.n_seen++;
+    c = scores_of("random", t);
+    assert_memory_not_equal(b[1], c[1], 40 * sizeof(float));
+    t->view.n_seen--;
+    t->view.seed++;
+    c = scores_of("random", t);
+    assert_memory_not_equal(b[1], c[1], 40 * sizeof(float));
+    t->view.layer++; /* a torch seed is every layer's */
+    c = scores_of("random:seed=7", t);
+    assert_memory_equal(a[1], c[1], 40 * sizeof(float));
     for (size_t i = 0; i < 40; i++) assert_true(b[0][i] >= 0.0f && b[0][i] < 1.0f);
     tv_close(t);
 }
