@@ -66,6 +66,7 @@ static void drop(pd_req *q) {
     free(g->answer);
     pd_buf_done(&g->asked);
     pd_buf_done(&g->said);
+    pd_buf_done(&g->told);
     pd_request_done(&g->rq);
     free(g);
 }
@@ -95,7 +96,8 @@ pd_status pd_gen_decode(pd_req *q, const pd_shape *shape, pd_err *err) {
         if (st != PD_OK) json_decref(body);
         PD_TRY(st);
     }
-    const pd_request_env env = pd_gen_env(g->srv);
+    pd_request_env env = pd_gen_env(g->srv);
+    if (shape && shape->dialect) env.tool_schema = shape->dialect->tool_schema;
     const pd_request_kind kind = shape                           ? shape->kind
                                  : pd_json_get(body, "messages") ? PD_REQUEST_CHAT
                                                                  : PD_REQUEST_COMPLETION;
@@ -228,8 +230,10 @@ static void write_whole(pd_req *q) {
     pd_buf *out = &q->out;
     const size_t n = g->rq.n, m = g->rq.best_of;
     if (g->shape->dialect) {
-        g->shape->dialect->whole(g->answer, out);
-        if (g->answer->text.failed) out->failed = true;
+        pd_answer *a = g->answer;
+        if (a->reader) pd_tool_reader_end(a->reader);
+        g->shape->dialect->whole(a, out);
+        if (a->text.failed || (a->reader && pd_tool_reader_failed(a->reader))) out->failed = true;
         return;
     }
     frame_begin(g, out, g->shape->object);
@@ -289,7 +293,7 @@ static void stream_text(pd_answer *a, pd_buf *out, const pd_token_event *ev, con
         if (pd_tool_reader_failed(a->reader)) out->failed = true;
     }
     if (g->shape->dialect) {
-        if (len) g->shape->dialect->text(a, out, text, len);
+        pd_dialect_stream(a, out, text, len);
         return;
     }
     chunk_begin(g, out);
@@ -302,7 +306,7 @@ static void answer_end(pd_answer *a, pd_buf *out, const pd_job_result *r) {
     pd_gen *g = a->gen;
     account(a, r);
     if (g->shape->dialect) {
-        g->shape->dialect->end(a, out);
+        pd_dialect_end(a, out);
         return;
     }
     if (a->reader) {

@@ -5,6 +5,7 @@
 #define PD_SERVER_GENERATE_H
 
 #include "server/call.h"
+#include "server/dialect.h"
 #include "server/http.h"
 #include "server/logprobs.h"
 #include "server/request.h"
@@ -29,19 +30,9 @@ typedef struct pd_answer {
     pd_buf chat_logprobs; /* entries of a whole chat reply */
     pd_logprob_lists lists;
     pd_tool_reader *reader; /* parts tool calls from the text, NULL = there are no tools */
+    pd_block_state blocks;  /* for dialects */
     bool opened, done;    /* the opening chunk went out; counted, and its end went out */
 } pd_answer;
-
-/* A reply that is no list of choices, and its stream of named events; one answer. */
-typedef struct pd_dialect {
-    /* The body, changed in place to a chat's; may note in g->asked what the reply repeats. */
-    pd_status (*translate)(json_t *body, pd_gen *g, pd_err *err);
-    void (*whole)(pd_answer *a, pd_buf *out);
-    void (*begin)(pd_answer *a, pd_buf *out); /* before the first token */
-    void (*text)(pd_answer *a, pd_buf *out, const char *text, size_t len); /* never empty */
-    void (*end)(pd_answer *a, pd_buf *out);
-    void (*error)(pd_gen *g, pd_buf *out, const pd_err *err);
-} pd_dialect;
 
 typedef struct pd_shape {
     pd_request_kind kind;
@@ -73,7 +64,8 @@ struct pd_gen {
     time_t created;
     size_t n_prompt, n_out; /* tokens of all prompts and answers */
     size_t n_event;        /* for dialects: events sent */
-    pd_buf asked, said;    /* members that repeat the request; the stream's text so far */
+    pd_buf asked;          /* members that repeat the request */
+    pd_buf said, told;     /* for streams that repeat them: the text of the open block; blocks that are over */
     uint64_t submit_ns;
     pd_err failed;         /* ended by us: timeout */
 };

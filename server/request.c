@@ -329,7 +329,7 @@ pd_status pd_request_tokenize(pd_request *r, const pd_request_env *env, pd_err *
             return pd_fail(err, PD_EINVAL, "messages",
                            "this model has no chat template; use /v1/completions or start with "
                            "--chat-template");
-        if (r->tools) PD_TRY(pd_tools_fit(r->tools, env->chat, err));
+        if (r->tools) PD_TRY(pd_tools_fit(r->tools, env->chat, env->tool_schema, err));
         if (!pd_chat_uses(env->chat, "tools")) PD_TRY(pd__request_plain_tools(r, err));
         const pd_chat_talk talk = {
             .msg = r->msg,

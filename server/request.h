@@ -33,6 +33,7 @@ typedef struct pd_request_env {
     size_t n_vocab;
     const pd_tokenizer *tok; /* for pd_request_tokenize */
     const pd_chat *chat;
+    const char *tool_schema; /* where a tool of the body as it was sent has its schema, NULL = as a chat's */
 } pd_request_env;
 
 typedef struct pd_prompt {

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* POST /v1/responses: OpenAI's Responses API, text only and without memory.
+/* POST /v1/responses: OpenAI's Responses API, text and functions, without memory.
  *
  * A body is a chat's in other words: "instructions" is the first message, "input" the
  * others, "max_output_tokens" the bound.  Nothing is stored, so what refers to an
- * earlier response is refused.  A stream's events are those of one message with one
- * text part; each has its sequence number, and the last ones repeat the whole text. */
+ * earlier response is refused.  The output's items are messages of one text part, and
+ * function calls; a stream's events have sequence numbers, and the last ones of an item
+ * and of the response repeat the whole of it.
+ * DIFFERS: a function that does not say "strict" is not (OpenAI's are here, after a change
+ * of their schema that we do not make). */
 #include "server/generate.h"
 #include "server/router.h"
 #include "server/server.h"
@@ -12,6 +15,7 @@
 #include "server/translate.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- the request ---- */
@@ -32,38 +36,82 @@ static pd_status translate_part(const json_t *part, const char *at, json_t *list
     return PD_OK;
 }
 
-/* An item of input -> a message, appended to `list`. */
+static pd_status no_memory(pd_err *err) {
+    return pd_fail(err, PD_ENOMEM, NULL, "no memory for the input");
+}
+
+/* Text or parts at `at` -> a chat's content, which the caller lets go. */
+static pd_status translate_content(const json_t *content, const char *at, json_t **ret, pd_err *err) {
+    if (json_is_string(content)) {
+        *ret = json_incref((json_t *)(uintptr_t)content);
+        return PD_OK;
+    }
+    if (!json_is_array(content))
+        return pd_fail(err, PD_EINVAL, at, "%s is %s; a string or an array is expected", at, pd_json_type_name(content));
+    json_t *parts = json_array();
+    pd_status st = parts ? PD_OK : no_memory(err);
+    for (size_t k = 0; k < json_array_size(content) && st == PD_OK; k++) {
+        char one[96];
+        snprintf(one, sizeof one, "%s[%zu]", at, k);
+        st = translate_part(json_array_get(content, k), one, parts, err);
+    }
+    if (st == PD_OK) *ret = parts;
+    else json_decref(parts);
+    return st;
+}
+
+static pd_status translate_message(const json_t *item, const char *at, json_t *list, pd_err *err) {
+    const char *role = json_string_value(pd_json_get(item, "role"));
+    char where[80];
+    if (!role) return pd_fail(err, PD_EINVAL, at, "%s must be a message with a \"role\"", at);
+    snprintf(where, sizeof where, "%s.content", at);
+    json_t *content;
+    PD_TRY(translate_content(pd_json_get(item, "content"), where, &content, err));
+    json_t *message = json_pack("{s:s, s:o}", "role", role, "content", content);
+    return json_array_append_new(list, message) == 0 ? PD_OK : no_memory(err);
+}
+
+/* A call is a part of the assistant's message in front of it, as a chat has it. */
+static pd_status translate_call(const json_t *item, const char *at, json_t *list, pd_err *err) {
+    const char *id = json_string_value(pd_json_get(item, "call_id"));
+    const char *name = json_string_value(pd_json_get(item, "name"));
+    json_t *arguments = pd_json_get(item, "arguments");
+    if (!id || !id[0] || !name || !name[0] || !json_is_string(arguments))
+        return pd_fail(err, PD_EINVAL, at, "%s must have the strings \"call_id\", \"name\" and \"arguments\"", at);
+    const size_t n = json_array_size(list);
+    json_t *last = n ? json_array_get(list, n - 1) : NULL;
+    const char *role = json_string_value(pd_json_get(last, "role"));
+    if (!role || strcmp(role, "assistant") != 0) {
+        if (json_array_append_new(list, json_pack("{s:s, s:s}", "role", "assistant", "content", "")) != 0) return no_memory(err);
+        last = json_array_get(list, n);
+    }
+    return pd_translate_call(last, id, name, arguments, err);
+}
+
+static pd_status translate_output(const json_t *item, const char *at, json_t *list, pd_err *err) {
+    const char *id = json_string_value(pd_json_get(item, "call_id"));
+    char where[80];
+    if (!id || !id[0]) return pd_fail(err, PD_EINVAL, at, "%s.call_id must be a string", at);
+    snprintf(where, sizeof where, "%s.output", at);
+    json_t *content;
+    PD_TRY(translate_content(pd_json_get(item, "output"), where, &content, err));
+    const pd_status st = pd_translate_result(list, id, content, err);
+    json_decref(content);
+    return st;
+}
+
+/* An item of input -> a message, or a part of one, at the end of `list`. */
 static pd_status translate_item(const json_t *item, size_t i, json_t *list, pd_err *err) {
     char at[64];
     snprintf(at, sizeof at, "input[%zu]", i);
     const json_t *kind = pd_json_get(item, "type");
     const char *type = kind ? json_string_value(kind) : "message";
-    const char *role = json_string_value(pd_json_get(item, "role"));
-    if (!type || strcmp(type, "message") != 0)
-        return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"message\" is served", at,
-                       type ? type : pd_json_type_name(kind));
-    if (!role) return pd_fail(err, PD_EINVAL, at, "%s must be a message with a \"role\"", at);
-    json_t *content = pd_json_get(item, "content"), *parts = NULL;
-    if (json_is_array(content)) {
-        parts = json_array();
-        pd_status st = parts ? PD_OK : pd_fail(err, PD_ENOMEM, NULL, "no memory for the input");
-        for (size_t k = 0; k < json_array_size(content) && st == PD_OK; k++) {
-            snprintf(at, sizeof at, "input[%zu].content[%zu]", i, k);
-            st = translate_part(json_array_get(content, k), at, parts, err);
-        }
-        if (st != PD_OK) {
-            json_decref(parts);
-            return st;
-        }
-    } else if (!json_is_string(content)) {
-        return pd_fail(err, PD_EINVAL, at, "%s.content is %s; a string or an array is expected", at,
-                       pd_json_type_name(content));
-    }
-    json_t *message = json_pack("{s:s, s:O}", "role", role, "content", parts ? parts : content);
-    json_decref(parts);
-    if (json_array_append_new(list, message) != 0)
-        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the input");
-    return PD_OK;
+    if (type && strcmp(type, "message") == 0) return translate_message(item, at, list, err);
+    if (type && strcmp(type, "function_call") == 0) return translate_call(item, at, list, err);
+    if (type && strcmp(type, "function_call_output") == 0) return translate_output(item, at, list, err);
+    return pd_fail(err, PD_EINVAL, at,
+                   "%s has type \"%.40s\"; only \"message\", \"function_call\" and \"function_call_output\" are served", at,
+                   type ? type : pd_json_type_name(kind));
 }
 
 static pd_status translate_input(json_t *body, pd_err *err) {
@@ -117,6 +165,32 @@ static pd_status repeat(const json_t *body, const char *key, pd_gen *g, pd_err *
     return PD_OK;
 }
 
+/* "key": what was sent, or `otherwise`, JSON. */
+static pd_status repeat_json(const json_t *body, const char *key, const char *otherwise, pd_gen *g, pd_err *err) {
+    const json_t *v = pd_json_get(body, key);
+    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    if (v && !text) return no_memory(err);
+    pd_buf_printf(&g->asked, ",\"%s\":", key);
+    pd_buf_puts(&g->asked, text ? text : otherwise);
+    free(text);
+    return PD_OK;
+}
+
+/* Its choices of a function have the name one level up. */
+static pd_status translate_tools(json_t *body, pd_gen *g, pd_err *err) {
+    PD_TRY(repeat_json(body, "tools", "[]", g, err));
+    PD_TRY(repeat_json(body, "tool_choice", "\"auto\"", g, err));
+    PD_TRY(repeat_json(body, "parallel_tool_calls", "true", g, err));
+    PD_TRY(pd_translate_tools(body, "function", false, "parameters", err));
+    const json_t *choice = pd_json_get(body, "tool_choice");
+    const char *type = json_string_value(pd_json_get(choice, "type"));
+    const char *name = json_string_value(pd_json_get(choice, "name"));
+    if (!choice || json_is_string(choice)) return PD_OK;
+    if (type && strcmp(type, "function") == 0 && name) return pd_translate_choice(body, NULL, name, err);
+    return pd_fail(err, PD_EINVAL, "tool_choice",
+                   "tool_choice must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"name\": ...}");
+}
+
 static pd_status translate(json_t *body, pd_gen *g, pd_err *err) {
     int64_t n = 0;
     static const char *const stateful[] = {"previous_response_id", "conversation", "prompt"};
@@ -124,8 +198,7 @@ static pd_status translate(json_t *body, pd_gen *g, pd_err *err) {
     for (size_t i = 0; i < sizeof stateful / sizeof stateful[0]; i++)
         PD_TRY(pd_translate_refuse(body, stateful[i], err, NULL));
     PD_TRY(pd_translate_refuse(body, "background", err, "false", NULL));
-    PD_TRY(pd_translate_refuse(body, "tools", err, "[]", NULL));
-    PD_TRY(pd_translate_refuse(body, "tool_choice", err, "none", "auto", NULL));
+    PD_TRY(translate_tools(body, g, err));
     pd_translate_forget(body, NULL);
     PD_TRY(translate_format(body, err));
     PD_TRY(translate_input(body, err));
@@ -137,24 +210,33 @@ static pd_status translate(json_t *body, pd_gen *g, pd_err *err) {
 
 /* ---- the reply ---- */
 
-static const char *item_id(const pd_gen *g) {
-    return g->id + strlen("resp_"); /* behind "msg_" */
+/* "msg_" or "fc_", the response's own, and which of its items it is. */
+static void item_id(const pd_gen *g, pd_buf *out, const pd_block *b) {
+    pd_buf_printf(out, "\"%s_%s%02zx\"", b->call ? "fc" : "msg", g->id + strlen("resp_"), b->index);
 }
 
-static void part(pd_buf *out, const pd_buf *text) {
+static void part(pd_buf *out, const char *text, size_t len) {
     pd_buf_puts(out, "{\"type\":\"output_text\",\"annotations\":[],\"logprobs\":[],\"text\":");
-    pd_json_str(out, text->data, text->len);
+    pd_json_str(out, text, len);
     pd_buf_putc(out, '}');
 }
 
-/* text NULL: the message has no part yet. */
-static void item(const pd_gen *g, pd_buf *out, const char *status, const pd_buf *text) {
-    pd_buf_printf(out,
-                  "{\"type\":\"message\",\"id\":\"msg_%s\",\"role\":\"assistant\",\"status\":\"%s\","
-                  "\"content\":[",
-                  item_id(g), status);
-    if (text) part(out, text);
-    pd_buf_puts(out, "]}");
+/* `begun`: nothing of it is there yet. */
+static void item(const pd_gen *g, pd_buf *out, const char *status, const pd_block *b, bool begun) {
+    pd_buf_printf(out, "{\"type\":\"%s\",\"id\":", b->call ? "function_call" : "message");
+    item_id(g, out, b);
+    pd_buf_printf(out, ",\"status\":\"%s\",", status);
+    if (b->call) {
+        pd_buf_printf(out, "\"call_id\":\"%s\",\"name\":", b->call->id);
+        pd_json_str(out, b->call->name.data, b->call->name.len);
+        pd_buf_puts(out, ",\"arguments\":");
+        pd_json_str(out, b->text, begun ? 0 : b->len);
+    } else {
+        pd_buf_puts(out, "\"role\":\"assistant\",\"content\":[");
+        if (!begun) part(out, b->text, b->len);
+        pd_buf_putc(out, ']');
+    }
+    pd_buf_putc(out, '}');
 }
 
 static void usage(const pd_gen *g, pd_buf *out) {
@@ -165,14 +247,21 @@ static void usage(const pd_gen *g, pd_buf *out) {
                   g->n_prompt, g->n_out, g->n_prompt + g->n_out);
 }
 
-/* The response; text NULL: nothing of it is there yet. */
-static void response(pd_gen *g, pd_buf *out, const char *status, const pd_buf *text) {
-    const pd_request *r = &g->rq;
+static const char *last_status(const pd_answer *a) {
+    return pd_job_get_result(a->call->job)->finish == PD_FINISH_LENGTH ? "incomplete" : "completed";
+}
+
+/* The response before its output. */
+static void response_head(const pd_gen *g, pd_buf *out, const char *status) {
     pd_buf_printf(out, "{\"id\":\"%s\",\"object\":\"response\",\"created_at\":%lld,\"status\":\"%s\",\"model\":",
                   g->id, (long long)g->created, status);
     pd_json_cstr(out, g->srv->model_id);
     pd_buf_puts(out, ",\"output\":[");
-    if (text) item(g, out, status, text);
+}
+
+/* And behind it; `over`: with its numbers. */
+static void response_end(pd_gen *g, pd_buf *out, const char *status, bool over) {
+    const pd_request *r = &g->rq;
     pd_buf_printf(out, "],\"error\":null,\"incomplete_details\":%s",
                   strcmp(status, "incomplete") == 0 ? "{\"reason\":\"max_output_tokens\"}" : "null");
     pd_buf_add(out, g->asked.data, g->asked.len);
@@ -184,24 +273,25 @@ static void response(pd_gen *g, pd_buf *out, const char *status, const pd_buf *t
     pd_json_f32(out, r->sampling.temperature);
     pd_buf_puts(out, ",\"top_p\":");
     pd_json_f32(out, r->sampling.top_p);
-    pd_buf_puts(out, ",\"parallel_tool_calls\":true,\"tool_choice\":\"auto\",\"tools\":[],\"store\":false,"
-                     "\"previous_response_id\":null,\"metadata\":{},\"truncation\":\"disabled\",\"usage\":");
-    if (!text) {
-        pd_buf_puts(out, "null}");
-        return;
+    pd_buf_puts(out, ",\"store\":false,\"previous_response_id\":null,\"metadata\":{},\"truncation\":\"disabled\",\"usage\":");
+    if (over) {
+        usage(g, out);
+        pd_buf_putc(out, ',');
+        pd_gen_meta(g, out, false);
+    } else {
+        pd_buf_puts(out, "null");
     }
-    usage(g, out);
-    pd_buf_putc(out, ',');
-    pd_gen_meta(g, out, false);
     pd_buf_putc(out, '}');
 }
 
-static const char *last_status(const pd_answer *a) {
-    return pd_job_get_result(a->call->job)->finish == PD_FINISH_LENGTH ? "incomplete" : "completed";
+static void block(pd_answer *a, pd_buf *out, const pd_block *b) {
+    item(a->gen, out, b->last ? last_status(a) : "completed", b, false);
 }
 
 static void whole(pd_answer *a, pd_buf *out) {
-    response(a->gen, out, last_status(a), &a->text);
+    response_head(a->gen, out, last_status(a));
+    pd_dialect_blocks(a, out);
+    response_end(a->gen, out, last_status(a), true);
 }
 
 /* `{"type":NAME,"sequence_number":N`; the caller goes on behind it. */
@@ -215,10 +305,13 @@ static void event_end(pd_buf *out) {
     pd_sse_end(out);
 }
 
-/* An event about the one part of the one item. */
-static void part_event(pd_gen *g, pd_buf *out, const char *name) {
+/* An event about an item, up to its own members. */
+static void item_event(pd_gen *g, pd_buf *out, const char *name, const pd_block *b) {
     event(g, out, name);
-    pd_buf_printf(out, ",\"item_id\":\"msg_%s\",\"output_index\":0,\"content_index\":0", item_id(g));
+    pd_buf_puts(out, ",\"item_id\":");
+    item_id(g, out, b);
+    pd_buf_printf(out, ",\"output_index\":%zu", b->index);
+    if (!b->call) pd_buf_puts(out, ",\"content_index\":0");
 }
 
 static void begin(pd_answer *a, pd_buf *out) {
@@ -227,47 +320,75 @@ static void begin(pd_answer *a, pd_buf *out) {
     for (size_t i = 0; i < 2; i++) {
         event(g, out, first[i]);
         pd_buf_puts(out, ",\"response\":");
-        response(g, out, "in_progress", NULL);
+        response_head(g, out, "in_progress");
+        response_end(g, out, "in_progress", false);
         event_end(out);
     }
+}
+
+static void open_item(pd_answer *a, pd_buf *out, const pd_block *b) {
+    pd_gen *g = a->gen;
+    pd_buf_clear(&g->said);
     event(g, out, "response.output_item.added");
-    pd_buf_puts(out, ",\"output_index\":0,\"item\":");
-    item(g, out, "in_progress", NULL);
+    pd_buf_printf(out, ",\"output_index\":%zu,\"item\":", b->index);
+    item(g, out, "in_progress", b, true);
     event_end(out);
-    part_event(g, out, "response.content_part.added");
+    if (b->call) return;
+    item_event(g, out, "response.content_part.added", b);
     pd_buf_puts(out, ",\"part\":");
-    part(out, &(pd_buf){0});
+    part(out, "", 0);
     event_end(out);
 }
 
-static void text(pd_answer *a, pd_buf *out, const char *s, size_t n) {
+static void more(pd_answer *a, pd_buf *out, const pd_block *b) {
     pd_gen *g = a->gen;
-    pd_buf_add(&g->said, s, n);
-    part_event(g, out, "response.output_text.delta");
-    pd_buf_puts(out, ",\"logprobs\":[],\"delta\":");
-    pd_json_str(out, s, n);
+    if (!b->call) pd_buf_add(&g->said, b->text, b->len);
+    item_event(g, out, b->call ? "response.function_call_arguments.delta" : "response.output_text.delta", b);
+    pd_buf_puts(out, b->call ? ",\"delta\":" : ",\"logprobs\":[],\"delta\":");
+    pd_json_str(out, b->text, b->len);
+    event_end(out);
+}
+
+static void close_item(pd_answer *a, pd_buf *out, const pd_block *last) {
+    pd_gen *g = a->gen;
+    pd_block b = *last;
+    if (b.call) {
+        item_event(g, out, "response.function_call_arguments.done", &b);
+        pd_buf_puts(out, ",\"name\":");
+        pd_json_str(out, b.call->name.data, b.call->name.len);
+        pd_buf_puts(out, ",\"arguments\":");
+        pd_json_str(out, b.text, b.len);
+        event_end(out);
+    } else {
+        b.text = g->said.data;
+        b.len = g->said.len;
+        item_event(g, out, "response.output_text.done", &b);
+        pd_buf_puts(out, ",\"logprobs\":[],\"text\":");
+        pd_json_str(out, b.text, b.len);
+        event_end(out);
+        item_event(g, out, "response.content_part.done", &b);
+        pd_buf_puts(out, ",\"part\":");
+        part(out, b.text, b.len);
+        event_end(out);
+    }
+    if (b.index) pd_buf_putc(&g->told, ',');
+    const size_t from = g->told.len;
+    item(g, &g->told, b.last ? last_status(a) : "completed", &b, false);
+    event(g, out, "response.output_item.done");
+    pd_buf_printf(out, ",\"output_index\":%zu,\"item\":", b.index);
+    if (g->said.failed || g->told.failed) out->failed = true;
+    else pd_buf_add(out, g->told.data + from, g->told.len - from);
     event_end(out);
 }
 
 static void end(pd_answer *a, pd_buf *out) {
     pd_gen *g = a->gen;
     const char *status = last_status(a);
-    if (g->said.failed) out->failed = true;
-    part_event(g, out, "response.output_text.done");
-    pd_buf_puts(out, ",\"logprobs\":[],\"text\":");
-    pd_json_str(out, g->said.data, g->said.len);
-    event_end(out);
-    part_event(g, out, "response.content_part.done");
-    pd_buf_puts(out, ",\"part\":");
-    part(out, &g->said);
-    event_end(out);
-    event(g, out, "response.output_item.done");
-    pd_buf_puts(out, ",\"output_index\":0,\"item\":");
-    item(g, out, status, &g->said);
-    event_end(out);
     event(g, out, strcmp(status, "completed") == 0 ? "response.completed" : "response.incomplete");
     pd_buf_puts(out, ",\"response\":");
-    response(g, out, status, &g->said);
+    response_head(g, out, status);
+    pd_buf_add(out, g->told.data, g->told.len);
+    response_end(g, out, status, true);
     event_end(out);
 }
 
@@ -284,10 +405,14 @@ static void error(pd_gen *g, pd_buf *out, const pd_err *err) {
 }
 
 static const pd_dialect dialect = {
+    .tool_schema = "parameters",
     .translate = translate,
     .whole = whole,
+    .block = block,
     .begin = begin,
-    .text = text,
+    .open = open_item,
+    .more = more,
+    .close = close_item,
     .end = end,
     .error = error,
 };

@@ -24,6 +24,7 @@ struct pd_tool_reader {
     pd_tool_call *call;   /* [n_call]; the last may be in progress */
     size_t n_call, cap_call;
     size_t n_done;        /* of them complete or told */
+    size_t n_taken, turn; /* pieces: bytes of the content, and calls that are over */
     state at;
     bool bare;            /* the call in progress has no marker: its name must be known */
     bool array;           /* Mistral's list of calls */
@@ -98,7 +99,7 @@ static bool new_call(pd_tool_reader *r) {
         r->call = p;
         r->cap_call = cap;
     }
-    r->call[r->n_call++] = (pd_tool_call){0};
+    r->call[r->n_call++] = (pd_tool_call){.before = r->content.len};
     make_id(r, current(r)->id);
     r->json = J_OPEN;
     r->depth = 0;
@@ -480,6 +481,33 @@ bool pd_tool_reader_failed(const pd_tool_reader *r) {
 /* Calls that are given: all that have a name, or the first. */
 size_t pd_tool_reader_calls(const pd_tool_reader *r) {
     return r->n_done > 1 && !r->t->parallel ? 1 : r->n_done;
+}
+
+const pd_tool_call *pd_tool_reader_call(const pd_tool_reader *r, size_t i) {
+    return &r->call[i];
+}
+
+bool pd_tool_reader_take(pd_tool_reader *r, pd_tool_piece *ret) {
+    const size_t n = pd_tool_reader_calls(r);
+    for (;; r->turn++) {
+        pd_tool_call *c = r->turn < n ? &r->call[r->turn] : NULL;
+        const size_t end = c ? c->before : r->content.len, from = r->n_taken;
+        if (from < end) {
+            r->n_taken = end;
+            *ret = (pd_tool_piece){.text = r->content.data + from, .len = end - from};
+            return true;
+        }
+        if (!c) return false;
+        if (!c->told || c->n_taken < c->arguments.len) {
+            *ret = (pd_tool_piece){.call = c, .index = r->turn, .first = !c->told};
+            ret->len = c->arguments.len - c->n_taken;
+            ret->text = ret->len ? c->arguments.data + c->n_taken : "";
+            c->told = true;
+            c->n_taken = c->arguments.len;
+            return true;
+        }
+        if (r->turn + 1 == n && r->content.len == c->before) return false; /* it may go on */
+    }
 }
 
 static void put_text(pd_buf *out, const pd_buf *text) {

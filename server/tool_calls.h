@@ -15,8 +15,18 @@ enum { PD_TOOL_CALLS_MAX = 128 };
 typedef struct {
     char id[32];
     pd_buf name, arguments; /* so far */
-    bool told;              /* its head went into a delta */
+    bool told;              /* its head went into a delta or a piece */
+    size_t before, n_taken; /* bytes of content said before it; of its arguments in pieces */
 } pd_tool_call;
+
+/* Content, or (call not NULL) bytes of a call's arguments. */
+typedef struct {
+    const pd_tool_call *call;
+    size_t index;     /* of the call */
+    bool first;       /* its first piece, which may be empty */
+    const char *text; /* [len] */
+    size_t len;
+} pd_tool_piece;
 
 typedef struct pd_tool_reader pd_tool_reader;
 
@@ -29,6 +39,12 @@ void pd_tool_reader_end(pd_tool_reader *r); /* nothing more comes: what was held
 
 size_t pd_tool_reader_calls(const pd_tool_reader *r); /* that are given: whose name is known */
 bool pd_tool_reader_failed(const pd_tool_reader *r);  /* out of memory */
+
+const pd_tool_call *pd_tool_reader_call(const pd_tool_reader *r, size_t i); /* until more is added */
+
+/* The next piece of what came since the last one, in the order it was said, valid until
+ * more is added; false: nothing.  Not together with the next three. */
+bool pd_tool_reader_take(pd_tool_reader *r, pd_tool_piece *ret);
 
 /* Members of a message: "content" (null if there is none beside calls), "tool_calls". */
 void pd_tool_reader_message(const pd_tool_reader *r, pd_buf *out);

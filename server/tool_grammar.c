@@ -29,11 +29,12 @@ static bool takes_nothing(const json_t *parameters) {
 }
 
 /* Rule a<i>: the arguments of tool i.  `any`: no more of them than that they are an object. */
-static pd_status write_arguments(const json_t *tools, size_t i, bool any, size_t *next, pd_buf *out, pd_err *err) {
+static pd_status write_arguments(const pd_tools *t, const json_t *tools, size_t i, bool any, size_t *next, pd_buf *out,
+                                 pd_err *err) {
     const json_t *function = pd_json_get(json_array_get(tools, i), "function");
     const json_t *parameters = pd_json_get(function, "parameters");
     char path[56];
-    snprintf(path, sizeof path, "tools[%zu].function.parameters", i);
+    snprintf(path, sizeof path, "tools[%zu].%s", i, t->schema);
     if (takes_nothing(parameters) || (any && !is_strict(function))) {
         pd_buf_printf(out, "a%zu ::= %s\n", i, takes_nothing(parameters) ? "\"{}\"" : "object");
         return PD_OK;
@@ -94,7 +95,7 @@ static pd_status make(const pd_tools *t, const json_t *tools, const json_t *form
     size_t next = 0;
     pd_status rc = form ? write_form(form, &next, &gbnf, err) : PD_OK;
     for (size_t i = 0; i < t->n && rc == PD_OK; i++)
-        if (t->choice != PD_TOOL_NAMED || i == t->named) rc = write_arguments(tools, i, any, &next, &gbnf, err);
+        if (t->choice != PD_TOOL_NAMED || i == t->named) rc = write_arguments(t, tools, i, any, &next, &gbnf, err);
     if (rc == PD_OK) write_root(t, form, &gbnf);
     if (rc == PD_OK && gbnf.failed)
         rc = pd_fail(err, PD_EINVAL, "tools", "tools: their grammar has more than %d bytes", PD_GRAMMAR_TEXT_MAX);

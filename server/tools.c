@@ -9,7 +9,7 @@
 /* ---- decoding ---- */
 
 /* OpenAI's rule: letters, digits, "_" and "-"; dots too, which others use. */
-static bool good_name(const char *s) {
+bool pd_tools_good_name(const char *s) {
     const size_t n = strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.");
     return n > 0 && n <= PD_TOOL_NAME_MAX && s[n] == '\0';
 }
@@ -22,7 +22,7 @@ static pd_status decode_tool(const json_t *tool, size_t i, pd_tools *t, pd_err *
     const char *name = json_string_value(pd_json_get(function, "name"));
     if (!type || strcmp(type, "function") != 0)
         return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"function\" is served", at, type ? type : "");
-    if (!name || !good_name(name))
+    if (!name || !pd_tools_good_name(name))
         return pd_fail(err, PD_EINVAL, at,
                        "%s.function.name must be a string of 1 to %d letters, digits, \"_\", \"-\" and \".\"", at,
                        PD_TOOL_NAME_MAX);
@@ -131,8 +131,9 @@ static int begin_call(const pd_tools *t, char *dst, size_t cap) {
     return snprintf(dst, cap, "%s{\"name\": \"", open);
 }
 
-pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, pd_err *err) {
+pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, const char *schema, pd_err *err) {
     char text[PD_TOOL_NAME_MAX + 80];
+    t->schema = schema ? schema : "function.parameters";
     t->format = format_of(chat);
     if (t->choice == PD_TOOL_AUTO) return PD_OK;
     t->args_mark = t->format == PD_TOOL_MISTRAL && strstr(pd_chat_text(chat), "[ARGS]");

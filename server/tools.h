@@ -33,6 +33,7 @@ typedef struct pd_tools {
     bool args_mark;  /* PD_TOOL_MISTRAL: the second form */
     char **name;     /* [n] */
     size_t n;
+    const char *schema; /* where errors say a tool's schema is: tools[i].THIS */
     char *begun;     /* what the answer begins with, already in the prompt; NULL: nothing */
 } pd_tools;
 
@@ -41,8 +42,11 @@ typedef struct pd_tools {
 pd_status pd_tools_decode(const json_t *body, pd_tools **ret, pd_err *err);
 void pd_tools_close(pd_tools *t); /* NULL is fine */
 
-/* For this model's template: t->format, and for a call that must be made t->begun. */
-pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, pd_err *err);
+bool pd_tools_good_name(const char *s); /* 1 to PD_TOOL_NAME_MAX letters, digits, "_", "-" and "." */
+
+/* For this model's template: t->format, and for a call that must be made t->begun.  `schema`
+ * becomes t->schema, NULL = "function.parameters". */
+pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, const char *schema, pd_err *err);
 
 /* What may follow t->begun: a call of one of the tools (`tools`, the request's) whose
  * arguments its schema accepts, and further ones where several may come.  Where nothing is

@@ -142,6 +142,83 @@ class OpenAI(unittest.TestCase):
             self.assertEqual(e.exception.param, param)
 
 
+class Responses(unittest.TestCase):
+    """OpenAI's client on /v1/responses."""
+
+    def setUp(self):
+        self.s = common.server()
+        self.c = openai.OpenAI(base_url=f"http://127.0.0.1:{self.s.port}/v1", api_key="none", max_retries=0, timeout=120)
+        flat = [{"type": "function", "strict": False, "parameters": None, **t["function"]} for t in (WEATHER, NOW)]
+        self.ask = dict(model="any", input=ASK, tools=flat, temperature=0, max_output_tokens=160)
+
+    def both(self, **ask):
+        """The same whole and streamed: items without their ids, and the status."""
+        def shown(r):
+            return [(i.type, i.content[0].text) if i.type == "message" else (i.type, i.name, i.arguments) for i in r.output], r.status
+        whole = self.c.responses.create(**ask)
+        with self.c.responses.stream(**{k: v for k, v in ask.items()}) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        self.assertEqual(shown(final), shown(whole))
+        done = [e for e in events if e.type == "response.function_call_arguments.done"]
+        self.assertEqual([(e.name, e.arguments) for e in done], [s[1:] for s in shown(whole)[0] if s[0] == "function_call"])
+        for e in done:
+            said = "".join(d.delta for d in events if d.type == "response.function_call_arguments.delta" and d.item_id == e.item_id)
+            self.assertEqual(said, e.arguments)
+        return whole, *shown(whole)
+
+    def test_a_call_that_must_be_made(self):
+        whole, items, status = self.both(**self.ask, tool_choice={"type": "function", "name": "get_weather"})
+        self.assertEqual((len(items), items[0][:2], status), (1, ("function_call", "get_weather"), "completed"))
+        self.assertEqual(set(json.loads(items[0][2])), {"city", "unit"})
+        self.assertEqual((whole.tool_choice.name, whole.tools[1].name, whole.parallel_tool_calls), ("get_weather", "now", True))
+        _, items, _ = self.both(**self.ask, tool_choice="required", parallel_tool_calls=False)
+        self.assertEqual((len(items), items[0][0]), (1, "function_call"))
+
+    def test_calls_by_itself(self):
+        _, items, status = self.both(**self.ask, extra_body=says(SAID))
+        self.assertEqual(([(*i[:2], *map(json.loads, i[2:])) for i in items], status),
+                         ([("message", "I will look."), ("function_call", "get_weather", {"city": "Paris", "unit": "celsius"}),
+                           ("function_call", "now", {})], "completed"))
+        _, items, _ = self.both(**self.ask, tool_choice="none", extra_body=says(SAID))
+        self.assertEqual(items, [("message", SAID)])
+
+    def test_the_next_turn(self):
+        first = self.c.responses.create(**self.ask, tool_choice={"type": "function", "name": "get_weather"})
+        talk = [*ASK, *first.output,  # as it came
+                {"type": "function_call_output", "call_id": first.output[0].call_id, "output": "22 degrees and sunny"}]
+        second, _, _ = self.both(**{**self.ask, "input": talk})
+        chat = self.s.ask("/tokenize", {"tools": [WEATHER, NOW], "messages": [
+            *ASK, {"role": "assistant", "content": "", "tool_calls": [{"id": "x", "type": "function", "function": {
+                "name": "get_weather", "arguments": first.output[0].arguments}}]},
+            {"role": "tool", "tool_call_id": "x", "content": "22 degrees and sunny"}]})
+        self.assertEqual(second.usage.input_tokens, chat["count"])
+
+    def test_parsed_by_pydantic(self):
+        class Forecast(pydantic.BaseModel):
+            """The weather of some days."""
+            city: str = pydantic.Field(max_length=20)
+            days: int
+
+        class Said(pydantic.BaseModel):
+            warm: bool
+
+        tools = [openai.pydantic_function_tool(Forecast)["function"]]
+        tools = [{"type": "function", **t} for t in tools]
+        ask = dict(model="any", input=ASK, max_output_tokens=160, temperature=1.5)
+        for seed in range(3):
+            call = self.c.responses.parse(**ask, tools=tools, tool_choice="required", parallel_tool_calls=False, extra_body={"seed": seed}).output[0]
+            self.assertEqual(set(json.loads(call.arguments)), {"city", "days"})
+            self.assertIsInstance(self.c.responses.parse(**ask, text_format=Said, extra_body={"seed": seed}).output_parsed, Said)
+
+    def test_refusals(self):
+        for bad, param in (({"tools": [{"type": "web_search"}]}, "tools[0]"), ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
+                           ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]")):
+            with self.subTest(bad), self.assertRaises(openai.BadRequestError) as e:
+                self.c.responses.create(**{**self.ask, **bad})
+            self.assertEqual(e.exception.param, param)
+
+
 @tool
 def get_weather(city: str, unit: typing.Literal["celsius", "fahrenheit"]) -> str:
     """Weather of a city."""

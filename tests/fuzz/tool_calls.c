@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a model says, read for tool calls: in one piece and in any others it gives the
  * same content and calls, in valid JSON, and as content comes nothing that was not said.
+ * Taken in the order they were said, they are the same too.
  *
  *   form, size of pieces, text */
 #include "server/tool_calls.h"
@@ -101,6 +102,39 @@ static json_t *streamed(const pd_tools *t, const char *s, size_t n, size_t piece
     return all;
 }
 
+static json_t *taken(const pd_tools *t, const char *s, size_t n, size_t piece) {
+    pd_tool_reader *r = pd_tool_reader_open(t);
+    json_t *all = json_pack("{s:s, s:[]}", "content", "", "tool_calls"), *calls = json_object_get(all, "tool_calls");
+    bool more = true;
+    MUST(r && all);
+    while (more) {
+        const size_t k = piece_len(s, n, piece);
+        pd_tool_piece p;
+        more = k > 0;
+        if (more) pd_tool_reader_add(r, s, k);
+        else pd_tool_reader_end(r);
+        s += k;
+        n -= k;
+        while (pd_tool_reader_take(r, &p)) {
+            json_t *text = json_stringn_nocheck(p.text, p.len);
+            MUST(p.len || p.first);
+            if (!p.call) append(all, "content", text);
+            if (p.first)
+                json_array_append_new(calls, json_pack("{s:s, s:{s:o}}", "type", "function", "function", "name",
+                                                       json_stringn_nocheck(p.call->name.data, p.call->name.len)));
+            if (p.call) {
+                MUST(p.index + 1 == json_array_size(calls));
+                append(json_object_get(json_array_get(calls, p.index), "function"), "arguments", text);
+            }
+            json_decref(text);
+        }
+    }
+    if (json_array_size(calls) == 0) json_object_del(all, "tool_calls");
+    else if (json_string_length(json_object_get(all, "content")) == 0) json_object_set_new(all, "content", json_null());
+    pd_tool_reader_close(r);
+    return all;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static char now[] = "now", weather[] = "weather", *name[] = {now, weather};
     static char begun[] = "<tool_call>\n{\"name\": \"now\", \"arguments\":";
@@ -109,8 +143,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                         .begun = data[0] & 4 ? begun : NULL};
     json_t *one = whole(&t, (const char *)data + 2, size - 2);
     json_t *many = streamed(&t, (const char *)data + 2, size - 2, 1 + data[1] % 32);
-    MUST(json_equal(one, many));
+    json_t *pieces = taken(&t, (const char *)data + 2, size - 2, 1 + data[1] % 32);
+    MUST(json_equal(one, many) && json_equal(one, pieces));
     json_decref(one);
+    json_decref(pieces);
     json_decref(many);
     return 0;
 }

@@ -89,7 +89,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (pd_json_parse(&body, (const char *)data + 2, size - 2, &err) != PD_OK) return 0;
     pd_status rc = pd_structured_decode(body, &form, &err);
     if (rc == PD_OK) rc = pd_tools_decode(body, &t, &err);
-    if (rc == PD_OK && t) rc = pd_tools_fit(t, *c, &err);
+    if (rc == PD_OK && t) rc = pd_tools_fit(t, *c, NULL, &err);
     if (rc == PD_OK && t) rc = pd_tools_grammar(t, pd_json_get(body, "tools"), pd_structured_form(body), &g, &err);
     MUST(rc == PD_OK || (rc == PD_EINVAL && err.msg[0]));
     if (g) walk(t, g, data[1]);

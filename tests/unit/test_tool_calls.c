@@ -106,6 +106,31 @@ static void streamed(const pd_tools *t, const char *text, size_t piece, pd_buf *
     pd_tool_reader_close(r);
 }
 
+/* The pieces: content as it is, each call as "|name(arguments)" where it was said. */
+static void taken(const pd_tools *t, const char *text, size_t piece, pd_buf *dst) {
+    pd_tool_reader *r = pd_tool_reader_open(t);
+    bool more = true, in_call = false;
+    while (more) {
+        const size_t n = piece_len(text, piece);
+        pd_tool_piece p;
+        more = n > 0;
+        if (more) pd_tool_reader_add(r, text, n);
+        else pd_tool_reader_end(r);
+        text += n;
+        while (pd_tool_reader_take(r, &p)) {
+            assert_true(p.len || p.first);
+            if (in_call && (!p.call || p.first)) pd_buf_putc(dst, ')');
+            assert_true(!p.call || p.call == pd_tool_reader_call(r, p.index));
+            if (p.call && p.first) pd_buf_printf(dst, "|%s(", p.call->name.data);
+            assert_true(p.first || !p.call || in_call);
+            pd_buf_add(dst, p.text, p.len);
+            in_call = p.call != NULL;
+        }
+    }
+    if (in_call) pd_buf_putc(dst, ')');
+    pd_tool_reader_close(r);
+}
+
 static void is(const char *text, size_t piece, pd_buf *got, const char *want) {
     if (strcmp(got->data ? got->data : "", want) != 0)
         fail_msg("'%s' in pieces of %zu:\n'%s'\nwant\n'%s'", text, piece, got->data, want);
@@ -190,6 +215,27 @@ static void any_form(void **state) {
     reads(&t, "{\"name\": \"now\", \"arguments\": {}}", "|now({})");
     reads(&t, "<tool_call>{\"name\": \"x\", \"arguments\": {}}</tool_call>", "|x({})");
     reads(&t, "{\"name\": \"unknown\", \"arguments\": {}}", "{\"name\": \"unknown\", \"arguments\": {}}");
+}
+
+static void in_the_order_they_were_said(void **state) {
+    (void)state;
+    pd_tools t = tools_of(PD_TOOL_HERMES);
+    static const char text[] = "One <tool_call>{\"name\": \"now\"}</tool_call>\n two\xc3\xa9 <tool_call>{\"name\": \"weather\", "
+                               "\"arguments\": {\"a\": 1}}</tool_call><tool_call>{}</tool_call> three\n";
+    for (size_t piece = 1; piece < sizeof text; piece++) {
+        pd_buf got = {0};
+        t.parallel = true;
+        taken(&t, text, piece, &got);
+        is(text, piece, &got, "One|now({})\n two\xc3\xa9|weather({\"a\": 1})<tool_call>{}</tool_call> three");
+        t.parallel = false;
+        taken(&t, text, piece, &got);
+        is(text, piece, &got, "One|now({})\n two\xc3\xa9<tool_call>{}</tool_call> three");
+    }
+    char begun[] = "<tool_call>\n{\"name\": \"now\", \"arguments\":";
+    t.begun = begun;
+    pd_buf got = {0};
+    taken(&t, " {\"x\": 2", 1, &got);
+    is("cut off", 1, &got, "|now({\"x\": 2)");
 }
 
 static void one_call_alone(void **state) {
@@ -278,18 +324,18 @@ static void fits(const char *template, pd_tool_format format, const char *requir
     json_t *body = json_loads("{\"tools\": [" TOOL("\"f\"") ", " TOOL("\"g\"") "]}", 0, NULL);
     pd_tools *t = NULL;
     assert_int_equal(pd_tools_decode(body, &t, NULL), PD_OK);
-    assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
+    assert_int_equal(pd_tools_fit(t, c, NULL, NULL), PD_OK);
     assert_int_equal(t->format, format);
     assert_null(t->begun);
     t->choice = PD_TOOL_REQUIRED;
-    assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
+    assert_int_equal(pd_tools_fit(t, c, NULL, NULL), PD_OK);
     assert_string_equal(t->begun, required);
     t->choice = PD_TOOL_NAMED;
-    assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
+    assert_int_equal(pd_tools_fit(t, c, NULL, NULL), PD_OK);
     assert_string_equal(t->begun, named);
     t->choice = PD_TOOL_REQUIRED; /* of one there is no choice */
     t->n = 1;
-    assert_int_equal(pd_tools_fit(t, c, NULL), PD_OK);
+    assert_int_equal(pd_tools_fit(t, c, NULL, NULL), PD_OK);
     assert_string_equal(t->begun, named);
     t->n = 2;
     /* And what is begun is read as begun. */
@@ -331,7 +377,7 @@ static pd_status grammar_of(const char *template, const char *text, pd_tools **t
     assert_int_equal(pd_chat_open(&c, NULL, template, NULL, NULL), PD_OK);
     *g = NULL;
     pd_status rc = pd_tools_decode(body, t, err);
-    if (rc == PD_OK) rc = pd_tools_fit(*t, c, err);
+    if (rc == PD_OK) rc = pd_tools_fit(*t, c, NULL, err);
     if (rc == PD_OK) rc = pd_tools_grammar(*t, json_object_get(body, "tools"), pd_structured_form(body), g, err);
     pd_chat_close(c);
     json_decref(body);
@@ -454,7 +500,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hermes),           cmocka_unit_test(llama3),
         cmocka_unit_test(mistral),          cmocka_unit_test(any_form),
-        cmocka_unit_test(one_call_alone),   cmocka_unit_test(begun_calls_go_on),
+        cmocka_unit_test(one_call_alone),
+        cmocka_unit_test(in_the_order_they_were_said),   cmocka_unit_test(begun_calls_go_on),
         cmocka_unit_test(many_calls_end),   cmocka_unit_test(bodies_are_checked),
         cmocka_unit_test(templates_tell_the_form),
         cmocka_unit_test(begun_calls_are_held_to_their_schema),
