@@ -137,6 +137,8 @@ typedef struct pd_latent_rule {
     uint16_t layer[PD_LATENT_LAYERS]; /* each layer's; 0 = its keys stay as they are */
     size_t window;
     size_t n_sink;        /* positions below it stay whole */
+    size_t sub, n_centroid; /* product codes instead, of sub-vectors so long (cache/codes.h); 0 = bases */
+    const float *book;    /* [n_layer][n_head_kv][D][n_centroid] */
     bool rotated;         /* the bases are of keys after RoPE */
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
     const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
@@ -149,9 +151,11 @@ static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, siz
     return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
 }
 
-/* What those n pairs count, as pairs, when a projected key counts by its numbers. */
+/* What those n pairs count, as pairs, when a projected key counts by its numbers, and a code by its
+ * share of 16 bits. */
 static inline double pd_latent_pairs(const pd_latent_rule *r, size_t layer, size_t n, size_t head_dim) {
-    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(head_dim - r->layer[layer]) / (double)(2 * head_dim);
+    const double number = !r->n_centroid ? 1.0 : r->n_centroid > 16 ? 0.5 : 0.25;
+    return (double)n - (double)pd_latent_packed(r, layer, n) * ((double)head_dim - number * r->layer[layer]) / (double)(2 * head_dim);
 }
 
 /* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
@@ -327,7 +331,8 @@ struct pd_press {
     size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
 
     /* How older keys are stored; false: as all others, with these parameters.  NULL = as all
-     * others.  Asked of the request's press alone, not of one inside another. */
+     * others.  Asked of the request's press alone, not of one inside another, and of the reading
+     * ones around it. */
     bool (*latents)(const pd_press_inst *inst, const struct pd_press_model *model, pd_latent_rule *ret);
 
     /* What it does while tokens are generated; false: nothing, with these

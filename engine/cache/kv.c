@@ -143,7 +143,7 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
     assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
     uint32_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
     if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
-    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
+    kv->pack = (pd_kv_pack){.codec = kv->codec, .pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
 }
 
@@ -151,10 +151,10 @@ static size_t sink_floats(const pd_kv *kv) {
     return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
 }
 
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
+pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
     const size_t heads = kv->n_layer * kv->n_head_kv;
     assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= ROW_MAX);
-    kv->pack = (pd_kv_pack){.n_sink = n_sink};
+    kv->pack = (pd_kv_pack){.codec = *codec, .n_sink = n_sink};
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.latent = malloc(heads * sizeof *latent);
     kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
@@ -173,7 +173,7 @@ void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *ch
 
 /* Where the values of a packed page begin. */
 static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
-    return (char *)page + kv->codec.k->bytes(pd_kv_pack_dim(kv, kh));
+    return (char *)page + kv->pack.codec.k->bytes(pd_kv_pack_dim(kv, kh));
 }
 
 /* A key's row in a packed page; as a latent, and whole if it is a sink's. */
@@ -199,7 +199,7 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
         choose(kv, layer, head, k, row);
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t k_dim = pd_kv_pack_dim(kv, kh);
-    kv->codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
+    kv->pack.codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
     kv->codec.v->write(kv->kern, packed_v(kv, kh, page), kv->head_dim, slot, 1, v, kv->head_dim);
 }
 
@@ -223,7 +223,7 @@ static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id,
     void *page = pd_kvpool_page(pool, id);
     if (k) {
         float row[ROW_MAX];
-        kv->codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
+        kv->pack.codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
         if (kv->pack.latent)
             rebuild(kv, layer, head, row, pd_kvpool_pos(pool, id)[slot], k);
         else
@@ -233,7 +233,7 @@ static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id,
 }
 
 static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
-    kv->codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
+    kv->pack.codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
     kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, kv->head_dim);
 }
 

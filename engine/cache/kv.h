@@ -51,8 +51,9 @@ typedef struct pd_kv_head {
     uint32_t recent[PD_KV_RECENT]; /* ... if it is one of the last; pages of recent_pool */
 } pd_kv_head;
 
-/* The packed kind of page of one sequence; its types are the open kind's. */
+/* The packed kind of page of one sequence; its types are the open kind's, but for keys in codes. */
 typedef struct pd_kv_pack {
+    pd_codec codec;
     pd_kvpool *pool;   /* NULL: nothing is ever packed, or the layers have pools of their own */
     pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; projected keys only */
     size_t k_dim;      /* numbers of a stored key */
@@ -102,9 +103,9 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
  * keys have pd_kv_pack_width.  Errors: ENOMEM. */
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
-/* Or one of projected keys: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's latents have
+/* Or one of projected keys, stored by `codec`: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's latents have
  * one rank, its pool's k_dim.  No pool: the layer's keys are never packed.  Not for keys in few bits. */
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
+pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);

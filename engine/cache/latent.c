@@ -65,6 +65,10 @@ static void turn_of(const pd_turns *t, int32_t pos, float *c, float *s) {
 
 void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *k, int32_t pos, float *c, float *tmp) {
     const size_t d = l->head_dim, half = d / 2;
+    if (l->book.n_centroid) {
+        pd_book_encode(&l->book, kern, k, c);
+        return;
+    }
     if (l->turns) {
         float cs[PD_LATENT_HALF_MAX], sn[PD_LATENT_HALF_MAX];
         turn_of(l->turns, pos, cs, sn);
@@ -79,6 +83,10 @@ void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *
 
 void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *c, int32_t pos, float *k) {
     const size_t d = l->head_dim;
+    if (l->book.n_centroid) {
+        pd_book_decode(&l->book, c, k);
+        return;
+    }
     memset(k, 0, d * sizeof *k);
     for (size_t r = 0; r < l->rank; r++) kern->axpy_f32(c[r], l->rebuild + r * d, k, d);
     if (!l->turns) return;
@@ -130,6 +138,7 @@ static void turn_each(const pd_turns *t, const int32_t *pos, size_t from, size_t
 void pd_latent_keys(const pd_latent *l, const float *c, const int32_t *const *pos, size_t n_page, size_t first,
                     size_t n, float *k, float *tmp) {
     const size_t d = l->head_dim, ld = n_page * N;
+    assert(!l->book.n_centroid); /* codes are scored without their keys */
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)d, (int)ld, (int)l->rank, 1.0f, l->rebuild, (int)d, c,
                 (int)ld, 0.0f, k, (int)ld);
     for (size_t p = 0; l->turns && p < n_page; p++) {

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define FOR_EACH_POOL(p, k, v, w)                   \
-    for (int k = 0; k < PD_KV_TYPES; k++)           \
+    for (int k = 0; k < PD_KV_ALL; k++)             \
         for (int v = 0; v < PD_KV_TYPES; v++)       \
             for (int w = 0; w < PD_KV_WIDTHS; w++)  \
                 if (atomic_load_explicit(&(p)->k_dim[k][v][w], memory_order_acquire))
@@ -71,8 +71,8 @@ uint64_t pd_kvpools_dirty(const pd_kvpools *p) {
     return bytes;
 }
 
-void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]) {
-    memset(ret, 0, sizeof(uint64_t[2][PD_KV_TYPES]));
+void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_ALL]) {
+    memset(ret, 0, sizeof(uint64_t[2][PD_KV_ALL]));
     FOR_EACH_POOL(p, k, v, w) {
         const pd_kvpool *pool = &p->pool[k][v][w];
         const pd_codec c = pd_codec_of((pd_kv_type)k, (pd_kv_type)v);

@@ -20,11 +20,11 @@ enum { PD_KV_WIDTHS = 16 };
 
 typedef struct pd_kvpools {
     /* [key][value][w]: keys have more than w and up to w + 1 sixteenths; NATIVE's row and column are unused */
-    pd_kvpool pool[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
+    pd_kvpool pool[PD_KV_ALL][PD_KV_TYPES][PD_KV_WIDTHS];
     size_t head_dim, hysteresis_bytes;
     uint64_t max_bytes;
     /* numbers of a key of the pool; 0 = it may not be looked at yet */
-    _Atomic uint32_t k_dim[PD_KV_TYPES][PD_KV_TYPES][PD_KV_WIDTHS];
+    _Atomic uint32_t k_dim[PD_KV_ALL][PD_KV_TYPES][PD_KV_WIDTHS];
 } pd_kvpools;
 
 /* With the pool of `native`; the bound is its whole pages.  Errors: as pd_kvpool_init. */
@@ -42,6 +42,6 @@ bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */
 uint64_t pd_kvpools_held(const pd_kvpools *p, pd_page_owner owner);
 uint64_t pd_kvpools_dirty(const pd_kvpools *p);
 /* Bytes of held pages by type: [0] in K parts, [1] in V parts. */
-void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]);
+void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_ALL]);
 
 #endif

@@ -40,7 +40,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
                        size_t max_rows, size_t ctx, bool exact, pd_err *err) {
     const pd_hparams *hp = &m->hp;
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
-    *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
+    *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact, .max_rows = max_rows};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
     a->pages_floats = group * (PAGES * N + 2 * N) + 2 * group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
     a->latent_floats = 2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim;
@@ -65,7 +65,25 @@ void pd_attn_done(pd_attn *a) {
     free(a->latent);
     free(a->part);
     free(a->chunk);
+    free(a->table);
+    free(a->table_scale);
     *a = (pd_attn){0};
+}
+
+pd_status pd_attn_hold_tables(pd_attn *a, size_t n, pd_err *err) {
+    const size_t heads = a->max_rows * a->model->hp.n_head, bytes = pd_div_up(n, 64) * 64;
+    if (bytes <= a->table_bytes) return PD_OK;
+    uint8_t *table = aligned_alloc(64, heads * bytes);
+    if (!a->table_scale) a->table_scale = malloc(2 * heads * sizeof *a->table_scale);
+    if (!table || !a->table_scale) {
+        free(table);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the tables of keys in codes");
+    }
+    free(a->table);
+    a->bytes += heads * (bytes - a->table_bytes);
+    a->table = table;
+    a->table_bytes = bytes;
+    return PD_OK;
 }
 
 /* ---- a tile of a prompt ---- */
@@ -167,7 +185,7 @@ static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **p
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const uint32_t *chosen = look_at(j, c->seq, c->head).page;
-    if (c->page0 < kh->n_pack_page) *codec = &kv->codec;
+    if (c->page0 < kh->n_pack_page) *codec = &kv->pack.codec;
     for (uint32_t i = 0; i < c->n_page; i++) {
         const uint32_t p = c->page0 + i;
         pages[i] = p < kh->n_pack_page ? pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p])
@@ -216,6 +234,31 @@ static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void 
                 tmp, (int)stride);
 }
 
+/* Scores of keys in codes, but for those of sinks, which are there: tmp [G][stride].  q [G][D]. */
+static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+                        const float *q, float *tmp, size_t stride) {
+    const pd_attn *a = j->a;
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const pd_book *book = &pd_kv_latent(kv, j->layer, c->head)->book;
+    const size_t d = kv->head_dim, group = a->model->hp.n_head / kv->n_head_kv, n_code = pd_book_codes(book);
+    const size_t q0 = c->seq * a->model->hp.n_head + c->head * group;
+    float least[GROUP_MAX], step[GROUP_MAX];
+    for (size_t g = 0; g < group; g++) {
+        least[g] = a->table_scale[2 * (q0 + g)];
+        step[g] = a->table_scale[2 * (q0 + g) + 1];
+    }
+    const pd_code_pass p = {.pages = pages, .n_page = c->n_page, .n_code = n_code, .n_group = group, .table = a->table + q0 * a->table_bytes,
+                            .least = least, .step = step, .tmp = tmp, .tmp_stride = stride};
+    (book->n_centroid > 16 ? a->kern->scores_codes8 : a->kern->scores_codes4)(&p);
+    const float *sink = pd_kv_sinks(kv, j->layer, c->head);
+    for (size_t s = first; s < first + n; s++) { /* positions rise */
+        const size_t pos = (size_t)pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + s / N])[s % N];
+        if (pos >= kv->pack.n_sink) break;
+        for (size_t g = 0; g < group; g++) tmp[g * stride + s] = a->kern->dot_f32(q + g * d, sink + pos * d, d);
+    }
+}
+
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
@@ -235,7 +278,13 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     const pd_select *sel = picks(j, c->seq);
-    if (sel) { /* no page of such a sequence is packed or held twice (admit.c) */
+    if (sel && packed) { /* in codes */
+        float *at = pd_select_at(sel, c->head, (size_t)c->page0 * N);
+        code_scores(j, c, pages, first, end - first, q, at, sel->stride);
+        pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, at, sel->stride);
+        return;
+    }
+    if (sel) { /* no page of such a sequence is projected or held twice (admit.c) */
         pd_codec_scores(codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap,
                         pd_select_at(sel, c->head, (size_t)c->page0 * N), sel->stride, scratch);
         return;
@@ -246,8 +295,11 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
         return;
     }
     if (kv->pack.latent) {
-        latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
-        pd_codec_attn_scored(&kv->codec, a->kern, group, pd_kv_pack_dim(kv, kh), d, pages, first, end - first, hp->attn_softcap,
+        if (pd_kv_latent(kv, j->layer, c->head)->book.n_centroid)
+            code_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N);
+        else
+            latent_scores(j, c, pages, first, end - first, q, tmp, PAGES * N + 2 * N, a->latent + thread * a->latent_floats);
+        pd_codec_attn_scored(&kv->pack.codec, a->kern, group, pd_kv_pack_dim(kv, kh), d, pages, first, end - first, hp->attn_softcap,
                              tmp, PAGES * N + 2 * N, m, l, acc);
         return;
     }
@@ -284,9 +336,11 @@ static void rows_chunk(const step_job *j, size_t chunk) {
     const pd_kv *kv = j->kv[c->seq];
     const void *pages[PAGES];
     const pd_codec *codec;
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t k_dim = c->page0 < kh->n_pack_page ? pd_kv_pack_dim(kv, kh) : kv->head_dim;
     pages_of(j, c, pages, &codec);
     float *m = a->part + chunk * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
-    c->n_row = (uint32_t)pd_select_rows(sel, &kv->codec, a->kern, c->head, kv->head_dim, pages, (size_t)c->page0 * N,
+    c->n_row = (uint32_t)pd_select_rows(sel, codec, a->kern, c->head, k_dim, kv->head_dim, pages, (size_t)c->page0 * N,
                                         c->n_page, m, l, acc);
 }
 
@@ -332,6 +386,35 @@ static void choose_pages(step_job *j, size_t n_seq) {
     }
 }
 
+/* ---- keys in codes ---- */
+
+static bool in_codes(const step_job *j, size_t seq, size_t head) {
+    const pd_kv *kv = j->kv[seq];
+    return kv->pack.latent && pd_kv_latent(kv, j->layer, head)->book.n_centroid && pd_kv_at(kv, j->layer, head)->n_pack;
+}
+
+/* Task = sequence, query head: what its query gives each centroid. */
+static void table_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t group = hp->n_head / hp->n_head_kv, seq = task / hp->n_head, head = task % hp->n_head / group, d = hp->head_dim;
+    if (!in_codes(j, seq, head)) return;
+    const pd_book *book = &pd_kv_latent(j->kv[seq], j->layer, head)->book;
+    float q[PD_BOOK_DIM_MAX];
+    for (size_t i = 0; i < d; i++) q[i] = j->q[task * d + i] * hp->attn_scale;
+    uint8_t *table = a->table + (task - task % group) * a->table_bytes + task % group * pd_book_codes(book) * book->n_centroid;
+    pd_book_table(book, a->kern, q, table, a->table_scale + 2 * task, a->table_scale + 2 * task + 1);
+}
+
+static void make_tables(step_job *j, size_t n_seq) {
+    bool any = false;
+    for (size_t s = 0; s < n_seq; s++)
+        for (size_t h = 0; h < j->kv[s]->n_head_kv; h++) any = any || in_codes(j, s, h);
+    if (any) pd_workers_run(j->a->workers, table_task, j, n_seq * j->a->model->hp.n_head);
+}
+
 /* Join the chunks of one head, in slot order. */
 static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
     const pd_hparams *hp = &a->model->hp;
@@ -357,6 +440,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
     step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q};
     choose_pages(&job, n_seq);
+    make_tables(&job, n_seq);
     size_t n = 0;
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {

@@ -305,7 +305,7 @@ uint64_t pd_engine_forecast_bytes(const pd_engine *e, size_t n, double ratio, co
 typedef struct pd_engine_stats {
     /* total = free + seq + store; in native pages, of which pages of fewer bits are fractions */
     uint64_t pages_total, pages_free, pages_seq, pages_store;
-    uint64_t kv_bytes_type[2][PD_KV_TYPES]; /* pages in use: keys, then values, by type */
+    uint64_t kv_bytes_type[2][PD_KV_ALL]; /* pages in use: keys, then values, by type */
     uint64_t kv_bytes_resident; /* pages in use */
     uint64_t kv_bytes_dirty;    /* free pages whose memory was not returned yet (hysteresis) */
     uint64_t kv_bytes_staging;  /* dense layer(s) of running prefills */

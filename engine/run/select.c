@@ -128,7 +128,7 @@ void pd_select_cut(pd_select *s, const pd_kernels *kern, size_t q_head, size_t n
 
 /* ---- the rows of a chunk ---- */
 
-size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t head_dim,
+size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t k_dim, size_t v_dim,
                       const void *const *pages, size_t slot, size_t n_page, float *m, float *l, float *acc) {
     uint32_t row[PAGES * N + 16];
     float *w = pd_select_at(s, head, slot);
@@ -139,6 +139,6 @@ size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *k
         for (size_t i = 0; s->rule.renormalize && i < n_row; i++) l[g] += w[g * s->stride + row[i]];
         if (!s->rule.renormalize) l[g] = kern->sum_from_f32(w + g * s->stride, n_page * N, 0.0f);
     }
-    pd_codec_rows(c, kern, s->group, head_dim, pages, row, n_row, w, s->stride, acc);
+    pd_codec_rows(c, kern, s->group, k_dim, v_dim, pages, row, n_row, w, s->stride, acc);
     return n_row;
 }

@@ -89,7 +89,7 @@ void pd_select_cut(pd_select *s, const pd_kernels *kern, size_t q_head, size_t n
 /* The rows of n_page pages (<= 16) from slot `slot` of a KV head on: m, l and acc as
  * pd_codec_attn leaves them, for the maximum over all of the head.  Returns how many
  * rows were read. */
-size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t head_dim,
+size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t k_dim, size_t v_dim,
                       const void *const *pages, size_t slot, size_t n_page, float *m, float *l, float *acc);
 
 /* Of `rows` slots of the layer, a step read so many keys and values. */

@@ -79,7 +79,7 @@ static void a_key_comes_back_through_its_basis(void **state) {
         draw(i, k, D);
         for (size_t rank = 1; rank <= D; rank += 5) {
             for (int turned = 0; turned < 2; turned++) {
-                const pd_latent l = {D, rank, basis, basis, turned ? &turns : NULL};
+                const pd_latent l = {.head_dim = D, .rank = rank, .project = basis, .rebuild = basis, .turns = turned ? &turns : NULL};
                 double y[D];
                 want(k, pos[i], rank, turned, y);
                 pd_latent_project(&l, &kern, k, pos[i], c, tmp);
@@ -90,7 +90,7 @@ static void a_key_comes_back_through_its_basis(void **state) {
             }
         }
     }
-    const pd_latent all = {D, D, basis, basis, &turns};
+    const pd_latent all = {.head_dim = D, .rank = D, .project = basis, .rebuild = basis, .turns = &turns};
     pd_latent_project(&all, &kern, k, 77, c, tmp);
     pd_latent_rebuild(&all, &kern, c, 77, back);
     for (size_t j = 0; j < D; j++) assert_true(fabsf(back[j] - k[j]) < 2e-6f);
@@ -111,7 +111,7 @@ static void pages_come_back_as_their_keys(void **state) {
     for (size_t t = 0; t < sizeof range / sizeof *range; t++) {
         const size_t first = range[t][0], n = range[t][1];
         for (int turned = 0; turned < 2; turned++) {
-            const pd_latent l = {D, 20, basis, basis, turned ? &turns : NULL};
+            const pd_latent l = {.head_dim = D, .rank = 20, .project = basis, .rebuild = basis, .turns = turned ? &turns : NULL};
             float tmp[D], row[D], latent[D];
             for (size_t s = 0; s < PAGES * N; s++) {
                 const bool in = s >= first && s < first + n;
@@ -134,7 +134,7 @@ static void pages_come_back_as_their_keys(void **state) {
 /* An f16 cache loses no more by being turned back: the error of the latent stays that of the key. */
 static void rounded_keys_are_turned_back_as_well(void **state) {
     (void)state;
-    const pd_latent l = {D, D, basis, basis, &turns};
+    const pd_latent l = {.head_dim = D, .rank = D, .project = basis, .rebuild = basis, .turns = &turns};
     for (int32_t p = 0; p < 4000; p += 371) {
         float k[D], r[D], c[2][D], tmp[D];
         uint16_t half[D];
