@@ -6,7 +6,7 @@
  * goes to the end of the context: keys are therefore kept before RoPE, a sample of each layer's,
  * and turned to positions drawn from the whole context when the books are made.
  *
- * The two numbers that RoPE turns together stand next to each other in a part (cache/codes.h): on
+ * A pair of channels weighs as much as the queries there are large (their moments). The two numbers that RoPE turns together stand next to each other in a part (cache/codes.h): on
  * a circle they need fewer centroids than two numbers of different circles.
  *
  * Cost: ROWS keys of 2 bytes a number; at the end k-means of each head's parts in six ways. */
@@ -18,6 +18,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+static const double LEAST_SQUARE = 1e-3; /* of a head's mean, added */
 
 enum { ROWS = PD_CALIB_CODE_ROWS, TRAIN = ROWS, TURNS = 4 /* of one key, at most */ };
 
@@ -32,11 +34,25 @@ static void turn(float *k, size_t half, const float *freq, size_t pos, float way
     }
 }
 
+/* RoPE turns a pair and leaves it as long as it is. */
+static void add_queries(pd_calib *c, const pd_view *view) {
+    const pd_moments *m = pd_view_moments(view, PD_CALIB_SINK);
+    const size_t d = view->head_dim, half = d / 2, group = view->n_head / view->n_head_kv;
+    for (size_t h = 0; m && m->count && h < view->n_head; h++) {
+        double *sum = c->code_query + ((size_t)view->layer * view->n_head_kv + h / group) * half;
+        for (size_t i = 0; i < d; i++) {
+            const double mean = (double)m->mean[h * d + i];
+            sum[i % half] += ((double)m->cov[(h * d + i) * d + i] + mean * mean) * (double)m->count;
+        }
+    }
+}
+
 /* Each row of a layer is in the sample with the same chance (Vitter's algorithm R); of a chosen
  * token all heads' keys are. */
 pd_status pd__calib_codes_layer(pd_calib *c, const pd_view *view, pd_err *err) {
     const size_t l = (size_t)view->layer, d = view->head_dim, heads = view->n_head_kv;
     c->kern = view->kern;
+    add_queries(c, view);
     memcpy(c->freq + l * d / 2, view->inv_freq, d / 2 * sizeof *c->freq);
     float *row = PD_ARENA_NEW(view->tmp, d, float);
     if (!row) return pd_fail(err, PD_ENOMEM, NULL, "no memory to calibrate a layer");
@@ -80,6 +96,15 @@ static void book_task(void *ctx, size_t task, unsigned thread) {
                rows + j->n * PD_KMEANS_SUB_MAX);
 }
 
+/* A pair's error is multiplied by the queries there: in proportion to their size, 1 in the mean of
+ * the logarithm; a pair that queries hardly use still counts a little. */
+static void weigh(const double *square, size_t half, float *weight) {
+    double all = 0.0, log_mean = 0.0;
+    for (size_t i = 0; i < half; i++) all += square[i] / (double)half;
+    for (size_t i = 0; i < half; i++) log_mean += 0.5 * log(square[i] / all + LEAST_SQUARE) / (double)half;
+    for (size_t i = 0; i < half; i++) weight[i] = (float)exp(0.5 * log(square[i] / all + LEAST_SQUARE) - log_mean);
+}
+
 /* The sample's rows, each at several places of the context. */
 static void turn_rows(const pd_calib *c, size_t layer, size_t positions, size_t n_row, size_t n, float *x) {
     const size_t d = c->model.head_dim, heads = c->model.n_head_kv;
@@ -95,7 +120,7 @@ static void turn_rows(const pd_calib *c, size_t layer, size_t positions, size_t 
         for (size_t h = 0; h < heads; h++) {
             c->kern->f16_to_f32(c->code_row + ((layer * heads + h) * ROWS + i % n_row) * d, row, d);
             c->kern->rope(row, 1, d, cs, cs + d / 2);
-            pd_book_order(d, row, x + (h * n + i) * d);
+            pd_book_order(d, c->book_weight + (layer * heads + h) * (d / 2), row, x + (h * n + i) * d);
         }
     }
 }
@@ -105,12 +130,15 @@ pd_status pd_calib_codes(pd_calib *c, size_t layer, size_t positions, pd_press_d
                  n = pd_min_size(TRAIN, TURNS * n_row);
     book_job j = {.c = c, .layer = layer, .n = n};
     size_t tasks = 0;
+    if (layer == 0) c->book_weight = pd_press_data_put(d, PD_DATA_BOOK_WEIGHT);
+    if (!c->book_weight) return pd_fail(err, PD_ENOMEM, NULL, "no memory for codebooks");
     for (size_t b = 0; b < PD_BOOKS; b++) {
         if (layer == 0) c->book[b] = pd_press_data_put(d, (pd_data_id)(PD_DATA_BOOK + b));
         if (!(j.book[b] = c->book[b])) return pd_fail(err, PD_ENOMEM, NULL, "no memory for codebooks");
         tasks += heads * (dim / pd_books[b].sub);
     }
     if (!n) return PD_OK; /* a layer that is never pressed */
+    for (size_t h = layer * heads; h < (layer + 1) * heads; h++) weigh(c->code_query + h * (dim / 2), dim / 2, c->book_weight + h * (dim / 2));
     const size_t rows = heads * n * dim;
     float *x = malloc((rows + pd_workers_count(workers) * n * (PD_KMEANS_SUB_MAX + 1)) * sizeof *x);
     if (!x) return pd_fail(err, PD_ENOMEM, NULL, "no memory for codebooks");

@@ -47,7 +47,8 @@ struct pd_calib {
     const pd_kernels *kern; /* of the last view */
     size_t *code_seen;  /* [NL] keys of a head that were shown */
     uint16_t *code_row; /* [NL][Hk][PD_CALIB_CODE_ROWS][D] f16: those of them in the sample, before RoPE */
-    float *book[PD_BOOKS]; /* of the press data */
+    double *code_query; /* [NL][Hk][D/2] sum of squares of the queries' pairs of channels */
+    float *book[PD_BOOKS], *book_weight; /* of the press data */
 
     /* KVZAP_LINEAR, about the first text's means */
     size_t *rows;   /* [NL] */

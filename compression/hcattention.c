@@ -67,7 +67,8 @@ static bool latents(const pd_press_inst *inst, const pd_press_model *model, pd_l
                             .rotated = true,
                             .sub = sub,
                             .n_centroid = pd_books[b].n_centroid,
-                            .book = pd_press_data_get(inst->data, (pd_data_id)(PD_DATA_BOOK + b))};
+                            .book = pd_press_data_get(inst->data, (pd_data_id)(PD_DATA_BOOK + b)),
+                            .weight = pd_press_data_get(inst->data, PD_DATA_BOOK_WEIGHT)};
     for (size_t l = 0; l < model->n_layer; l++) ret->layer[l] = (uint16_t)ret->rank;
     return true;
 }

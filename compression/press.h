@@ -139,6 +139,7 @@ typedef struct pd_latent_rule {
     size_t n_sink;        /* positions below it stay whole */
     size_t sub, n_centroid; /* product codes instead, of sub-vectors so long (cache/codes.h); 0 = bases */
     const float *book;    /* [n_layer][n_head_kv][D][n_centroid] */
+    const float *weight;  /* [n_layer][n_head_kv][D/2] */
     bool rotated;         /* the bases are of keys after RoPE */
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
     const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */

@@ -18,7 +18,8 @@ static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
  * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
- * b curves of errors, e their points, C and c 256 and 16 centroids. */
+ * b curves of errors, e their points, C and c 256 and 16 centroids, P pairs
+ * of channels. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -61,6 +62,7 @@ static const struct {
     [PD_DATA_JOINT] = {"joint.keys", "lJJ", PD_SET_JOINT, -INFINITY, INFINITY},
     [PD_DATA_JOINT_ENERGY] = {"joint.keys.energy", "lJ", PD_SET_JOINT, 0, INFINITY},
     [PD_DATA_JOINT_ERROR] = {"joint.keys.error", "le", PD_SET_JOINT, 0, INFINITY},
+    [PD_DATA_BOOK_WEIGHT] = {"hcattention.book.weight", "lkP", PD_SET_CODES, 0, INFINITY},
 #define BOOK(i, sub, n, dims) [PD_DATA_BOOK + i] = {"hcattention.book." #sub "." #n, dims, PD_SET_CODES, -INFINITY, INFINITY}
     BOOK(0, 2, 256, "lkDC"), BOOK(1, 4, 256, "lkDC"), BOOK(2, 8, 256, "lkDC"),
     BOOK(3, 2, 16, "lkDc"), BOOK(4, 4, 16, "lkDc"), BOOK(5, 8, 16, "lkDc"),
@@ -110,6 +112,7 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'J': return d->model.n_head_kv * d->model.head_dim;
     case 'b': return PD_EIGEN_CURVES;
     case 'e': return PD_EIGEN_STEPS - 1;
+    case 'P': return d->model.head_dim / 2;
     case 'C': return 256;
     case 'c': return 16;
     default: return PD_LUKV_ROWS;

@@ -57,6 +57,7 @@ typedef enum {
     PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
     PD_DATA_JOINT_ENERGY,         /* [NL][J] */
     PD_DATA_JOINT_ERROR,          /* [NL][15] */
+    PD_DATA_BOOK_WEIGHT,          /* [NL][Hk][D/2] > 0 where a layer is pressed; what pairs of channels weigh in books */
     PD_DATA_BOOK,                 /* [NL][Hk][D][256 or 16] codebooks, one for each of pd_books (cache/codes.h) in turn */
     PD_DATA_BOOK_LAST = PD_DATA_BOOK + PD_BOOKS - 1,
     PD_DATA_N
@@ -74,7 +75,7 @@ typedef enum {
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
     PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
     PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
-    PD_SET_CODES,          /* BOOK .. BOOK_LAST */
+    PD_SET_CODES,          /* BOOK_WEIGHT .. BOOK_LAST */
     PD_SET_N
 } pd_data_set;
 

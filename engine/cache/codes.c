@@ -5,23 +5,16 @@
 
 const pd_book_kind pd_books[PD_BOOKS] = {{2, 256}, {4, 256}, {8, 256}, {2, 16}, {4, 16}, {8, 16}};
 
-void pd_book_order(size_t head_dim, const float *x, float *ret) {
+void pd_book_order(size_t head_dim, const float *weight, const float *x, float *ret) {
     for (size_t i = 0; i < head_dim / 2; i++) {
-        ret[2 * i] = x[i];
-        ret[2 * i + 1] = x[i + head_dim / 2];
-    }
-}
-
-void pd_book_order_back(size_t head_dim, const float *x, float *ret) {
-    for (size_t i = 0; i < head_dim / 2; i++) {
-        ret[i] = x[2 * i];
-        ret[i + head_dim / 2] = x[2 * i + 1];
+        ret[2 * i] = weight[i] * x[i];
+        ret[2 * i + 1] = weight[i] * x[i + head_dim / 2];
     }
 }
 
 void pd_book_encode(const pd_book *b, const pd_kernels *kern, const float *k, float *code) {
     float row[PD_BOOK_DIM_MAX];
-    pd_book_order(b->head_dim, k, row);
+    pd_book_order(b->head_dim, b->weight, k, row);
     for (size_t i = 0; i < pd_book_codes(b); i++) {
         const size_t at = i * b->sub;
         code[i] = (float)kern->nearest_f32(row + at, b->centroid + at * b->n_centroid, b->sub, b->n_centroid);
@@ -29,13 +22,18 @@ void pd_book_encode(const pd_book *b, const pd_kernels *kern, const float *k, fl
 }
 
 void pd_book_decode(const pd_book *b, const float *code, float *k) {
-    float row[PD_BOOK_DIM_MAX];
-    for (size_t i = 0; i < b->head_dim; i++) row[i] = b->centroid[i * b->n_centroid + (size_t)code[i / b->sub]];
-    pd_book_order_back(b->head_dim, row, k);
+    for (size_t i = 0; i < b->head_dim; i++) {
+        const float x = b->centroid[i * b->n_centroid + (size_t)code[i / b->sub]];
+        k[i / 2 + i % 2 * (b->head_dim / 2)] = x / b->weight[i / 2];
+    }
 }
 
 void pd_book_table(const pd_book *b, const pd_kernels *kern, const float *q, uint8_t *table, float *least, float *step) {
     float row[PD_BOOK_DIM_MAX];
-    pd_book_order(b->head_dim, q, row);
+    const size_t half = b->head_dim / 2;
+    for (size_t i = 0; i < half; i++) {
+        row[2 * i] = q[i] / b->weight[i];
+        row[2 * i + 1] = q[i + half] / b->weight[i];
+    }
     kern->code_table(row, b->centroid, b->sub, pd_book_codes(b), b->n_centroid, table, least, step);
 }

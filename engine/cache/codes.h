@@ -5,7 +5,8 @@
  * 256 or 16 centroids: one byte or half a byte.  Parts are not cut from the channels as they
  * stand but from
  *     0, d/2, 1, d/2 + 1, 2, d/2 + 2 ...
- * so that the two that RoPE turns together are in one part.
+ * so that the two that RoPE turns together are in one part; and "nearest" weighs each such pair by
+ * how large queries are in it, since an error there is multiplied by them.
  *
  * A query's product with every centroid of every part is a table; a key's score is the sum of
  * what its codes find there, whatever its position.  Thread: any. */
@@ -28,16 +29,17 @@ extern const pd_book_kind pd_books[PD_BOOKS];
 /* One head's. */
 typedef struct pd_book {
     size_t head_dim, sub, n_centroid; /* head_dim % 16 == 0 */
-    const float *centroid; /* [head_dim][n_centroid]: rows in the order of parts; borrowed */
+    /* borrowed: */
+    const float *centroid; /* [head_dim][n_centroid]: rows in the order of parts, of weighed keys */
+    const float *weight;   /* [head_dim / 2] > 0: a key's pair times this is what its centroid stands for */
 } pd_book;
 
 static inline size_t pd_book_codes(const pd_book *b) {
     return b->head_dim / b->sub;
 }
 
-/* x[head_dim] in the order of parts, and back. */
-void pd_book_order(size_t head_dim, const float *x, float *ret);
-void pd_book_order_back(size_t head_dim, const float *x, float *ret);
+/* A key x[head_dim] in the order of parts, weighed. */
+void pd_book_order(size_t head_dim, const float *weight, const float *x, float *ret);
 
 /* A rotated key's codes [pd_book_codes], as whole numbers (a codec makes bytes of them), and the
  * key that they stand for. */

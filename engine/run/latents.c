@@ -33,7 +33,7 @@ pd_status pd_latents_open(pd_seq *s, pd_err *err) {
     if (!latent) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys");
     for (size_t i = 0; i < hp->n_layer * heads && r->n_centroid; i++)
         latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[i / heads],
-                                .book = {d, r->sub, r->n_centroid, r->book + i * d * r->n_centroid}};
+                                .book = {d, r->sub, r->n_centroid, r->book + i * d * r->n_centroid, r->weight + i * (d / 2)}};
     for (size_t i = 0; i < hp->n_layer * heads && !r->n_centroid; i++) {
         const size_t l = i / heads, at = (l * r->n_basis + (r->n_basis > 1 ? i % heads : 0)) * d * d;
         latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[l], .project = r->project + at, .rebuild = r->rebuild + at,

@@ -338,9 +338,10 @@ static void keys(const pd_kernels *k, pd_kv_type type, size_t sub, size_t n_head
     pd_rng rng = {4};
     keys_arg a = {.k = k, .codec = pd_codec_of(type, PD_KV_F16), .n_head = n_head, .n_group = n_group, .n = n, .k_dim = dim};
     const size_t n_centroid = type == PD_KV_CODES8 ? 256 : 16;
-    float *book = alloc(dim * n_centroid * sizeof *book);
+    float *book = alloc(dim * n_centroid * sizeof *book), *weight = alloc(dim * sizeof *weight);
+    for (size_t i = 0; i < dim; i++) weight[i] = 1.0f;
     if (sub) {
-        a.book = (pd_book){dim, sub, n_centroid, book};
+        a.book = (pd_book){dim, sub, n_centroid, book, weight};
         a.k_dim = dim / sub;
         for (size_t i = 0; i < dim * n_centroid; i++) book[i] = pd_rng_f32(&rng);
     }
@@ -359,6 +360,7 @@ static void keys(const pd_kernels *k, pd_kv_type type, size_t sub, size_t n_head
     snprintf(what, sizeof what, "%s sub=%zu G=%zu D=%zu n=%zu heads=%zu", pd_kv_type_name(type), sub, n_group, dim, n, n_head);
     report(k->isa, "keys", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
     free(book);
+    free(weight);
     free(kv);
     free(a.pages);
     free(a.q);

@@ -154,10 +154,16 @@ static void expect_books(const pd_press_data *d, const pd_press_model *m, const 
         assert_int_equal(pd_press_data_elems(d, (pd_data_id)(PD_DATA_BOOK + b)), m->n_layer * m->n_head_kv * row);
         for (size_t h = 0; h < m->n_layer * m->n_head_kv; h++) {
             double square = 0.0, all = 0.0, spread = 0.0;
-            for (size_t i = 0; i < row; i++) square += (double)book[h * row + i] * (double)book[h * row + i] / (double)n;
+            static const float ones[64] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+            const bool on = pressed[h / m->n_head_kv];
+            const float *w = on ? pd_press_data_get(d, PD_DATA_BOOK_WEIGHT) + h * m->head_dim / 2 : ones;
+            for (size_t i = 0; i < m->head_dim / 2; i++) all += log((double)w[i]);
+            assert_true(fabs(all) < 1e-3); /* 1 in the mean of the logarithm */
+            all = 0.0;
+            for (size_t i = 0; i < row; i++) square += pow((double)book[h * row + i] / (double)w[i / n / 2], 2.0) / (double)n;
             for (size_t i = 0; i < row; i++) spread += fabs((double)book[h * row + i] - (double)book[h * row + i / n * n]);
             for (size_t i = 0; i < m->head_dim; i++) all += (double)energy[h * m->head_dim + i];
-            assert_true(pressed[h / m->n_head_kv] ? square > 0.3 * all && square < 3.0 * all && spread > 0.0 : square == 0.0);
+            assert_true(on ? square > 0.3 * all && square < 3.0 * all && spread > 0.0 : square == 0.0);
         }
     }
 }

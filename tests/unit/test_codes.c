@@ -319,7 +319,8 @@ static void steps_equal_plain_ones_over_decoded_keys(void **state) {
                     if (same) continue;
                     float row[64];
                     const pd_book book = {d, kind.sub, kind.n_centroid,
-                                          pd_press_data_get(e->press_data, (pd_data_id)(PD_DATA_BOOK + b / 2)) + (l * heads + h) * d * kind.n_centroid};
+                                          pd_press_data_get(e->press_data, (pd_data_id)(PD_DATA_BOOK + b / 2)) + (l * heads + h) * d * kind.n_centroid,
+                                          pd_press_data_get(e->press_data, PD_DATA_BOOK_WEIGHT) + (l * heads + h) * (d / 2)};
                     pd_book_encode(&book, &e->kern, whole + i * d, row);
                     float back[64];
                     pd_book_decode(&book, row, back);
