@@ -9,6 +9,7 @@
  * a GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
 #include "engine/base/rng.h"
 #include "engine/cache/codec.h"
+#include "engine/cache/codes.h"
 #include "engine/kernels/kernels.h"
 
 #include <stdbool.h>
