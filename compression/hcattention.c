@@ -31,18 +31,26 @@
 #include "compression/spec.h"
 #include "engine/base/num.h"
 
-enum { TAU, RENORMALIZE, SUB_VECTOR, CENTROIDS, WINDOW, SINKS };
-
-static void read_rule(const pd_press_inst *inst, pd_read_rule *rule) {
-    rule->tau = inst->p[TAU];
-    rule->renormalize = inst->p[RENORMALIZE] != 0.0;
-}
+enum { TAU, RENORMALIZE, SUB_VECTOR, CENTROIDS, CODES, EXACT, WINDOW, SINKS };
+enum { STORE, INDEX };
 
 /* The book that is asked for; PD_BOOKS: none. */
 static size_t book_of(const pd_press_inst *inst) {
     size_t i = 0;
     while (i < PD_BOOKS && !((size_t)inst->p[SUB_VECTOR] == pd_books[i].sub && (size_t)inst->p[CENTROIDS] == pd_books[i].n_centroid)) i++;
     return i;
+}
+
+static void read_rule(const pd_press_inst *inst, pd_read_rule *rule) {
+    rule->tau = inst->p[TAU];
+    rule->renormalize = inst->p[RENORMALIZE] != 0.0;
+    if (inst->p[SUB_VECTOR] == 0.0 || inst->p[CODES] != INDEX) return;
+    const size_t b = book_of(inst);
+    rule->exact = inst->p[EXACT];
+    rule->sub = pd_books[b].sub;
+    rule->n_centroid = pd_books[b].n_centroid;
+    rule->book = pd_press_data_get(inst->data, (pd_data_id)(PD_DATA_BOOK + b));
+    rule->weight = pd_press_data_get(inst->data, PD_DATA_BOOK_WEIGHT);
 }
 
 static pd_status check(const pd_press_inst *inst, const pd_press_model *model, const char *path, pd_err *err) {
@@ -59,7 +67,7 @@ static int data_set(const pd_press_inst *inst, unsigned have) {
 }
 
 static bool latents(const pd_press_inst *inst, const pd_press_model *model, pd_latent_rule *ret) {
-    if (inst->p[SUB_VECTOR] == 0.0) return false;
+    if (inst->p[SUB_VECTOR] == 0.0 || inst->p[CODES] != STORE) return false;
     const size_t b = book_of(inst), sub = pd_books[b].sub;
     *ret = (pd_latent_rule){.rank = model->head_dim / sub,
                             .window = (size_t)inst->p[WINDOW],
@@ -73,6 +81,8 @@ static bool latents(const pd_press_inst *inst, const pd_press_model *model, pd_l
     return true;
 }
 
+static const char *const places[] = {"store", "index", NULL};
+
 static const pd_param params[] = {
     [TAU] = {.name = "tau", .type = PD_PARAM_FLOAT, .def = 0.97, .min = 0, .max = 1, .flags = PD_PARAM_OPEN_MIN,
              .doc = "share of each query head's softmax weights whose value rows are read; 1 = all"},
@@ -82,6 +92,10 @@ static const pd_param params[] = {
                     .doc = "store older keys as codes of 2, 4 or 8 numbers each (press data); 0: as kv_type says"},
     [CENTROIDS] = {.name = "centroids", .type = PD_PARAM_INT, .def = 256, .min = 16, .max = 256,
                    .doc = "that a code chooses from: 256, a byte, or 16, half a byte"},
+    [CODES] = {.name = "codes", .type = PD_PARAM_CHOICE, .def = STORE, .max = INDEX, .choices = places,
+               .doc = "store: in place of the keys; index: beside them, to find those worth reading"},
+    [EXACT] = {.name = "exact", .type = PD_PARAM_FLOAT, .def = 0.25, .min = 0, .max = 1, .flags = PD_PARAM_OPEN_MIN,
+               .doc = "index: share of a head's pages whose keys are read after their codes"},
     [WINDOW] = {.name = "window", .type = PD_PARAM_INT, .def = 64, .min = 0, .max = 65536, .doc = "most recent tokens, whose keys are never codes"},
     [SINKS] = {.name = "sinks", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 16, .doc = "first tokens, whose keys stay whole"},
 };

@@ -241,10 +241,16 @@ typedef struct pd_read_rule {
     size_t page_budget; /* most pages of a head whose keys and values are looked at; 0 = all */
     size_t skip_layers; /* the first layers, which page_budget does not hold for */
     pd_page_order page_order;
+    /* Scores first by codes beside the keys, of parts of `sub` numbers (cache/codes.h), then by the keys
+     * themselves in this share of a head's pages, those of the highest; 0 = by all keys. */
+    double exact;
+    size_t sub, n_centroid;
+    const float *book;   /* [n_layer][n_head_kv][D][n_centroid] */
+    const float *weight; /* [n_layer][n_head_kv][D/2] */
 } pd_read_rule;
 
 static inline bool pd_read_all(const pd_read_rule *r) {
-    return r->tau >= 1.0 && r->page_budget == 0;
+    return r->tau >= 1.0 && r->page_budget == 0 && r->exact == 0.0;
 }
 
 /* The size after a pruning when n_seen tokens were seen. */

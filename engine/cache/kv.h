@@ -32,6 +32,7 @@
 
 #include "engine/cache/bounds.h"
 #include "engine/cache/codec.h"
+#include "engine/cache/index.h"
 #include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
 
@@ -73,6 +74,7 @@ typedef struct pd_kv {
     uint32_t *page_list; /* all page lists in one block */
     float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
     pd_bounds bounds;    /* of the heads that pd_kv_bound asked for; all-zero = none */
+    pd_index index;      /* likewise pd_kv_index */
     pd_kv_pack pack;
     pd_kvpool *recent_pool; /* NULL = nothing is held twice */
     pd_codec recent_codec;
@@ -112,6 +114,9 @@ void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *ch
 /* Keep bounds (bounds.h) of an empty cache's layers from `first_layer` on that have no
  * window; window [n_layer].  Errors: ENOMEM. */
 pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err);
+
+/* Keep codes (index.h) of an empty cache's layers that have no window; kind as pd_index_init. */
+pd_status pd_kv_index(pd_kv *kv, const pd_book *kind, const uint32_t *window, pd_err *err);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];

@@ -272,6 +272,9 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->deferred = false;
     PD_TRY(plan_packed(job, hp, err));
+    if (read.page_budget && read.exact > 0.0)
+        return pd_fail(err, PD_EINVAL, "compression.press",
+                       "compression.press chooses what is read by bounds of pages and by codes of keys; one of the two is served at a time");
     if (!pd_read_all(&read) && (read.page_budget || !job->latent.n_centroid) && (job->pack_page_bytes || job->latent.rank))
         return pd_fail(err, PD_EINVAL, "compression.press",
                        "compression.press stores keys in fewer numbers and chooses what is read of them; one of the two is served at a time");

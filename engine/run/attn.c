@@ -51,7 +51,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
-    a->chunk = malloc(a->part_cap * sizeof *a->chunk);
+    a->chunk = malloc(2 * a->part_cap * sizeof *a->chunk); /* and as many for score_by_keys */
     if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
@@ -234,14 +234,11 @@ static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void 
                 tmp, (int)stride);
 }
 
-/* Scores of keys in codes, but for those of sinks, which are there: tmp [G][stride].  q [G][D]. */
-static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
-                        const float *q, float *tmp, size_t stride) {
+/* Scores of pages of codes by the head's tables, less off [G] (NULL = 0): tmp [G][stride]. */
+static void table_scores(const step_job *j, const pd_attn_chunk *c, const pd_book *book, const void *const *pages, const float *off, float *tmp,
+                         size_t stride) {
     const pd_attn *a = j->a;
-    const pd_kv *kv = j->kv[c->seq];
-    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    const pd_book *book = &pd_kv_latent(kv, j->layer, c->head)->book;
-    const size_t d = kv->head_dim, group = a->model->hp.n_head / kv->n_head_kv, n_code = pd_book_codes(book);
+    const size_t group = a->model->hp.n_head / a->model->hp.n_head_kv, n_code = pd_book_codes(book);
     const size_t q0 = c->seq * a->model->hp.n_head + c->head * group;
     float least[GROUP_MAX], step[GROUP_MAX];
     for (size_t g = 0; g < group; g++) {
@@ -250,7 +247,18 @@ static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *c
     }
     const pd_code_pass p = {.pages = pages, .n_page = c->n_page, .n_code = n_code, .n_group = group, .table = a->table + q0 * a->table_bytes,
                             .least = least, .step = step, .tmp = tmp, .tmp_stride = stride};
+    for (size_t g = 0; g < group && off; g++) least[g] -= off[g];
     (book->n_centroid > 16 ? a->kern->scores_codes8 : a->kern->scores_codes4)(&p);
+}
+
+/* Scores of keys in codes, but for those of sinks, which are there: tmp [G][stride].  q [G][D]. */
+static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+                        const float *q, float *tmp, size_t stride) {
+    const pd_attn *a = j->a;
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, group = a->model->hp.n_head / kv->n_head_kv;
+    table_scores(j, c, &pd_kv_latent(kv, j->layer, c->head)->book, pages, NULL, tmp, stride);
     const float *sink = pd_kv_sinks(kv, j->layer, c->head);
     for (size_t s = first; s < first + n; s++) { /* positions rise */
         const size_t pos = (size_t)pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + s / N])[s % N];
@@ -278,6 +286,18 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     const pd_select *sel = picks(j, c->seq);
+    if (sel && pd_select_codes(sel, j->layer)) {
+        const size_t at = j->layer * kv->n_head_kv + c->head;
+        const pd_book book = pd_index_book(&kv->index, at);
+        for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_index_page(&kv->index, at, c->page0 + i);
+        const float *centre = pd_kv_centre(kv, j->layer, c->head); /* was taken off the keys; codes are of whole ones */
+        float off[GROUP_MAX];
+        for (size_t g = 0; g < group && centre; g++) off[g] = a->kern->dot_f32(q + g * d, centre, d);
+        tmp = pd_select_at(sel, c->head, (size_t)c->page0 * N);
+        table_scores(j, c, &book, pages, centre ? off : NULL, tmp, sel->stride);
+        pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, tmp, sel->stride);
+        return;
+    }
     if (sel && packed) { /* in codes */
         float *at = pd_select_at(sel, c->head, (size_t)c->page0 * N);
         code_scores(j, c, pages, first, end - first, q, at, sel->stride);
@@ -314,6 +334,60 @@ static void step_task(void *ctx, size_t task, unsigned thread) {
     const step_job *j = ctx;
     const size_t end = pd_min_size(j->n, (task + 1) * j->run);
     for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
+}
+
+/* ---- scores by codes: of some pages by their keys ---- */
+
+/* Task = sequence, KV head. */
+static void exact_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const size_t heads = j->a->model->hp.n_head_kv, seq = task / heads, head = task % heads;
+    if (j->sel[seq] && pd_select_codes(j->sel[seq], j->layer))
+        pd_select_exact(j->sel[seq], j->a->kern, head, pd_kv_at(j->kv[seq], j->layer, head)->n_page);
+}
+
+/* Task = up to 16 chosen pages; the chunk's page0 counts those. */
+static void rescore_task(void *ctx, size_t task, unsigned thread) {
+    const step_job *j = ctx;
+    pd_attn *a = j->a;
+    const pd_attn_chunk *c = &a->chunk[j->n + task];
+    const pd_hparams *hp = &a->model->hp;
+    const pd_select *sel = j->sel[c->seq];
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t d = hp->head_dim, group = sel->group, stride = PAGES * N + 2 * N;
+    const uint32_t *chosen = sel->page + c->head * sel->page_stride + c->page0;
+    float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * stride, *scratch = q + group * d;
+    const float *src = j->q + (c->seq * hp->n_head + c->head * group) * d;
+    for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
+    const void *pages[PAGES];
+    for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[chosen[i]]);
+    pd_codec_scores(&kv->codec, a->kern, q, group, d, pages, 0, (size_t)c->n_page * N, 0, hp->attn_softcap, tmp, stride, scratch);
+    for (uint32_t i = 0; i < c->n_page; i++) {
+        const size_t n = pd_min_size(kh->n - (size_t)chosen[i] * N, N); /* slots of the page */
+        for (size_t g = 0; g < group; g++)
+            memcpy(pd_select_at(sel, c->head, (size_t)chosen[i] * N) + g * sel->stride, tmp + g * stride + i * N, n * sizeof *tmp);
+    }
+}
+
+static void score_by_keys(step_job *j, size_t n_seq) {
+    const size_t heads = j->a->model->hp.n_head_kv;
+    bool any = false;
+    for (size_t s = 0; j->sel && s < n_seq; s++) any = any || pd_select_codes(j->sel[s], j->layer);
+    if (!any) return;
+    pd_workers_run(j->a->workers, exact_task, j, n_seq * heads);
+    size_t n = 0;
+    for (size_t i = 0; i < n_seq * heads; i++) {
+        pd_select *sel = j->sel[i / heads];
+        if (!pd_select_codes(sel, j->layer)) continue;
+        const uint32_t n_page = sel->n_page[i % heads];
+        const pd_kv_head *kh = pd_kv_at(j->kv[i / heads], j->layer, i % heads);
+        pd_select_count(sel, j->layer, 0, kh->n - (size_t)(kh->n_page - n_page) * N, 0); /* the last page is among them */
+        for (uint32_t p = 0; p < n_page; p += PAGES, n++)
+            j->a->chunk[j->n + n] = (pd_attn_chunk){(uint32_t)(i / heads), (uint32_t)(i % heads), p, n_page - p < PAGES ? n_page - p : PAGES, 0};
+    }
+    pd_workers_run(j->a->workers, rescore_task, j, n);
 }
 
 /* ---- the same where values are chosen: weights and cuts, then rows ---- */
@@ -381,16 +455,20 @@ static void choose_pages(step_job *j, size_t n_seq) {
     for (size_t s = 0; j->sel && s < n_seq; s++) {
         for (size_t h = 0; pd_select_counts(j->sel[s], j->layer) && h < j->kv[s]->n_head_kv; h++) {
             const size_t n = look_at(j, s, h).n;
-            pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, n, picks(j, s) ? 0 : n);
+            pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, pd_select_codes(j->sel[s], j->layer) ? 0 : n,
+                            picks(j, s) ? 0 : n);
         }
     }
 }
 
 /* ---- keys in codes ---- */
 
-static bool in_codes(const step_job *j, size_t seq, size_t head) {
+/* The books of a head that has codes, in its pages or beside them; n_centroid 0 = none. */
+static pd_book book_of(const step_job *j, size_t seq, size_t head) {
     const pd_kv *kv = j->kv[seq];
-    return kv->pack.latent && pd_kv_latent(kv, j->layer, head)->book.n_centroid && pd_kv_at(kv, j->layer, head)->n_pack;
+    const size_t i = j->layer * kv->n_head_kv + head;
+    if (pd_index_has(&kv->index, i)) return pd_index_book(&kv->index, i);
+    return kv->pack.latent && pd_kv_at(kv, j->layer, head)->n_pack ? pd_kv_latent(kv, j->layer, head)->book : (pd_book){0};
 }
 
 /* Task = sequence, query head: what its query gives each centroid. */
@@ -400,18 +478,18 @@ static void table_task(void *ctx, size_t task, unsigned thread) {
     const pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
     const size_t group = hp->n_head / hp->n_head_kv, seq = task / hp->n_head, head = task % hp->n_head / group, d = hp->head_dim;
-    if (!in_codes(j, seq, head)) return;
-    const pd_book *book = &pd_kv_latent(j->kv[seq], j->layer, head)->book;
+    const pd_book book = book_of(j, seq, head);
+    if (!book.n_centroid) return;
     float q[PD_BOOK_DIM_MAX];
     for (size_t i = 0; i < d; i++) q[i] = j->q[task * d + i] * hp->attn_scale;
-    uint8_t *table = a->table + (task - task % group) * a->table_bytes + task % group * pd_book_codes(book) * book->n_centroid;
-    pd_book_table(book, a->kern, q, table, a->table_scale + 2 * task, a->table_scale + 2 * task + 1);
+    uint8_t *table = a->table + (task - task % group) * a->table_bytes + task % group * pd_book_codes(&book) * book.n_centroid;
+    pd_book_table(&book, a->kern, q, table, a->table_scale + 2 * task, a->table_scale + 2 * task + 1);
 }
 
 static void make_tables(step_job *j, size_t n_seq) {
     bool any = false;
     for (size_t s = 0; s < n_seq; s++)
-        for (size_t h = 0; h < j->kv[s]->n_head_kv; h++) any = any || in_codes(j, s, h);
+        for (size_t h = 0; h < j->kv[s]->n_head_kv; h++) any = any || book_of(j, s, h).n_centroid;
     if (any) pd_workers_run(j->a->workers, table_task, j, n_seq * j->a->model->hp.n_head);
 }
 
@@ -456,6 +534,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     job.n = n;
     job.run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
     pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
+    score_by_keys(&job, n_seq);
     read_chosen(&job, n_seq);
     for (size_t i = 0; i < n;) {
         size_t e = i + 1;

@@ -162,6 +162,9 @@ static const char *const company[] = {
     "hcattention:sub_vector=4,centroids=16,tau=1",
     "hcattention:sub_vector=2,window=8,tau=1(decoding:compression_interval=7,target_size=64(knorm))",
     "hcattention:sub_vector=2,window=8(cam:compression_interval=8,target_size=50(tova))",
+    "hcattention:sub_vector=4,codes=index",
+    "hcattention:sub_vector=2,codes=index,exact=0.5,tau=1,centroids=16(knorm)@0.5",
+    "hcattention:sub_vector=8,codes=index,exact=0.1,tau=0.9(prefill_decoding(adakv(knorm)@0.3,decoding:compression_interval=7,target_size=64(knorm)))",
     NULL,
 };
 
@@ -243,7 +246,7 @@ static void coarser_codes_lose_more(void **state) {
 /* ---- a step ---- */
 
 /* A sequence of the engine's that has read n tokens, as the engine itself does it. */
-static void read_prompt(pd_engine *e, const char *press, size_t n, pd_seq *s) {
+static void read_types(pd_engine *e, const char *press, pd_kv_type type, size_t n, pd_seq *s) {
     pd_err err = {0};
     pd_arena arena = {0};
     pd_spec *spec;
@@ -255,6 +258,7 @@ static void read_prompt(pd_engine *e, const char *press, size_t n, pd_seq *s) {
         pd_compression_take(c, inst, "press", &err) != PD_OK)
         fail_msg("%s", err.msg);
     pd_arena_done(&arena);
+    c->kv_key = c->kv_value = type;
     const pd_job_params p = {.tokens = prompt, .n_tokens = n, .max_tokens = 4, .max_given = true, .n_logprobs = -1, .compression = c};
     pd_job *job;
     pd_prefill pre;
@@ -266,6 +270,10 @@ static void read_prompt(pd_engine *e, const char *press, size_t n, pd_seq *s) {
     while (!done)
         if (pd_prefill_unit(&pre, PD_TILE, &done, &err) != PD_OK) fail_msg("%s", err.msg);
     pd_prefill_close(&pre);
+}
+
+static void read_prompt(pd_engine *e, const char *press, size_t n, pd_seq *s) {
+    read_types(e, press, PD_KV_NATIVE, n, s);
 }
 
 /* Attention of one query head over rows in f64; *off: how much a score error of `err` may move a value. */
@@ -351,6 +359,173 @@ static void steps_equal_plain_ones_over_decoded_keys(void **state) {
     pd_engine_close(e);
 }
 
+/* ---- codes beside the keys ---- */
+
+/* Where all pages' keys are read, codes say nothing: the very bits of the same without them, whatever
+ * the pages' type and what else presses; pages stay what they are, and codes are counted beside them. */
+static void an_index_of_everything_changes_nothing(void **state) {
+    (void)state;
+    static const char *const presses[][2] = {
+        {"hcattention:tau=0.9", "hcattention:tau=0.9,sub_vector=4,codes=index,exact=1"},
+        {"hcattention:tau=0.9(knorm)@0.5", "hcattention:tau=0.9,sub_vector=2,centroids=16,codes=index,exact=1(knorm)@0.5"},
+        {"hcattention:tau=0.5(decoding:compression_interval=7,target_size=64(knorm))",
+         "hcattention:tau=0.5,sub_vector=8,codes=index,exact=1(decoding:compression_interval=7,target_size=64(knorm))"},
+    };
+    static const pd_kv_type types[] = {PD_KV_NATIVE, PD_KV_Q8_0, PD_KV_Q4};
+    for (int gemma = 0; gemma < 2; gemma++) {
+        pd_engine *e = open_codes(gemma ? TINY_GEMMA3 : TINY_LLAMA, PD_COMPUTE_INT8, 2, 0, 0);
+        const size_t d = pd_engine_get_info(e)->head_dim;
+        for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
+            for (size_t t = 0; t < (d % PD_KV_GROUP ? 1 : 3); t++) {
+                ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .press = presses[i][0], .kv_key = types[t], .kv_value = types[t]};
+                answer *plain_one = case_run(e, &q);
+                q.press = presses[i][1];
+                answer *a = case_run(e, &q);
+                case_expect_same(a, plain_one);
+                assert_true(a->r->kv.bytes == plain_one->r->kv.bytes && a->r->kv.rows_key == plain_one->r->kv.rows_key &&
+                            a->r->kv.rows_value == plain_one->r->kv.rows_value);
+                assert_true(plain_one->r->kv.bytes_codes == 0 && a->r->kv.bytes_codes > 0);
+                if (i == 0) { /* blocks of 16 pages of 16 slots */
+                    const size_t heads = gemma ? 1 : 6, blocks = pd_div_up(N + MORE - 1, PAGE * PAGE);
+                    assert_int_equal(a->r->kv.bytes_codes, heads * blocks * PAGE * PAGE * (d / 4));
+                }
+                case_drop(plain_one);
+                case_drop(a);
+                case_expect_idle(e);
+            }
+        }
+        pd_engine_close(e);
+    }
+}
+
+/* Keys in few bits are stored less their head's centre, codes are of whole keys: scores of both kinds
+ * have to stand side by side.  The weights of a step tell them, and the query looks along the centre. */
+static void an_index_goes_with_few_bits(void **state) {
+    (void)state;
+    pd_engine *e = open_codes(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
+    const pd_hparams *hp = &e->model->hp;
+    const size_t d = hp->head_dim, full = 5;
+    float *k = malloc(N * d * sizeof *k), *q = malloc(hp->n_head * d * sizeof *q), *out = malloc(hp->n_head * d * sizeof *out);
+    static const pd_kv_type types[] = {PD_KV_Q8_0, PD_KV_Q4};
+    for (size_t t = 0; t < 2; t++) {
+        pd_seq s;
+        read_types(e, "hcattention:tau=1,sub_vector=2,codes=index,exact=0.3", types[t], N, &s);
+        pd_kv *kv = &s.kv;
+        pd_select *sel = &s.select;
+        const float *centre = pd_kv_centre(kv, full, 0);
+        const float by = 4.0f / (e->kern.dot_f32(centre, centre, d) * hp->attn_scale);
+        for (size_t i = 0; i < hp->n_head * d; i++) q[i] = by * centre[i % d]; /* <q, centre> is 4 */
+        pd_attn_step(&e->run.attn, &kv, &sel, 1, full, q, out);
+        pd_kv_read(kv, full, 0, k, NULL, NULL);
+        const float *w = pd_select_at(sel, 0, 0);
+        double off = 0.0, seen = 0.0;
+        for (size_t i = 0; i < N; i++) { /* beside the first slot, which is exact */
+            const double want = (double)e->kern.dot_f32(q, k + i * d, d) - (double)e->kern.dot_f32(q, k, d);
+            off += (log((double)w[i]) - log((double)w[0]) - want * (double)hp->attn_scale) / N;
+            seen = fmax(seen, fabs(want * (double)hp->attn_scale));
+        }
+        if (!(fabs(off) < 0.25 && seen > 0.1)) fail_msg("%s: scores are off by %g in the mean", pd_kv_type_name(types[t]), off);
+        pd_seq_close(&s, PD_FINISH_LENGTH, NULL);
+    }
+    free(k);
+    free(q);
+    free(out);
+    pd_engine_close(e);
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* A step: scores of codes everywhere, of the keys in the pages that come nearest a query head's
+ * largest, in the first and the last two. */
+static void an_index_finds_the_pages(void **state) {
+    (void)state;
+    pd_engine *e = open_codes(TINY_LLAMA, PD_COMPUTE_F32, 2, 0, 0);
+    const pd_hparams *hp = &e->model->hp;
+    const size_t d = hp->head_dim, heads = hp->n_head_kv, group = hp->n_head / heads, n_page = pd_div_up(N, PAGE);
+    float *k = malloc(N * d * sizeof *k), *v = malloc(N * d * sizeof *v), *q = malloc(hp->n_head * d * sizeof *q),
+          *out = malloc(hp->n_head * d * sizeof *out);
+    double *score = malloc(group * N * sizeof *score);
+    size_t many = 0;
+    for (size_t b = 0; b < PD_BOOKS; b++) {
+        const pd_book_kind kind = pd_books[b];
+        const double exact = 0.3 + 0.05 * (double)b;
+        const size_t n_exact = (size_t)ceil(exact * (double)n_page);
+        char text[128];
+        snprintf(text, sizeof text, "hcattention:sub_vector=%zu,centroids=%zu,codes=index,exact=%g,tau=1", kind.sub, kind.n_centroid, exact);
+        pd_seq s;
+        read_prompt(e, text, N, &s);
+        pd_rng rng = {b + 70};
+        for (size_t i = 0; i < hp->n_head * d; i++) q[i] = 3.0f * pd_rng_f32(&rng);
+        pd_kv *kv = &s.kv;
+        pd_select *sel = &s.select;
+        pd_attn_step(&e->run.attn, &kv, &sel, 1, 1, q, out);
+        assert_int_equal(sel->rows[1], heads * N);
+        assert_int_equal(sel->keys[1], heads * (N - (n_page - n_exact) * PAGE));
+        for (size_t h = 0; h < heads; h++) {
+            double bound[64], sorted[64], step = 0.0;
+            for (size_t p = 0; p < n_page; p++) bound[p] = -INFINITY;
+            pd_kv_read(kv, 1, h, k, v, NULL);
+            const pd_book book = {d, kind.sub, kind.n_centroid,
+                                  pd_press_data_get(e->press_data, (pd_data_id)(PD_DATA_BOOK + b)) + (heads + h) * d * kind.n_centroid,
+                                  pd_press_data_get(e->press_data, PD_DATA_BOOK_WEIGHT) + (heads + h) * (d / 2)};
+            for (size_t g = 0; g < group; g++) {
+                double most = -INFINITY;
+                const float *qg = q + (h * group + g) * d;
+                for (size_t i = 0; i < N; i++) {
+                    float code[64], row[64];
+                    pd_book_encode(&book, &e->kern, k + i * d, code);
+                    pd_book_decode(&book, code, row);
+                    score[g * N + i] = 0.0;
+                    for (size_t c = 0; c < d; c++) score[g * N + i] += (double)(qg[c] * hp->attn_scale) * (double)row[c];
+                    most = fmax(most, score[g * N + i]);
+                }
+                for (size_t i = 0; i < N; i++) bound[i / PAGE] = fmax(bound[i / PAGE], score[g * N + i] - most);
+                step = fmax(step, (double)e->run.attn.table_scale[2 * (h * group + g) + 1]);
+            }
+            bound[0] = bound[n_page - 1] = bound[n_page - 2] = INFINITY;
+            memcpy(sorted, bound, n_page * sizeof *sorted);
+            qsort(sorted, n_page, sizeof *sorted, by_size);
+            const double off = step * (double)(d / kind.sub) + 1e-5;
+            const uint32_t *chosen = sel->page + h * sel->page_stride;
+            assert_int_equal(sel->n_page[h], n_exact);
+            for (size_t i = 0; i < n_exact; i++) {
+                assert_true(i == 0 || chosen[i] > chosen[i - 1]);
+                if (!(bound[chosen[i]] >= sorted[n_exact - 1] - 2.0 * off)) fail_msg("%s: page %u of %g is read", text, chosen[i], bound[chosen[i]]);
+                for (size_t g = 0; g < group; g++)
+                    for (size_t t = chosen[i] * PAGE; t < N && t < (chosen[i] + 1) * (size_t)PAGE; t++) {
+                        double want = 0.0;
+                        for (size_t c = 0; c < d; c++) want += (double)(q[(h * group + g) * d + c] * hp->attn_scale) * (double)k[t * d + c];
+                        many += fabs(want - score[g * N + t]) > 0.05;
+                        score[g * N + t] = want;
+                    }
+            }
+            for (size_t g = 0; g < group; g++) { /* and the softmax over what came of it */
+                double most = -INFINITY, sum = 0.0, large = 0.0;
+                for (size_t i = 0; i < N; i++) most = fmax(most, score[g * N + i]);
+                for (size_t i = 0; i < N; i++) sum += exp(score[g * N + i] - most);
+                for (size_t i = 0; i < N * d; i++) large = fmax(large, fabs((double)v[i]));
+                for (size_t c = 0; c < d; c++) {
+                    double want = 0.0;
+                    for (size_t i = 0; i < N; i++) want += exp(score[g * N + i] - most) / sum * (double)v[i * d + c];
+                    if (fabs(want - (double)out[(h * group + g) * d + c]) > (expm1(off) + 1e-5) * large)
+                        fail_msg("%s head %zu channel %zu: %g, not %g", text, h * group + g, c, (double)out[(h * group + g) * d + c], want);
+                }
+            }
+        }
+        pd_seq_close(&s, PD_FINISH_LENGTH, NULL);
+    }
+    assert_true(many > 100); /* codes and keys differ */
+    free(k);
+    free(v);
+    free(q);
+    free(out);
+    free(score);
+    pd_engine_close(e);
+}
+
 /* ---- what goes with it ---- */
 
 static pd_status with_types(pd_engine *e, const char *text, pd_kv_type key, pd_kv_type value, answer **ret, pd_err *err) {
@@ -409,6 +584,7 @@ static void what_does_not_go_is_refused(void **state) {
     }, late[] = {
         {"hcattention:sub_vector=4(knorm)@0.5", "'hcattention' stores keys as codes, which no press inside it may drop ('knorm' does)"},
         {"quest:token_budget=64(hcattention:sub_vector=4)", "one of the two is served at a time"},
+        {"quest:token_budget=64(hcattention:sub_vector=4,codes=index)", "by bounds of pages and by codes of keys"},
     };
     pd_engine *e = open_codes(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -508,6 +684,9 @@ int main(void) {
         cmocka_unit_test(company_and_threads_change_nothing),
         cmocka_unit_test(coarser_codes_lose_more),
         cmocka_unit_test(steps_equal_plain_ones_over_decoded_keys),
+        cmocka_unit_test(an_index_of_everything_changes_nothing),
+        cmocka_unit_test(an_index_finds_the_pages),
+        cmocka_unit_test(an_index_goes_with_few_bits),
         cmocka_unit_test(few_bits_go_along_for_values),
         cmocka_unit_test(what_does_not_go_is_refused),
         cmocka_unit_test(admission_counts_codes),
