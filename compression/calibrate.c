@@ -14,7 +14,8 @@ enum {
     HAS_KVZAP = 1u << PD_SET_KVZAP_LINEAR,
     HAS_LUKV = 1u << PD_SET_LUKV,
     HAS_EIGEN = 1u << PD_SET_EIGEN,
-    HAS_JOINT = 1u << PD_SET_JOINT
+    HAS_JOINT = 1u << PD_SET_JOINT,
+    HAS_CODES = 1u << PD_SET_CODES
 };
 
 static bool make(void *p, size_t n, size_t size) {
@@ -36,9 +37,12 @@ static bool make_all(pd_calib *c) {
              make(&c->gram, nq, c->model.head_dim * sizeof *c->gram);
     if (c->sets & HAS_DUO) ok = ok && make(&c->duo, hk, sizeof *c->duo);
     if (c->sets & (HAS_EIGEN | HAS_JOINT)) ok = ok && make(&c->key_rows, nl, sizeof *c->key_rows);
+    if (c->sets & (HAS_EIGEN | HAS_CODES)) ok = ok && make(&c->freq, nl * hd / 2, sizeof *c->freq);
+    if (c->sets & HAS_CODES)
+        ok = ok && make(&c->code_seen, nl, sizeof *c->code_seen) && make(&c->code_query, hk * hd / 2, sizeof *c->code_query) &&
+             make(&c->code_row, hk * hd, PD_CALIB_CODE_ROWS * sizeof *c->code_row);
     if (c->sets & HAS_EIGEN)
-        ok = ok && make(&c->freq, nl * hd / 2, sizeof *c->freq) &&
-             make(&c->key, hk * hd, hd * sizeof *c->key) && make(&c->rotated, hk * hd, hd * sizeof *c->rotated) &&
+        ok = ok && make(&c->key, hk * hd, hd * sizeof *c->key) && make(&c->rotated, hk * hd, hd * sizeof *c->rotated) &&
              make(&c->value, hk * hd, hd * sizeof *c->value) && make(&c->query, hk * hd, hd * sizeof *c->query);
     if (c->sets & HAS_JOINT) ok = ok && make(&c->joint, nl * joint, joint * sizeof *c->joint);
     if (c->sets & PD_CALIB_BASES) ok = ok && make(&c->output, nl, sizeof *c->output);
@@ -76,7 +80,7 @@ void pd_calib_close(pd_calib *c) {
                    c->duo,   c->rows,  c->xx,    c->xy,    c->x_shift, c->y_shift,
                    c->x_sum, c->y_sum, c->score, c->pruned,  c->key_rows,
                    c->freq,  c->key,   c->rotated, c->value, c->query, c->joint,
-                   c->output, c->eigen_error, c->joint_error};
+                   c->output, c->eigen_error, c->joint_error, c->code_seen, c->code_row, c->code_query};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(c);
 }
@@ -85,7 +89,7 @@ void pd_calib_close(pd_calib *c) {
 
 static void text_needs(const pd_press_inst *inst, pd_press_needs *n) {
     const pd_calib *c = inst->state;
-    if (c->sets & (HAS_STATS | HAS_EIGEN)) pd__need_moments(n, PD_NEEDS_Q_COV, PD_CALIB_SINK);
+    if (c->sets & (HAS_STATS | HAS_EIGEN | HAS_CODES)) pd__need_moments(n, PD_NEEDS_Q_COV, PD_CALIB_SINK);
     if (c->sets & HAS_QFILTER) n->bits |= PD_NEEDS_Q_ALL;
     if (c->sets & HAS_DUO) pd__need_moments(n, 0, 0);
 }

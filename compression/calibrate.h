@@ -7,12 +7,12 @@
  * presses see.  Layers with a sliding window are never shown; their tensors are
  * neutral (zeros, scores below 0, uniform curves).
  *
- *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores, bases;
+ *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores, bases, codebooks;
  *                     some of them again for what each rank of a basis costs
  *   repeat prompts    (a text, then the same text again) KVzap regressors, LU-KV curves
  *
  * Memory, in doubles: stats and filters NL*Hq*D^2 each, kvzap NL*d^2, eigen 4*NL*Hk*D^2,
- * joint NL*(Hk*D)^2.
+ * joint NL*(Hk*D)^2; for codebooks 2 bytes NL*Hk*D*PD_CALIB_CODE_ROWS.
  * Thread: the hooks run in the engine's thread while a job runs, all else in the
  * caller's while none does. */
 #ifndef PD_COMPRESSION_CALIBRATE_H
@@ -22,12 +22,14 @@
 
 typedef struct pd_calib pd_calib;
 
+enum { PD_CALIB_CODE_ROWS = 8192 }; /* keys of a head that codebooks are made from */
 enum { PD_CALIB_SINK = 4 }; /* first tokens of a text that count for nothing, as in all recipes */
 
 /* The sets that can be measured. */
 enum {
     PD_CALIB_TEXT = 1u << PD_SET_STATS | 1u << PD_SET_QFILTER | 1u << PD_SET_DUO_CALIBRATED |
-                    1u << PD_SET_EIGEN | 1u << PD_SET_JOINT,
+                    1u << PD_SET_EIGEN | 1u << PD_SET_JOINT | 1u << PD_SET_CODES,
+    PD_CALIB_CODES = 1u << PD_SET_CODES,
     PD_CALIB_BASES = 1u << PD_SET_EIGEN | 1u << PD_SET_JOINT,
     PD_CALIB_REPEAT = 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_LUKV,
 };
@@ -43,6 +45,9 @@ pd_press_inst *pd_calib_text(pd_calib *c);
  * the press for prompts read once more, to see what each rank costs.  Errors: as pd_calib_finish. */
 pd_status pd_calib_bases(pd_calib *c, pd_press_data *d, pd_err *err);
 pd_press_inst *pd_calib_errors(pd_calib *c);
+/* CODES, when the text prompts were read: the layer's codebooks into d; of all layers in turn, 0 first.
+ * Keys are taken to stand anywhere below `positions`.  Errors: ENOMEM. */
+pd_status pd_calib_codes(pd_calib *c, size_t layer, size_t positions, pd_press_data *d, pd_workers *workers, pd_err *err);
 /* Of a prompt in which n tokens from `first` on come again from `again` on, to its end. */
 pd_press_inst *pd_calib_repeat(pd_calib *c, size_t first, size_t n, size_t again);
 /* After the prompt of pd_calib_repeat was read.  Errors: ENOMEM. */

@@ -4,12 +4,14 @@
  *   calibrate.c          open, close, the two presses
  *   calibrate_text.c     moments, Gram matrices of queries, DuoAttention's scores
  *   calibrate_bases.c    second moments of keys, values and queries; their eigenvectors
+ *   calibrate_codes.c    a sample of keys; codebooks of it
  *   calibrate_errors.c   what each rank of a basis costs a layer
  *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
 #ifndef PD_COMPRESSION_CALIBRATE_INT_H
 #define PD_COMPRESSION_CALIBRATE_INT_H
 
 #include "compression/calibrate.h"
+#include "engine/cache/codes.h"
 
 struct pd_calib {
     pd_press_model model;
@@ -32,7 +34,7 @@ struct pd_calib {
     /* EIGEN and JOINT: sums of x x^T, upper triangles */
     size_t *key_rows;  /* [NL] */
     size_t distances;  /* tokens of the longest prompt */
-    float *freq;       /* [NL][D/2] */
+    float *freq;       /* [NL][D/2]; CODES too */
     double *key, *rotated, *value; /* [NL][Hk][D][D] before RoPE, after it */
     double *query;     /* [NL][Hk][D][D] before RoPE, summed over the group */
     double *joint;     /* [NL][Hk*D][Hk*D] keys before RoPE */
@@ -40,6 +42,13 @@ struct pd_calib {
     double *output;    /* [NL] sum of squares of the layer's output, and of what a rank loses: */
     double *eigen_error; /* [NL][PD_EIGEN_CURVES][PD_EIGEN_STEPS - 1] */
     double *joint_error; /* [NL][PD_EIGEN_STEPS - 1] */
+
+    /* CODES */
+    const pd_kernels *kern; /* of the last view */
+    size_t *code_seen;  /* [NL] keys of a head that were shown */
+    uint16_t *code_row; /* [NL][Hk][PD_CALIB_CODE_ROWS][D] f16: those of them in the sample, before RoPE */
+    double *code_query; /* [NL][Hk][D/2] sum of squares of the queries' pairs of channels */
+    float *book[PD_BOOKS], *book_weight; /* of the press data */
 
     /* KVZAP_LINEAR, about the first text's means */
     size_t *rows;   /* [NL] */
@@ -58,6 +67,9 @@ struct pd_calib {
 /* One layer of a text prompt. */
 pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+/* The same for codebooks. */
+pd_status pd__calib_codes_layer(pd_calib *c, const pd_view *view, pd_err *err);
 
 /* The same for bases. */
 pd_status pd__calib_bases_layer(pd_calib *c, const pd_view *view, pd_err *err);

@@ -186,6 +186,7 @@ pd_status pd__calib_text_layer(pd_calib *c, const pd_view *view, pd_err *err) {
     if (c->gram) PD_TRY(add_gram(c, view, err));
     if (c->duo) PD_TRY(add_duo(c, view, err));
     if (c->key_rows) PD_TRY(pd__calib_bases_layer(c, view, err));
+    if (c->code_row) PD_TRY(pd__calib_codes_layer(c, view, err));
     return PD_OK;
 }
 

@@ -138,6 +138,9 @@ typedef struct pd_latent_rule {
     uint16_t value[PD_LATENT_LAYERS]; /* and of a value, likewise; not read where layer is 0 */
     size_t window;
     size_t n_sink;        /* positions below it stay whole */
+    size_t sub, n_centroid; /* product codes instead, of sub-vectors so long (cache/codes.h); 0 = bases */
+    const float *book;    /* [n_layer][n_head_kv][D][n_centroid] */
+    const float *weight;  /* [n_layer][n_head_kv][D/2] */
     bool rotated;         /* the bases are of keys after RoPE */
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
     const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
@@ -151,10 +154,12 @@ static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, siz
     return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
 }
 
-/* What those n pairs count, as pairs, when a projected one counts by its numbers. */
+/* What those n pairs count, as pairs, when a projected one counts by its numbers, and a code by its
+ * share of 16 bits. */
 static inline double pd_latent_pairs(const pd_latent_rule *r, size_t layer, size_t n, size_t head_dim) {
-    const size_t left = r->layer[layer] + r->value[layer];
-    return (double)n - (double)pd_latent_packed(r, layer, n) * (double)(2 * head_dim - left) / (double)(2 * head_dim);
+    const double number = !r->n_centroid ? 1.0 : r->n_centroid > 16 ? 0.5 : 0.25;
+    const double left = number * r->layer[layer] + r->value[layer];
+    return (double)n - (double)pd_latent_packed(r, layer, n) * (2.0 * (double)head_dim - left) / (double)(2 * head_dim);
 }
 
 /* What n pairs that a plan keeps count, as pairs: one whose key lost channels by its numbers. */
@@ -250,10 +255,16 @@ typedef struct pd_read_rule {
     size_t page_budget; /* most pages of a head whose keys and values are looked at; 0 = all */
     size_t skip_layers; /* the first layers, which page_budget does not hold for */
     pd_page_order page_order;
+    /* Scores first by codes beside the keys, of parts of `sub` numbers (cache/codes.h), then by the keys
+     * themselves in this share of a head's pages, those of the highest; 0 = by all keys. */
+    double exact;
+    size_t sub, n_centroid;
+    const float *book;   /* [n_layer][n_head_kv][D][n_centroid] */
+    const float *weight; /* [n_layer][n_head_kv][D/2] */
 } pd_read_rule;
 
 static inline bool pd_read_all(const pd_read_rule *r) {
-    return r->tau >= 1.0 && r->page_budget == 0;
+    return r->tau >= 1.0 && r->page_budget == 0 && r->exact == 0.0;
 }
 
 /* The size after a pruning when n_seen tokens were seen. */
@@ -348,7 +359,8 @@ struct pd_press {
     size_t (*key_channels)(const pd_press_inst *inst, size_t head_dim);
 
     /* How older keys and values are stored; false: as all others, with these parameters.  NULL = as all
-     * others.  Asked of the request's press alone, not of one inside another. */
+     * others.  Asked of the request's press alone, not of one inside another, and of the reading
+     * ones around it. */
     bool (*latents)(const pd_press_inst *inst, const struct pd_press_model *model, pd_latent_rule *ret);
 
     /* What it does while tokens are generated; false: nothing, with these

@@ -18,7 +18,8 @@ static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
  * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
- * b curves of errors, e their points. */
+ * b curves of errors, e their points, C and c 256 and 16 centroids, P pairs
+ * of channels. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -61,6 +62,11 @@ static const struct {
     [PD_DATA_JOINT] = {"joint.keys", "lJJ", PD_SET_JOINT, -INFINITY, INFINITY},
     [PD_DATA_JOINT_ENERGY] = {"joint.keys.energy", "lJ", PD_SET_JOINT, 0, INFINITY},
     [PD_DATA_JOINT_ERROR] = {"joint.keys.error", "le", PD_SET_JOINT, 0, INFINITY},
+    [PD_DATA_BOOK_WEIGHT] = {"hcattention.book.weight", "lkP", PD_SET_CODES, 0, INFINITY},
+#define BOOK(i, sub, n, dims) [PD_DATA_BOOK + i] = {"hcattention.book." #sub "." #n, dims, PD_SET_CODES, -INFINITY, INFINITY}
+    BOOK(0, 2, 256, "lkDC"), BOOK(1, 4, 256, "lkDC"), BOOK(2, 8, 256, "lkDC"),
+    BOOK(3, 2, 16, "lkDc"), BOOK(4, 4, 16, "lkDc"), BOOK(5, 8, 16, "lkDc"),
+#undef BOOK
 };
 
 /* How to get a set: the command that makes it. */
@@ -79,6 +85,7 @@ static const struct {
     [PD_SET_FASTKVZIP] = {"trained gates", "import-press-data -m MODEL --kind fastkvzip FILE"},
     [PD_SET_EIGEN] = {"bases of keys and values", "calibrate -m MODEL --text FILE --only eigen"},
     [PD_SET_JOINT] = {"bases of all heads' keys", "calibrate -m MODEL --text FILE --only joint"},
+    [PD_SET_CODES] = {"codebooks of keys", "calibrate -m MODEL --text FILE --only codes"},
 };
 
 static const char *const duo_names[2] = {"duo_attention.pattern", "duo_attention.calibrated"};
@@ -105,6 +112,9 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'J': return d->model.n_head_kv * d->model.head_dim;
     case 'b': return PD_EIGEN_CURVES;
     case 'e': return PD_EIGEN_STEPS - 1;
+    case 'P': return d->model.head_dim / 2;
+    case 'C': return 256;
+    case 'c': return 16;
     default: return PD_LUKV_ROWS;
     }
 }
@@ -362,7 +372,7 @@ pd_status pd_press_check_data(const pd_press_inst *inst, const char *path, pd_er
     if (!p->data_set) return PD_OK;
     const unsigned have = pd_press_data_have(inst->data);
     const int set = p->data_set(inst, have);
-    if (have & 1u << set) return PD_OK;
+    if (set == PD_SET_N || have & 1u << set) return PD_OK;
     return pd_fail(err, PD_EINVAL, path,
                    "%s%spress '%s' needs %s of this model, which are not loaded: "
                    "`pressd %s -o DATA` makes them, "

@@ -17,6 +17,7 @@
 
 #include "compression/press.h"
 #include "compression/spec.h"
+#include "engine/cache/codes.h"
 #include "engine/gguf/gguf.h"
 
 typedef enum {
@@ -56,6 +57,9 @@ typedef enum {
     PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
     PD_DATA_JOINT_ENERGY,         /* [NL][J] */
     PD_DATA_JOINT_ERROR,          /* [NL][15] */
+    PD_DATA_BOOK_WEIGHT,          /* [NL][Hk][D/2] > 0 where a layer is pressed; what pairs of channels weigh in books */
+    PD_DATA_BOOK,                 /* [NL][Hk][D][256 or 16] codebooks, one for each of pd_books (cache/codes.h) in turn */
+    PD_DATA_BOOK_LAST = PD_DATA_BOOK + PD_BOOKS - 1,
     PD_DATA_N
 } pd_data_id;
 
@@ -71,6 +75,7 @@ typedef enum {
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
     PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
     PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
+    PD_SET_CODES,          /* BOOK_WEIGHT .. BOOK_LAST */
     PD_SET_N
 } pd_data_set;
 
@@ -122,7 +127,7 @@ pd_status pd_press_data_check(const pd_press_data *d, pd_err *err);
 /* ---- for presses ---- */
 
 /* EINVAL if the instance (without its children) needs a set that inst->data has
- * not; says how to make it.  `path` names the press in the request; NULL = no
+ * not (PD_SET_N: none); says how to make it.  `path` names the press in the request; NULL = no
  * request. */
 pd_status pd_press_check_data(const pd_press_inst *inst, const char *path, pd_err *err);
 

@@ -79,6 +79,7 @@ static void reads(pd_buf *out, const pd_kv_report *kv) {
     member_u64(out, "value_rows", kv->rows_value);
     shares(out, kv->rows, kv->rows_key, kv->rows_value);
     member_u64(out, "bounds_bytes", kv->bytes_bounds);
+    if (kv->bytes_codes) member_u64(out, "codes_bytes", kv->bytes_codes);
     pd_buf_putc(out, '}');
 }
 
@@ -141,6 +142,7 @@ static void add_report(pd_kv_report *sum, const pd_kv_report *kv) {
     sum->rows_key += kv->rows_key;
     sum->rows_value += kv->rows_value;
     sum->bytes_bounds += kv->bytes_bounds;
+    sum->bytes_codes += kv->bytes_codes;
     if (!kv->skipped) sum->skipped = NULL; /* skipped for all */
 }
 

@@ -130,7 +130,7 @@ static void write_kv(pd_buf *out, const pd_engine_stats *s, uint64_t pool_bytes)
                    "Bytes of KV pages in use by what they store and how; they add up to the resident ones.");
     static const char *const part[] = {"keys", "values"};
     for (int p = 0; p < 2; p++) {
-        for (int t = PD_KV_NATIVE + 1; t < PD_KV_TYPES; t++) {
+        for (int t = PD_KV_NATIVE + 1; t < PD_KV_ALL; t++) {
             char label[48];
             snprintf(label, sizeof label, "part=\"%s\",kv_type=\"%s\"", part[p], pd_kv_type_name((pd_kv_type)t));
             pd_prom_u64(out, "pressd_kv_cache_type_bytes", label, s->kv_bytes_type[p][t]);

@@ -298,15 +298,63 @@ static void q4_move_v(const void *src, size_t from, void *dst, size_t to, size_t
     move_steps(src, from, dst, to, N * d / 2, d);
 }
 
+/* ---- codes: x holds whole numbers ---- */
+
+static size_t codes8_bytes(size_t d) {
+    return N * d;
+}
+
+static void codes8_write(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    (void)kern;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < d; j++) ((uint8_t *)part)[j * N + slot + i] = (uint8_t)x[i * stride + j];
+}
+
+static void codes8_read(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    (void)kern;
+    for (size_t j = 0; j < d; j++) x[j] = ((const uint8_t *)part)[j * N + slot];
+}
+
+static void codes8_move(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    for (size_t j = 0; j < d; j++) ((uint8_t *)dst)[j * N + to] = ((const uint8_t *)src)[j * N + from];
+}
+
+static size_t codes4_bytes(size_t d) {
+    return N * d / 2;
+}
+
+static void codes4_write(const pd_kernels *kern, void *part, size_t d, size_t slot, size_t n, const float *x, size_t stride) {
+    (void)kern;
+    const size_t half = d / 2;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < half; j++)
+            ((uint8_t *)part)[j * N + slot + i] = (uint8_t)((unsigned)x[i * stride + j] | (unsigned)x[i * stride + half + j] << 4);
+}
+
+static void codes4_read(const pd_kernels *kern, const void *part, size_t d, size_t slot, float *x) {
+    (void)kern;
+    const size_t half = d / 2;
+    for (size_t j = 0; j < half; j++) {
+        x[j] = ((const uint8_t *)part)[j * N + slot] & 15;
+        x[half + j] = ((const uint8_t *)part)[j * N + slot] >> 4;
+    }
+}
+
+static void codes4_move(const void *src, size_t from, void *dst, size_t to, size_t d) {
+    codes8_move(src, from, dst, to, d / 2);
+}
+
 /* ---- the types ---- */
 
 static const struct {
     const char *name;
     pd_codec_part k, v;
-} types[PD_KV_TYPES] = {
+} types[PD_KV_ALL] = {
     [PD_KV_F16] = {"f16", {f16_bytes, f16_write_k, f16_read_k, f16_move_k}, {f16_bytes, f16_write_v, f16_read_v, f16_move_v}},
     [PD_KV_F32] = {"f32", {f32_bytes, f32_write_k, f32_read_k, f32_move_k}, {f32_bytes, f32_write_v, f32_read_v, f32_move_v}},
     [PD_KV_Q8_0] = {"q8_0", {q8_bytes, q8_write_k, q8_read_k, q8_move_k}, {q8_bytes, q8_write_v, q8_read_v, q8_move_v}},
+    [PD_KV_CODES8] = {"codes8", {codes8_bytes, codes8_write, codes8_read, codes8_move}, {0}},
+    [PD_KV_CODES4] = {"codes4", {codes4_bytes, codes4_write, codes4_read, codes4_move}, {0}},
     [PD_KV_Q4] = {"q4", {q5_bytes, q4_write_k, q4_read_k, q4_move_k}, {q4_bytes, q4_write_v, q4_read_v, q4_move_v}},
 };
 
@@ -497,9 +545,14 @@ void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, 
     finish_scores(kern, &p, softcap);
 }
 
-void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t d, const void *const *pages,
+void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride) {
+    const pd_part_pass p = {.first = first, .n = n, .n_group = n_group, .tmp = tmp, .tmp_stride = tmp_stride};
+    finish_scores(kern, &p, softcap);
+}
+
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t d, const void *const *pages,
                    const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc) {
-    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(d), .n_group = n_group, .head_dim = d, .tmp = weight,
+    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(k_dim), .n_group = n_group, .head_dim = d, .tmp = weight,
                             .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row};
     switch (c->value) {
     case PD_KV_F16: kern->rows_f16(&p); break;

@@ -4,6 +4,7 @@
  *
  *     f16, f32   K: [head_dim][16]   V: [16][head_dim]             (kernels.h, attention)
  *     q8_0, q4   the same in groups of 32 numbers with one step    (kernels.h, few bits)
+ *     codes8, codes4   keys as product codes (codes.h)             (kernels.h, product codes)
  *
  * q4 means 5 bits of a key's numbers and 4 of a value's; it stores rows rotated by an orthonormal Hadamard matrix over head_dim (its
  * largest power of two, repeated), which spreads a large channel over all of them;
@@ -32,7 +33,11 @@ typedef enum {
     PD_KV_F32,
     PD_KV_Q8_0,
     PD_KV_Q4,
-    PD_KV_TYPES
+    PD_KV_TYPES,
+    /* Keys alone, of packed pages alone (kv.h): product codes, whole numbers below 256 or 16. */
+    PD_KV_CODES8 = PD_KV_TYPES,
+    PD_KV_CODES4,
+    PD_KV_ALL
 } pd_kv_type;
 
 /* One type's K or V part. */
@@ -112,8 +117,10 @@ void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, si
 void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
                      const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                      size_t tmp_stride, float *scratch);
-/* and acc [n_group][head_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
-void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t head_dim, const void *const *pages,
+/* Scores that came another way (tmp set): softcap, and -INFINITY where there is no slot. */
+void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride);
+/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim, const void *const *pages,
                    const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc);
 
 #endif

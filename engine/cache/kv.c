@@ -129,6 +129,7 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->pack.sink);
     free(kv->pack.sink_v);
     pd_bounds_done(&kv->bounds);
+    pd_index_done(&kv->index);
     *kv = (pd_kv){0};
 }
 
@@ -144,7 +145,7 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
     assert(kv->n_pages == 0 && !kv->pack.pool && kv->head_dim <= ROW_MAX && n_channel <= width);
     uint32_t *channel = calloc(kv->n_layer * kv->n_head_kv * n_channel + 1, sizeof *channel);
     if (!channel) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the channels of packed keys");
-    kv->pack = (pd_kv_pack){.pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
+    kv->pack = (pd_kv_pack){.codec = kv->codec, .pool = pool, .k_dim = width, .n_channel = n_channel, .channel = channel};
     return PD_OK;
 }
 
@@ -152,10 +153,10 @@ static size_t sink_floats(const pd_kv *kv) {
     return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
 }
 
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
+pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err) {
     const size_t heads = kv->n_layer * kv->n_head_kv;
     assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= ROW_MAX);
-    kv->pack = (pd_kv_pack){.n_sink = n_sink};
+    kv->pack = (pd_kv_pack){.codec = *codec, .n_sink = n_sink};
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.latent = malloc(heads * sizeof *latent);
     kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
@@ -177,7 +178,7 @@ void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *ch
 
 /* Where the values of a packed page begin. */
 static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
-    return (char *)page + kv->codec.k->bytes(pd_kv_pack_dim(kv, kh));
+    return (char *)page + kv->pack.codec.k->bytes(pd_kv_pack_dim(kv, kh));
 }
 
 /* A key's row in a packed page; as a latent, and whole if it is a sink's. */
@@ -216,7 +217,7 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
         choose(kv, layer, head, k, row);
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t k_dim = pd_kv_pack_dim(kv, kh);
-    kv->codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
+    kv->pack.codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
     write_packed_v(kv, layer, head, page, slot, v, pos);
 }
 
@@ -253,7 +254,7 @@ static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id,
     void *page = pd_kvpool_page(pool, id);
     if (k) {
         float row[ROW_MAX];
-        kv->codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
+        kv->pack.codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
         if (kv->pack.latent)
             rebuild(kv, layer, head, row, pd_kvpool_pos(pool, id)[slot], k);
         else
@@ -263,40 +264,64 @@ static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id,
 }
 
 static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
-    kv->codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
+    kv->pack.codec.k->move(src, from, dst, to, pd_kv_pack_dim(kv, kh));
     kv->codec.v->move(packed_v(kv, kh, src), from, packed_v(kv, kh, dst), to, pd_kv_pack_v_dim(kv, kh));
 }
 
-/* ---- bounds ---- */
+/* ---- bounds and codes beside the pages ---- */
+
+/* Most pages of each head of the layers from `first_layer` on that have no window; NULL = no memory. */
+static uint32_t *caps_of(const pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err) {
+    uint32_t *cap = calloc(kv->n_layer * kv->n_head_kv, sizeof *cap);
+    if (!cap) (void)pd_fail(err, PD_ENOMEM, NULL, "no memory for what stands beside a sequence's pages");
+    for (size_t i = first_layer * kv->n_head_kv; cap && i < kv->n_layer * kv->n_head_kv; i++)
+        if (!window[i / kv->n_head_kv]) cap[i] = kv->head[i].cap_page;
+    return cap;
+}
+
+pd_status pd_kv_index(pd_kv *kv, const pd_book *kind, const uint32_t *window, pd_err *err) {
+    uint32_t *cap = caps_of(kv, 0, window, err);
+    if (!cap) return PD_ENOMEM;
+    const pd_status rc = pd_index_init(&kv->index, kv->n_layer * kv->n_head_kv, kind, cap, err);
+    free(cap);
+    return rc;
+}
 
 pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err) {
-    uint32_t *cap = calloc(kv->n_layer * kv->n_head_kv, sizeof *cap);
-    if (!cap) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bounds of a sequence's pages");
-    for (size_t i = first_layer * kv->n_head_kv; i < kv->n_layer * kv->n_head_kv; i++)
-        if (!window[i / kv->n_head_kv]) cap[i] = kv->head[i].cap_page;
+    uint32_t *cap = caps_of(kv, first_layer, window, err);
+    if (!cap) return PD_ENOMEM;
     const pd_status rc = pd_bounds_init(&kv->bounds, kv->n_layer * kv->n_head_kv, kv->head_dim, cap, err);
     free(cap);
     return rc;
+}
+
+static bool has_beside(const pd_kv *kv, size_t head) {
+    return pd_bounds_has(&kv->bounds, head) || pd_index_has(&kv->index, head);
 }
 
 /* Slots [slot, slot + n) of a page were written. */
 static pd_status note_keys(pd_kv *kv, size_t layer, size_t head, size_t page, size_t slot, size_t n, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t i = layer * kv->n_head_kv + head, d = kv->head_dim;
-    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
+    if (!has_beside(kv, i)) return PD_OK;
     float k[N * ROW_MAX];
     assert(d <= ROW_MAX);
     for (size_t s = 0; s < n; s++)
         pd_codec_read(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, kh->page[page]), d, slot + s, k + s * d, NULL, NULL);
-    return pd_bounds_add(&kv->bounds, kv->kern, i, page, slot == 0, k, n, err);
+    if (pd_bounds_has(&kv->bounds, i)) PD_TRY(pd_bounds_add(&kv->bounds, kv->kern, i, page, slot == 0, k, n, err));
+    if (!pd_index_has(&kv->index, i)) return PD_OK;
+    const float *centre = pd_kv_centre(kv, layer, head); /* books are of whole keys */
+    for (size_t s = 0; centre && s < n; s++) kv->kern->axpy_f32(1.0f, centre, k + s * d, d);
+    return pd_index_add(&kv->index, kv->kern, i, page, slot, k, n, err);
 }
 
-/* The bounds of a head's pages anew, from page `page` on: other slots stand there. */
+/* What stands beside a head's pages anew, from page `page` on: other slots stand there. */
 static pd_status rebound(pd_kv *kv, size_t layer, size_t head, size_t page, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t i = layer * kv->n_head_kv + head;
-    if (!pd_bounds_has(&kv->bounds, i)) return PD_OK;
-    pd_bounds_cut(&kv->bounds, i, kh->n_page);
+    if (!has_beside(kv, i)) return PD_OK;
+    if (pd_bounds_has(&kv->bounds, i)) pd_bounds_cut(&kv->bounds, i, kh->n_page);
+    if (pd_index_has(&kv->index, i)) pd_index_cut(&kv->index, i, kh->n_page);
     for (size_t p = page; p < kh->n_page; p++) PD_TRY(note_keys(kv, layer, head, p, 0, pd_min_size(N, kh->n - p * N), err));
     return PD_OK;
 }
@@ -520,7 +545,7 @@ static void drop_of_section(pd_kv *kv, pd_kv_head *kh, bool packed, size_t n) {
 
 void pd_kv_drop_front(pd_kv *kv, size_t layer, size_t head, size_t n) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(n <= kh->n && !pd_bounds_has(&kv->bounds, layer * kv->n_head_kv + head)); /* windows alone move on */
+    assert(n <= kh->n && !has_beside(kv, layer * kv->n_head_kv + head)); /* windows alone move on */
     const size_t n_pack = pd_min_size(n, kh->n_pack);
     drop_of_section(kv, kh, true, n_pack);
     drop_of_section(kv, kh, false, n - n_pack);
@@ -562,5 +587,6 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
         kh->n_pack = src->n_pack;
         kh->n = src->n;
     }
-    return pd_bounds_copy(&kv->bounds, &from->bounds, err);
+    PD_TRY(pd_bounds_copy(&kv->bounds, &from->bounds, err));
+    return pd_index_copy(&kv->index, &from->index, err);
 }

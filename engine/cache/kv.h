@@ -32,6 +32,7 @@
 
 #include "engine/cache/bounds.h"
 #include "engine/cache/codec.h"
+#include "engine/cache/index.h"
 #include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
 
@@ -51,8 +52,9 @@ typedef struct pd_kv_head {
     uint32_t recent[PD_KV_RECENT]; /* ... if it is one of the last; pages of recent_pool */
 } pd_kv_head;
 
-/* The packed kind of page of one sequence; its types are the open kind's. */
+/* The packed kind of page of one sequence; its types are the open kind's, but for keys in codes. */
 typedef struct pd_kv_pack {
+    pd_codec codec;
     pd_kvpool *pool;   /* NULL: nothing is ever packed, or the layers have pools of their own */
     pd_kvpool **layer; /* [n_layer]: those, NULL where nothing is packed; latents only */
     size_t k_dim;      /* numbers of a stored key */
@@ -73,6 +75,7 @@ typedef struct pd_kv {
     uint32_t *page_list; /* all page lists in one block */
     float *centre;       /* [n_layer][n_head_kv][head_dim], codec.h; NULL = this type of keys has none */
     pd_bounds bounds;    /* of the heads that pd_kv_bound asked for; all-zero = none */
+    pd_index index;      /* likewise pd_kv_index */
     pd_kv_pack pack;
     pd_kvpool *recent_pool; /* NULL = nothing is held twice */
     pd_codec recent_codec;
@@ -105,16 +108,19 @@ size_t pd_kv_pack_width(pd_kv_type key, size_t n_channel, size_t head_dim);
  * keys have pd_kv_pack_width.  Errors: ENOMEM. */
 pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *err);
 
-/* Or one of projected keys and values: latent [n_layer][n_head_kv] and pool [n_layer], copied; a layer's
- * latents have the ranks of its pool's k_dim and v_dim.  No pool: the layer is never packed.  Not for keys
+/* Or one of projected keys and values, stored by `codec`: latent [n_layer][n_head_kv] and pool [n_layer], copied; a
+ * layer's latents have the ranks of its pool's k_dim and v_dim.  No pool: the layer is never packed.  Not for keys
  * in few bits. */
-pd_status pd_kv_set_latents(pd_kv *kv, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
+pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
 /* Keep bounds (bounds.h) of an empty cache's layers from `first_layer` on that have no
  * window; window [n_layer].  Errors: ENOMEM. */
 pd_status pd_kv_bound(pd_kv *kv, size_t first_layer, const uint32_t *window, pd_err *err);
+
+/* Keep codes (index.h) of an empty cache's layers that have no window; kind as pd_index_init. */
+pd_status pd_kv_index(pd_kv *kv, const pd_book *kind, const uint32_t *window, pd_err *err);
 
 static inline pd_kv_head *pd_kv_at(const pd_kv *kv, size_t layer, size_t head) {
     return &kv->head[layer * kv->n_head_kv + head];

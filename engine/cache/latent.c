@@ -65,6 +65,10 @@ static void turn_of(const pd_turns *t, int32_t pos, float *c, float *s) {
 
 void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *k, int32_t pos, float *c, float *tmp) {
     const size_t d = l->head_dim, half = d / 2;
+    if (l->book.n_centroid) {
+        pd_book_encode(&l->book, kern, k, c);
+        return;
+    }
     if (!l->project) {
         memcpy(c, k, d * sizeof *c);
         return;
@@ -83,6 +87,10 @@ void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *
 
 void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *c, int32_t pos, float *k) {
     const size_t d = l->head_dim;
+    if (l->book.n_centroid) {
+        pd_book_decode(&l->book, c, k);
+        return;
+    }
     if (!l->rebuild) {
         memcpy(k, c, d * sizeof *k);
         return;
@@ -147,6 +155,7 @@ static void turn_each(const pd_turns *t, const int32_t *pos, size_t from, size_t
 void pd_latent_keys(const pd_latent *l, const float *c, const int32_t *const *pos, size_t n_page, size_t first,
                     size_t n, float *k, float *tmp) {
     const size_t d = l->head_dim, ld = n_page * N;
+    assert(!l->book.n_centroid); /* codes are scored without their keys */
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)d, (int)ld, (int)l->rank, 1.0f, l->rebuild, (int)d, c,
                 (int)ld, 0.0f, k, (int)ld);
     for (size_t p = 0; l->turns && p < n_page; p++) {

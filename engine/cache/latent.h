@@ -20,6 +20,7 @@
 #define PD_ENGINE_CACHE_LATENT_H
 
 #include "engine/base/err.h"
+#include "engine/cache/codes.h"
 #include "engine/kernels/kernels.h"
 
 #include <stddef.h>
@@ -40,9 +41,10 @@ typedef struct pd_turns {
 pd_status pd_turns_init(pd_turns *t, const float *freq, size_t half, size_t n, pd_err *err);
 void pd_turns_done(pd_turns *t); /* all-zero is fine */
 
-/* One head's bases, borrowed. */
+/* One head's bases, borrowed; or its codebooks (codes.h), which are of keys after RoPE and give `rank` codes. */
 typedef struct pd_latent {
     size_t head_dim, rank;        /* of a key; head_dim % 2 == 0 */
+    pd_book book;                 /* n_centroid 0: a basis */
     const float *project, *rebuild; /* [rank][head_dim] each; NULL: rank is head_dim, keys stay as they are */
     const pd_turns *turns;        /* NULL: of keys after RoPE, nothing is turned */
     size_t rank_v;                /* of a value, if it is projected */

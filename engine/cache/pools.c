@@ -84,8 +84,8 @@ uint64_t pd_kvpools_dirty(const pd_kvpools *p) {
     return bytes;
 }
 
-void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]) {
-    memset(ret, 0, sizeof(uint64_t[2][PD_KV_TYPES]));
+void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_ALL]) {
+    memset(ret, 0, sizeof(uint64_t[2][PD_KV_ALL]));
     FOR_EACH_KIND(p, kind) {
         const pd_codec c = pd_codec_of(kind->key, kind->value);
         const uint64_t n = (uint64_t)atomic_load(&kind->pool.n_seq) + atomic_load(&kind->pool.n_store);

@@ -47,6 +47,6 @@ bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */
 uint64_t pd_kvpools_held(const pd_kvpools *p, pd_page_owner owner);
 uint64_t pd_kvpools_dirty(const pd_kvpools *p);
 /* Bytes of held pages by type: [0] in K parts, [1] in V parts. */
-void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_TYPES]);
+void pd_kvpools_by_type(const pd_kvpools *p, uint64_t ret[2][PD_KV_ALL]);
 
 #endif

@@ -43,6 +43,7 @@ unsigned pd_cpu_detect(void) {
         !has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
         return flags;
     flags |= PD_CPU_AVX512;
+    if (has(c7, bit_AVX512VBMI)) flags |= PD_CPU_VBMI;
     if (!has(c7, bit_AVX512VNNI)) return flags;
     flags |= PD_CPU_VNNI;
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, bit_AVX512BF16)) flags |= PD_CPU_BF16;
@@ -62,9 +63,10 @@ static const struct {
     {"avx2", PD_CPU_AVX2},
     {"avxvnni", PD_CPU_AVXVNNI},
     {"avx512", PD_CPU_AVX512},
+    {"vbmi", PD_CPU_VBMI},
     {"vnni", PD_CPU_VNNI},
     {"bf16", PD_CPU_BF16},
-    {"all", PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16},
+    {"all", PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16 | PD_CPU_VBMI},
 };
 
 pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
@@ -77,7 +79,7 @@ pd_status pd_cpu_mask_parse(const char *text, unsigned *ret, pd_err *err) {
             i++;
         if (i == sizeof words / sizeof *words)
             return pd_fail(err, PD_EINVAL, "cpu_mask",
-                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avxvnni, avx512, vnni, bf16, all",
+                           "cpu_mask: unknown word '%.*s'; known: scalar, avx2, avxvnni, avx512, vbmi, vnni, bf16, all",
                            (int)(n < 40 ? n : 40), p);
         bits |= words[i].bits;
         if (p[n] == '\0') break;

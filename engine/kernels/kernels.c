@@ -22,6 +22,7 @@ void pd_kernels_init(pd_kernels *k, unsigned flags) {
     if (flags & PD_CPU_AVXVNNI) pd__kernels_init_avxvnni(k);
     if (!(flags & PD_CPU_AVX512)) return;
     pd__kernels_init_avx512(k);
+    if (flags & PD_CPU_VBMI) pd__kernels_init_vbmi(k);
     if (!(flags & PD_CPU_VNNI)) return;
     pd__kernels_init_vnni(k);
     if (!(flags & PD_CPU_BF16)) return;
@@ -276,6 +277,38 @@ static pd_status test_pick(st *t) {
     return same(t, "page_bounds", bound[0], bound[1], PD_PAGE_TOKENS, 1e-6f * DIM);
 }
 
+static pd_status test_codes(st *t, size_t n) {
+    enum { SUB = 4, CODES = 6, PAGES = 5 };
+    float x[SUB], book[CODES * SUB * 256], q[ST_GROUP * CODES * SUB], least[2], step[2];
+    _Alignas(64) uint8_t table[2][ST_GROUP * CODES * 256];
+    uint8_t page[PAGES][CODES * PD_PAGE_TOKENS];
+    const void *pages[PAGES];
+    float tmp[2][ST_GROUP * PAGES * PD_PAGE_TOKENS];
+    fill(t, book, CODES * SUB * n);
+    fill(t, q, ST_GROUP * CODES * SUB);
+    for (size_t i = 0; i < SUB; i++) x[i] = book[i * n + n - 2] + 1e-3f;
+    const size_t at[2] = {t->ref->nearest_f32(x, book, SUB, n), t->k->nearest_f32(x, book, SUB, n)};
+    if (at[0] != at[1]) return differ(t, "nearest_f32", 0, (double)at[0], (double)at[1]);
+    for (int i = 0; i < 2; i++) (i ? t->k : t->ref)->code_table(q, book, SUB, CODES, n, table[i], &least[i], &step[i]);
+    PD_TRY(same(t, "code_table", &least[0], &least[1], 1, 1e-5f * CODES * SUB));
+    PD_TRY(same(t, "code_table", &step[0], &step[1], 1, 1e-6f));
+    for (size_t i = 0; i < CODES * n; i++) /* halves may be rounded either way */
+        if (abs(table[0][i] - table[1][i]) > 1) return differ(t, "code_table", i, table[0][i], table[1][i]);
+    for (size_t i = 0; i < sizeof table[0]; i++) table[0][i] = (uint8_t)pd_rng_u64(&t->rng);
+    for (size_t i = 0; i < PAGES; i++) {
+        pages[i] = page[i];
+        for (size_t k = 0; k < sizeof page[i]; k++) page[i][k] = (uint8_t)pd_rng_u64(&t->rng);
+    }
+    const float from[ST_GROUP] = {-1.0f, 0.5f, 2.0f}, by[ST_GROUP] = {0.01f, 0.03f, 0.007f};
+    for (int i = 0; i < 2; i++) {
+        const pd_code_pass p = {.pages = pages, .n_page = PAGES, .n_code = CODES, .n_group = ST_GROUP, .table = table[0],
+                                .least = from, .step = by, .tmp = tmp[i], .tmp_stride = PAGES * PD_PAGE_TOKENS};
+        const pd_kernels *k = i ? t->k : t->ref;
+        (n == 256 ? k->scores_codes8 : k->scores_codes4)(&p);
+    }
+    return same(t, n == 256 ? "scores_codes8" : "scores_codes4", tmp[0], tmp[1], ST_GROUP * PAGES * PD_PAGE_TOKENS, 0.0f);
+}
+
 static pd_status test_tile(st *t, bool fast, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
@@ -319,6 +352,8 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_attention(&t, false, 3.0f));
     PD_TRY(test_parts(&t));
     PD_TRY(test_pick(&t));
+    PD_TRY(test_codes(&t, 256));
+    PD_TRY(test_codes(&t, 16));
     PD_TRY(test_tile(&t, false, 0.0f));
     PD_TRY(test_tile(&t, false, 3.0f));
     return test_tile(&t, true, 0.0f);

@@ -19,14 +19,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* CPU features that have a row.  A row needs the ones before it (AVXVNNI only AVX2, and
- * no row needs AVXVNNI), and the operating system's consent (xgetbv). */
+/* CPU features that have a row.  A row needs the ones before it (AVXVNNI only AVX2, VBMI only
+ * AVX512, and no row needs one of the two), and the operating system's consent (xgetbv). */
 enum {
     PD_CPU_AVX2 = 1u << 0,   /* with FMA and F16C */
     PD_CPU_AVX512 = 1u << 1, /* F, BW, DQ, VL */
     PD_CPU_VNNI = 1u << 2,   /* AVX512_VNNI */
     PD_CPU_BF16 = 1u << 3,   /* AVX512_BF16 */
     PD_CPU_AVXVNNI = 1u << 4, /* AVX_VNNI: VNNI on 256 bits, without AVX-512 */
+    PD_CPU_VBMI = 1u << 5,    /* AVX512_VBMI */
 };
 
 enum { PD_PAGE_TOKENS = 16 }; /* slots of a KV page; a lane of the attention kernels */
@@ -54,6 +55,17 @@ typedef struct pd_part_pass {
                             slot r is tmp[g * tmp_stride + r].  first and n are not used */
     size_t n_row;
 } pd_part_pass;
+
+/* Scores of product codes (cache/codes.h): every slot of n_page pages, whose codes are a page's
+ * first bytes. */
+typedef struct pd_code_pass {
+    const void *const *pages;
+    size_t n_page, n_code, n_group; /* n_code <= 256; of 16 centroids even; 1 <= n_group <= 16 */
+    const uint8_t *table;      /* [n_group][n_code][256 or 16] as code_table makes them */
+    const float *least, *step; /* [n_group] */
+    float *tmp;                /* [n_group][tmp_stride], set: slot s of page p at 16 p + s */
+    size_t tmp_stride;
+} pd_code_pass;
 
 /* Attention of some tokens of a prompt, all query heads of one KV head, against
  * dense keys and values.  Token i sees slots [lo, end) with
@@ -190,6 +202,27 @@ typedef struct pd_kernels {
      *     sum over c of max(q[g][c] * least[c], q[g][c] * largest[c])
      * block as bounds.h, q [n_group][head_dim]; finite; the order of additions is free. */
     void (*page_bounds)(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound);
+
+    /* ---- product codes (cache/codes.h) ----
+     * A row is cut into parts of `sub` numbers; centroid c of a part is the numbers
+     * book[k * n + c], k < sub, and the books of a row's n_code parts follow each other.
+     *
+     * nearest_f32: of the n centroids (n % 16 == 0) the one with the least sum over k of
+     * (x[k] - book[k * n + c])^2, the lowest of equal ones; the order of additions is free. */
+    size_t (*nearest_f32)(const float *x, const float *book, size_t sub, size_t n);
+    /* What a query q [n_code][sub] gives each centroid, T[i][c] = sum over k of q * book, in 8 bits:
+     *     T[i][c] is about  min over c of T[i] + step * table[i][c],   *least = sum over i of the minima
+     * step = the widest range of a part / 255; 0 (and table 0) if that is below FLT_MIN.  table [n_code][n];
+     * n % 16 == 0, n <= 256. */
+    void (*code_table)(const float *q, const float *book, size_t sub, size_t n_code, size_t n, uint8_t *table,
+                       float *least, float *step);
+    /* tmp = least + step * (float)(sum over i of table[i][code i of the slot]), each operation in f32, so
+     * that every row of the table gives the same bits.
+     *   codes8  256 centroids: codes [n_code][16]
+     *   codes4   16 centroids: [n_code / 2][16], byte (i, s) has code i of slot s in its low and code
+     *           i + n_code / 2 in its high four bits */
+    void (*scores_codes8)(const pd_code_pass *p);
+    void (*scores_codes4)(const pd_code_pass *p);
 
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted

@@ -505,4 +505,5 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .attn_tile_sums_f32 = attn_tile_sums,
         .attn_tile_sums_fast = attn_tile_sums,
     };
+    pd__kernels_init_codes_scalar(k);
 }

@@ -303,15 +303,37 @@ pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp
     return rule;
 }
 
+pd_codec pd_admit_pack_codec(const pd_job *job) {
+    const size_t n = job->latent.n_centroid;
+    return pd_codec_of(n == 0 ? job->kv_key : n > 16 ? PD_KV_CODES8 : PD_KV_CODES4, job->kv_value);
+}
+
+/* The latents of a press that says what is read, if one has any: it drops nothing, so that no scope
+ * matters, and what another press left could not be told from a sequence's older keys. */
+static pd_status plan_codes(pd_job *job, const pd_hparams *hp, const pd_press_inst **press, pd_err *err) {
+    const pd_compression *c = job->comp;
+    for (size_t i = 0; c && i < c->n_read; i++) {
+        const pd_latent_rule rule = pd_admit_latents(c->read[i], hp);
+        if (!rule.rank) continue;
+        if (c->press)
+            return pd_fail(err, PD_EINVAL, "compression.press", "compression.press: '%s' stores keys as codes, which no press inside it may drop ('%s' does)",
+                           c->read[i]->press->name, c->press->press->name);
+        job->latent = rule;
+        *press = c->read[i];
+    }
+    return PD_OK;
+}
+
 /* Pages for the scope's keys if the press takes channels out of them, or for what is older if it projects it. */
 static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     const size_t d = hp->head_dim;
     const pd_press_inst *press = job->scope ? job->comp->press : NULL;
     job->latent = press ? pd_admit_latents(press, hp) : (pd_latent_rule){0};
+    PD_TRY(plan_codes(job, hp, &press, err));
     if (job->latent.rank && pd_kv_type_group(job->kv_key) > 1)
         return pd_fail(err, PD_EINVAL, "compression.kv_type",
-                       "compression.kv_type stores keys as %s; press '%s' projects keys, which takes f16 or f32 (values may have any type)",
-                       pd_kv_type_name(job->kv_key), press->press->name);
+                       "compression.kv_type stores keys as %s; press '%s' %s keys, which takes f16 or f32 (values may have any type)",
+                       pd_kv_type_name(job->kv_key), press->press->name, job->latent.n_centroid ? "codes older" : "projects");
     const size_t group = pd_kv_type_group(job->kv_value);
     for (size_t l = 0; l < hp->n_layer && job->latent.rank; l++) {
         if (!job->latent.layer[l] || job->latent.value[l] % group == 0) continue;
@@ -320,8 +342,8 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
                        pd_kv_type_name(job->kv_value), group, press->press->name, job->latent.value[l], l);
     }
     job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
-    const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
-    const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
+    const size_t width = job->latent.n_centroid ? job->latent.rank : pd_kv_pack_width(job->kv_key, job->key_channels, d);
+    const pd_codec codec = pd_admit_pack_codec(job);
     job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
     if (job->latent.rank) job->pack_page_bytes = pd_codec_page_bytes(&codec, job->latent.rank, job->latent.rank_v);
     return PD_OK;
@@ -345,7 +367,10 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     }
     job->deferred = false;
     PD_TRY(plan_packed(job, hp, err));
-    if (!pd_read_all(&read) && (job->pack_page_bytes || job->latent.rank))
+    if (read.page_budget && read.exact > 0.0)
+        return pd_fail(err, PD_EINVAL, "compression.press",
+                       "compression.press chooses what is read by bounds of pages and by codes of keys; one of the two is served at a time");
+    if (!pd_read_all(&read) && (read.page_budget || !job->latent.n_centroid) && (job->pack_page_bytes || job->latent.rank))
         return pd_fail(err, PD_EINVAL, "compression.press",
                        "compression.press stores keys in fewer numbers and chooses what is read of them; one of the two is served at a time");
     pd_decode_rule rule = {0};

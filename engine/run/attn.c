@@ -45,7 +45,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
                        size_t max_rows, size_t ctx, bool exact, pd_err *err) {
     const pd_hparams *hp = &m->hp;
     const size_t threads = pd_workers_count(workers), group = hp->n_head / hp->n_head_kv;
-    *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact};
+    *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact, .max_rows = max_rows};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
     a->pages_floats = group * (PAGES * N + 2 * N) + 2 * group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
     a->latent_floats = 2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim;
@@ -56,7 +56,7 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
-    a->chunk = malloc(a->part_cap * sizeof *a->chunk);
+    a->chunk = malloc(2 * a->part_cap * sizeof *a->chunk); /* and as many for score_by_keys */
     if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
@@ -70,7 +70,25 @@ void pd_attn_done(pd_attn *a) {
     free(a->latent);
     free(a->part);
     free(a->chunk);
+    free(a->table);
+    free(a->table_scale);
     *a = (pd_attn){0};
+}
+
+pd_status pd_attn_hold_tables(pd_attn *a, size_t n, pd_err *err) {
+    const size_t heads = a->max_rows * a->model->hp.n_head, bytes = pd_div_up(n, 64) * 64;
+    if (bytes <= a->table_bytes) return PD_OK;
+    uint8_t *table = aligned_alloc(64, heads * bytes);
+    if (!a->table_scale) a->table_scale = malloc(2 * heads * sizeof *a->table_scale);
+    if (!table || !a->table_scale) {
+        free(table);
+        return pd_fail(err, PD_ENOMEM, NULL, "no memory for the tables of keys in codes");
+    }
+    free(a->table);
+    a->bytes += heads * (bytes - a->table_bytes);
+    a->table = table;
+    a->table_bytes = bytes;
+    return PD_OK;
 }
 
 /* ---- a tile of a prompt ---- */
@@ -178,7 +196,7 @@ static size_t pages_of(const step_job *j, const pd_attn_chunk *c, const void **p
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const uint32_t *chosen = look_at(j, c->seq, c->head).page;
-    if (c->page0 < kh->n_pack_page) *codec = &kv->codec;
+    if (c->page0 < kh->n_pack_page) *codec = &kv->pack.codec;
     for (uint32_t i = 0; i < c->n_page; i++) {
         const uint32_t p = c->page0 + i;
         pages[i] = p < kh->n_pack_page ? pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p])
@@ -244,17 +262,52 @@ static void unfold(const step_job *j, const pd_attn_chunk *c, size_t first, size
     }
 }
 
-/* A chunk of packed pages of latents. */
+/* Scores of pages of codes by the head's tables, less off [G] (NULL = 0): tmp [G][stride]. */
+static void table_scores(const step_job *j, const pd_attn_chunk *c, const pd_book *book, const void *const *pages, const float *off, float *tmp,
+                         size_t stride) {
+    const pd_attn *a = j->a;
+    const size_t group = a->model->hp.n_head / a->model->hp.n_head_kv, n_code = pd_book_codes(book);
+    const size_t q0 = c->seq * a->model->hp.n_head + c->head * group;
+    float least[GROUP_MAX], step[GROUP_MAX];
+    for (size_t g = 0; g < group; g++) {
+        least[g] = a->table_scale[2 * (q0 + g)];
+        step[g] = a->table_scale[2 * (q0 + g) + 1];
+    }
+    const pd_code_pass p = {.pages = pages, .n_page = c->n_page, .n_code = n_code, .n_group = group, .table = a->table + q0 * a->table_bytes,
+                            .least = least, .step = step, .tmp = tmp, .tmp_stride = stride};
+    for (size_t g = 0; g < group && off; g++) least[g] -= off[g];
+    (book->n_centroid > 16 ? a->kern->scores_codes8 : a->kern->scores_codes4)(&p);
+}
+
+/* Scores of keys in codes, but for those of sinks, which are there: tmp [G][stride].  q [G][D]. */
+static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+                        const float *q, float *tmp, size_t stride) {
+    const pd_attn *a = j->a;
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t d = kv->head_dim, group = a->model->hp.n_head / kv->n_head_kv;
+    table_scores(j, c, &pd_kv_latent(kv, j->layer, c->head)->book, pages, NULL, tmp, stride);
+    const float *sink = pd_kv_sinks(kv, j->layer, c->head);
+    for (size_t s = first; s < first + n; s++) { /* positions rise */
+        const size_t pos = (size_t)pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + s / N])[s % N];
+        if (pos >= kv->pack.n_sink) break;
+        for (size_t g = 0; g < group; g++) tmp[g * stride + s] = a->kern->dot_f32(q + g * d, sink + pos * d, d);
+    }
+}
+
+/* A chunk of packed pages of latents or codes. */
 static void latent_chunk(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n, size_t n_next,
                          const float *q, float *tmp, size_t stride, float *scratch, float *lat, float *m, float *l, float *acc) {
     const pd_kv *kv = j->kv[c->seq];
     const pd_latent *latent = pd_kv_latent(kv, j->layer, c->head);
     const size_t d = kv->head_dim, group = j->a->model->hp.n_head / kv->n_head_kv;
-    if (latent->project)
+    if (latent->book.n_centroid)
+        code_scores(j, c, pages, first, n, q, tmp, stride);
+    else if (latent->project)
         latent_scores(j, c, pages, first, n, q, tmp, stride, lat);
     else
         pd_codec_scores(&kv->codec, kv->kern, q, group, d, pages, first, n, n_next, 0.0f, tmp, stride, scratch);
-    pd_codec_attn_scored(&kv->codec, kv->kern, group, latent->rank, pd_latent_v_dim(latent), pages, first, n,
+    pd_codec_attn_scored(&kv->pack.codec, kv->kern, group, latent->rank, pd_latent_v_dim(latent), pages, first, n,
                          j->a->model->hp.attn_softcap, tmp, stride, m, l, latent->value ? lat : acc);
     if (latent->value) unfold(j, c, first, n, tmp, stride, lat, acc);
 }
@@ -292,7 +345,25 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     const pd_select *sel = picks(j, c->seq);
-    if (sel) { /* no page of such a sequence is packed or held twice (admit.c) */
+    if (sel && pd_select_codes(sel, j->layer)) {
+        const size_t at = j->layer * kv->n_head_kv + c->head;
+        const pd_book book = pd_index_book(&kv->index, at);
+        for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_index_page(&kv->index, at, c->page0 + i);
+        const float *centre = pd_kv_centre(kv, j->layer, c->head); /* was taken off the keys; codes are of whole ones */
+        float off[GROUP_MAX];
+        for (size_t g = 0; g < group && centre; g++) off[g] = a->kern->dot_f32(q + g * d, centre, d);
+        tmp = pd_select_at(sel, c->head, (size_t)c->page0 * N);
+        table_scores(j, c, &book, pages, centre ? off : NULL, tmp, sel->stride);
+        pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, tmp, sel->stride);
+        return;
+    }
+    if (sel && packed) { /* in codes */
+        float *at = pd_select_at(sel, c->head, (size_t)c->page0 * N);
+        code_scores(j, c, pages, first, end - first, q, at, sel->stride);
+        pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, at, sel->stride);
+        return;
+    }
+    if (sel) { /* no page of such a sequence is projected or held twice (admit.c) */
         pd_codec_scores(codec, a->kern, q, group, d, pages, first, end - first, n_next, hp->attn_softcap,
                         pd_select_at(sel, c->head, (size_t)c->page0 * N), sel->stride, scratch);
         return;
@@ -321,6 +392,60 @@ static void step_task(void *ctx, size_t task, unsigned thread) {
     for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
 }
 
+/* ---- scores by codes: of some pages by their keys ---- */
+
+/* Task = sequence, KV head. */
+static void exact_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const size_t heads = j->a->model->hp.n_head_kv, seq = task / heads, head = task % heads;
+    if (j->sel[seq] && pd_select_codes(j->sel[seq], j->layer))
+        pd_select_exact(j->sel[seq], j->a->kern, head, pd_kv_at(j->kv[seq], j->layer, head)->n_page);
+}
+
+/* Task = up to 16 chosen pages; the chunk's page0 counts those. */
+static void rescore_task(void *ctx, size_t task, unsigned thread) {
+    const step_job *j = ctx;
+    pd_attn *a = j->a;
+    const pd_attn_chunk *c = &a->chunk[j->n + task];
+    const pd_hparams *hp = &a->model->hp;
+    const pd_select *sel = j->sel[c->seq];
+    const pd_kv *kv = j->kv[c->seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t d = hp->head_dim, group = sel->group, stride = PAGES * N + 2 * N;
+    const uint32_t *chosen = sel->page + c->head * sel->page_stride + c->page0;
+    float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * stride, *scratch = q + group * d;
+    const float *src = j->q + (c->seq * hp->n_head + c->head * group) * d;
+    for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
+    const void *pages[PAGES];
+    for (uint32_t i = 0; i < c->n_page; i++) pages[i] = pd_kvpool_page(kv->pool, kh->page[chosen[i]]);
+    pd_codec_scores(&kv->codec, a->kern, q, group, d, pages, 0, (size_t)c->n_page * N, 0, hp->attn_softcap, tmp, stride, scratch);
+    for (uint32_t i = 0; i < c->n_page; i++) {
+        const size_t n = pd_min_size(kh->n - (size_t)chosen[i] * N, N); /* slots of the page */
+        for (size_t g = 0; g < group; g++)
+            memcpy(pd_select_at(sel, c->head, (size_t)chosen[i] * N) + g * sel->stride, tmp + g * stride + i * N, n * sizeof *tmp);
+    }
+}
+
+static void score_by_keys(step_job *j, size_t n_seq) {
+    const size_t heads = j->a->model->hp.n_head_kv;
+    bool any = false;
+    for (size_t s = 0; j->sel && s < n_seq; s++) any = any || pd_select_codes(j->sel[s], j->layer);
+    if (!any) return;
+    pd_workers_run(j->a->workers, exact_task, j, n_seq * heads);
+    size_t n = 0;
+    for (size_t i = 0; i < n_seq * heads; i++) {
+        pd_select *sel = j->sel[i / heads];
+        if (!pd_select_codes(sel, j->layer)) continue;
+        const uint32_t n_page = sel->n_page[i % heads];
+        const pd_kv_head *kh = pd_kv_at(j->kv[i / heads], j->layer, i % heads);
+        pd_select_count(sel, j->layer, 0, kh->n - (size_t)(kh->n_page - n_page) * N, 0); /* the last page is among them */
+        for (uint32_t p = 0; p < n_page; p += PAGES, n++)
+            j->a->chunk[j->n + n] = (pd_attn_chunk){(uint32_t)(i / heads), (uint32_t)(i % heads), p, n_page - p < PAGES ? n_page - p : PAGES, 0, 0, 0};
+    }
+    pd_workers_run(j->a->workers, rescore_task, j, n);
+}
+
 /* ---- the same where values are chosen: weights and cuts, then rows ---- */
 
 /* Task = sequence, query head. */
@@ -341,9 +466,11 @@ static void rows_chunk(const step_job *j, size_t chunk) {
     const pd_kv *kv = j->kv[c->seq];
     const void *pages[PAGES];
     const pd_codec *codec;
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    const size_t k_dim = c->page0 < kh->n_pack_page ? pd_kv_pack_dim(kv, kh) : kv->head_dim;
     pages_of(j, c, pages, &codec);
     float *m = a->part + chunk * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
-    c->n_row = (uint32_t)pd_select_rows(sel, &kv->codec, a->kern, c->head, kv->head_dim, pages, (size_t)c->page0 * N,
+    c->n_row = (uint32_t)pd_select_rows(sel, codec, a->kern, c->head, k_dim, kv->head_dim, pages, (size_t)c->page0 * N,
                                         c->n_page, m, l, acc);
 }
 
@@ -384,9 +511,42 @@ static void choose_pages(step_job *j, size_t n_seq) {
     for (size_t s = 0; j->sel && s < n_seq; s++) {
         for (size_t h = 0; pd_select_counts(j->sel[s], j->layer) && h < j->kv[s]->n_head_kv; h++) {
             const size_t n = look_at(j, s, h).n;
-            pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, n, picks(j, s) ? 0 : n);
+            pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, pd_select_codes(j->sel[s], j->layer) ? 0 : n,
+                            picks(j, s) ? 0 : n);
         }
     }
+}
+
+/* ---- keys in codes ---- */
+
+/* The books of a head that has codes, in its pages or beside them; n_centroid 0 = none. */
+static pd_book book_of(const step_job *j, size_t seq, size_t head) {
+    const pd_kv *kv = j->kv[seq];
+    const size_t i = j->layer * kv->n_head_kv + head;
+    if (pd_index_has(&kv->index, i)) return pd_index_book(&kv->index, i);
+    return kv->pack.latent && pd_kv_at(kv, j->layer, head)->n_pack ? pd_kv_latent(kv, j->layer, head)->book : (pd_book){0};
+}
+
+/* Task = sequence, query head: what its query gives each centroid. */
+static void table_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const step_job *j = ctx;
+    const pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t group = hp->n_head / hp->n_head_kv, seq = task / hp->n_head, head = task % hp->n_head / group, d = hp->head_dim;
+    const pd_book book = book_of(j, seq, head);
+    if (!book.n_centroid) return;
+    float q[PD_BOOK_DIM_MAX];
+    for (size_t i = 0; i < d; i++) q[i] = j->q[task * d + i] * hp->attn_scale;
+    uint8_t *table = a->table + (task - task % group) * a->table_bytes + task % group * pd_book_codes(&book) * book.n_centroid;
+    pd_book_table(&book, a->kern, q, table, a->table_scale + 2 * task, a->table_scale + 2 * task + 1);
+}
+
+static void make_tables(step_job *j, size_t n_seq) {
+    bool any = false;
+    for (size_t s = 0; s < n_seq; s++)
+        for (size_t h = 0; h < j->kv[s]->n_head_kv; h++) any = any || book_of(j, s, h).n_centroid;
+    if (any) pd_workers_run(j->a->workers, table_task, j, n_seq * j->a->model->hp.n_head);
 }
 
 /* Join the chunks of one head, in slot order. */
@@ -419,6 +579,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
     step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q};
     choose_pages(&job, n_seq);
+    make_tables(&job, n_seq);
     size_t n = 0;
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
@@ -434,6 +595,7 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     job.n = n;
     job.run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
     pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
+    score_by_keys(&job, n_seq);
     read_chosen(&job, n_seq);
     for (size_t i = 0; i < n;) {
         size_t e = i + 1;

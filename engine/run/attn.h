@@ -28,6 +28,10 @@ typedef struct pd_attn {
     float *row_max, *row_sum; /* [n_head][PD_ATTN_TILE] of the last tile, for pd_attn_tile_sums */
     float *pages;   /* per thread: scores [G][PAGES*16 + 32] */
     size_t pages_floats;
+    uint8_t *table; /* [max_rows][n_head][table_bytes] of keys in codes (cache/codes.h), those of a KV head
+                       dense at its start; NULL before any are */
+    float *table_scale; /* [max_rows][n_head][2] least and step */
+    size_t table_bytes, max_rows;
     float *latent;  /* per thread: projected and rebuilt keys of a chunk */
     size_t latent_floats;
     float *part;    /* partial results of decode chunks */
@@ -42,6 +46,9 @@ typedef struct pd_attn {
 pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd_workers *workers,
                        size_t max_rows, size_t ctx, bool exact, pd_err *err);
 void pd_attn_done(pd_attn *a);
+
+/* Room for tables of n bytes a query head, before a step with keys in codes.  Errors: ENOMEM. */
+pd_status pd_attn_hold_tables(pd_attn *a, size_t n, pd_err *err);
 
 /* Rows [row0, row0 + n) of the segment (q [n][n_head * D], rotated) against
  * stage: row i sees the prior slots and the segment's slots up to itself, and in

@@ -19,7 +19,7 @@ typedef struct {
     const pd_calibrate_opts *o;
     pd_calib *calib;
     pd_ids text, begin, middle; /* before a text; between it and its copy */
-    size_t chunk, n_chunk, n_error, n_repeat;
+    size_t chunk, n_chunk, n_error, n_repeat, n_book;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } run;
@@ -171,8 +171,23 @@ static pd_status cut(run *r, pd_err *err) {
             need, ctx);
     r->n_chunk = n / r->chunk;
     if (o->sets & PD_CALIB_BASES) r->n_error = pd_min_size(ERROR_PROMPTS, r->n_chunk);
+    if (o->sets & PD_CALIB_CODES) r->n_book = pd_engine_get_info(r->e)->press_model.n_layer;
     if (repeats) r->n_repeat = pd_max_size(1, pd_min_size(o->repeat_tokens / r->chunk, r->n_chunk));
     return PD_OK;
+}
+
+/* Codebooks, layer by layer; the engine's own threads sleep meanwhile. */
+static pd_status make_books(run *r, pd_press_data *d, size_t done, size_t all, void (*progress)(void *, size_t, size_t),
+                            void *arg, pd_err *err) {
+    const pd_engine_info *info = pd_engine_get_info(r->e);
+    pd_workers *workers = NULL;
+    pd_status rc = r->n_book ? pd_workers_open(&workers, info->n_threads, err) : PD_OK;
+    for (size_t l = 0; l < r->n_book && rc == PD_OK; l++) {
+        rc = pd_calib_codes(r->calib, l, info->ctx_size, d, workers, err);
+        if (progress && rc == PD_OK) progress(arg, done + l + 1, all);
+    }
+    pd_workers_close(workers);
+    return rc;
 }
 
 static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, size_t, size_t),
@@ -180,8 +195,8 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
     PD_TRY(cut(r, err));
     PD_TRY(pd_calib_open(&r->calib, &pd_engine_get_info(r->e)->press_model, r->o->sets, err));
     const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, twice = n_text + r->n_error,
-                 all = twice + r->n_repeat;
-    for (size_t i = 0; i < all; i++) {
+                 prompts = twice + r->n_repeat, all = prompts + r->n_book;
+    for (size_t i = 0; i < prompts; i++) {
         if (i == n_text && r->n_error) PD_TRY(pd_calib_bases(r->calib, d, err));
         if (i < n_text)
             PD_TRY(read_text(r, i, pd_calib_text, err));
@@ -191,6 +206,7 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
             PD_TRY(read_repeat(r, (i - twice) * r->n_chunk / r->n_repeat, err));
         if (progress) progress(arg, i + 1, all);
     }
+    PD_TRY(make_books(r, d, prompts, all, progress, arg, err));
     return pd_calib_finish(r->calib, d, err);
 }
 

@@ -226,7 +226,7 @@ void pd_engine_get_stats(const pd_engine *e, pd_engine_stats *ret) {
         .last_step_ns = atomic_load(&e->c_alive),
     };
     ret->pages_free = ret->pages_total - pd_min_size(ret->pages_total, ret->pages_seq + ret->pages_store);
-    uint64_t type[2][PD_KV_TYPES];
+    uint64_t type[2][PD_KV_ALL];
     pd_kvpools_by_type(p, type);
     memcpy(ret->kv_bytes_type, type, sizeof type);
 }

@@ -255,6 +255,7 @@ typedef struct pd_kv_report {
      * without a window: slots there were, and those whose key and value were read.  Else 0. */
     uint64_t rows, rows_key, rows_value;
     uint64_t bytes_bounds; /* beside the pages: bounds of their keys */
+    uint64_t bytes_codes;  /* and codes of them */
     const uint64_t *layer_rows, *layer_rows_key, *layer_rows_value; /* [n_layer]; NULL unless verbose and there are any */
     size_t n_layer, n_head_kv;
     const uint32_t *kept;    /* [n_layer][n_head_kv] slots at the end; NULL unless verbose or explain */
@@ -306,7 +307,7 @@ uint64_t pd_engine_forecast_bytes(const pd_engine *e, const pd_job *job, double 
 typedef struct pd_engine_stats {
     /* total = free + seq + store; in native pages, of which pages of fewer bits are fractions */
     uint64_t pages_total, pages_free, pages_seq, pages_store;
-    uint64_t kv_bytes_type[2][PD_KV_TYPES]; /* pages in use: keys, then values, by type */
+    uint64_t kv_bytes_type[2][PD_KV_ALL]; /* pages in use: keys, then values, by type */
     uint64_t kv_bytes_resident; /* pages in use */
     uint64_t kv_bytes_dirty;    /* free pages whose memory was not returned yet (hysteresis) */
     uint64_t kv_bytes_staging;  /* dense layer(s) of running prefills */

@@ -24,12 +24,17 @@ pd_status pd_latents_open(pd_seq *s, pd_err *err) {
     const pd_latent_rule *r = &s->job->latent;
     const size_t heads = hp->n_head_kv, d = hp->head_dim;
     pd_kvpool *pool[PD_LATENT_LAYERS] = {0};
+    const pd_codec codec = pd_admit_pack_codec(s->job);
     for (size_t l = 0; l < hp->n_layer; l++)
-        if (r->layer[l]) PD_TRY(pd_kvpools_get(&run->pools, &s->kv.codec, r->layer[l], r->value[l], &pool[l], err));
+        if (r->layer[l]) PD_TRY(pd_kvpools_get(&run->pools, &codec, r->layer[l], r->value[l], &pool[l], err));
+    if (r->n_centroid) PD_TRY(pd_attn_hold_tables(&run->attn, d / r->sub * r->n_centroid, err));
     if (!r->rotated) PD_TRY(make_turns(run, err));
     pd_latent *latent = calloc(hp->n_layer * heads, sizeof *latent);
     if (!latent) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys");
-    for (size_t i = 0; i < hp->n_layer * heads; i++) {
+    for (size_t i = 0; i < hp->n_layer * heads && r->n_centroid; i++)
+        latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[i / heads],
+                                .book = {d, r->sub, r->n_centroid, r->book + i * d * r->n_centroid, r->weight + i * (d / 2)}};
+    for (size_t i = 0; i < hp->n_layer * heads && !r->n_centroid; i++) {
         const size_t l = i / heads, at = (l * r->n_basis + (r->n_basis > 1 ? i % heads : 0)) * d * d;
         latent[i] = (pd_latent){.head_dim = d, .rank = r->layer[l], .rank_v = r->value[l]};
         if (r->value[l] < d) latent[i].value = r->value_basis + i * d * d;
@@ -38,7 +43,7 @@ pd_status pd_latents_open(pd_seq *s, pd_err *err) {
         latent[i].rebuild = r->rebuild + at;
         latent[i].turns = r->rotated ? NULL : &run->turns[run->model->layer[l].rope];
     }
-    const pd_status rc = pd_kv_set_latents(&s->kv, pool, latent, r->n_sink, err);
+    const pd_status rc = pd_kv_set_latents(&s->kv, &codec, pool, latent, r->n_sink, err);
     free(latent);
     return rc;
 }

@@ -216,6 +216,10 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
         PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d, pos,
                                  keep, err));
+        if (s->job->latent.n_centroid && !window) { /* no press has a scope beside codes */
+            s->pairs_scope += n;
+            s->pairs_kept += pd_latent_pairs(&s->job->latent, p->layer, n, d);
+        }
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
         if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }

@@ -45,8 +45,8 @@ pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, 
     bool ok = s->rows != NULL;
     if (ok) s->keys = s->rows + s->n_layer;
     if (ok) s->values = s->keys + s->n_layer;
-    if (ok && rule->tau < 1.0) ok = open_values(s, most);
-    if (ok && rule->page_budget) ok = open_pages(s, most);
+    if (ok && (rule->tau < 1.0 || rule->exact > 0.0)) ok = open_values(s, most);
+    if (ok && (rule->page_budget || rule->exact > 0.0)) ok = open_pages(s, most);
     if (ok) return PD_OK;
     pd_select_done(s);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");
@@ -91,6 +91,23 @@ void pd_select_choose(pd_select *s, const pd_kv *kv, size_t layer, size_t head, 
     s->n_page[head] = (uint32_t)k;
 }
 
+void pd_select_exact(pd_select *s, const pd_kernels *kern, size_t head, size_t n_page) {
+    float *bound = s->bound + head * s->page_stride;
+    const size_t k = pd_max_size(PD_PAGES_ALWAYS, (size_t)ceil(s->rule.exact * (double)n_page));
+    s->n_page[head] = (uint32_t)pd_min_size(k, n_page);
+    for (size_t p = 0; p < n_page; p++) {
+        bound[p] = -INFINITY;
+        s->page[head * s->page_stride + p] = (uint32_t)p;
+    }
+    if (k >= n_page) return;
+    for (size_t g = 0; g < s->group; g++) {
+        const float *x = pd_select_at(s, head, 0) + g * s->stride, most = kern->max_f32(x, n_page * N);
+        for (size_t p = 0; p < n_page; p++) bound[p] = fmaxf(bound[p], kern->max_f32(x + p * N, N) - most);
+    }
+    bound[0] = bound[n_page - 2] = bound[n_page - 1] = INFINITY;
+    (void)pd_top_k(bound, n_page, k, s->page + head * s->page_stride, NULL, NULL); /* cannot fail without scratch */
+}
+
 /* ---- the cut of a query head ---- */
 
 static float of_bits(uint32_t bits) {
@@ -128,7 +145,7 @@ void pd_select_cut(pd_select *s, const pd_kernels *kern, size_t q_head, size_t n
 
 /* ---- the rows of a chunk ---- */
 
-size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t head_dim,
+size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t k_dim, size_t v_dim,
                       const void *const *pages, size_t slot, size_t n_page, float *m, float *l, float *acc) {
     uint32_t row[PAGES * N + 16];
     float *w = pd_select_at(s, head, slot);
@@ -139,6 +156,6 @@ size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *k
         for (size_t i = 0; s->rule.renormalize && i < n_row; i++) l[g] += w[g * s->stride + row[i]];
         if (!s->rule.renormalize) l[g] = kern->sum_from_f32(w + g * s->stride, n_page * N, 0.0f);
     }
-    pd_codec_rows(c, kern, s->group, head_dim, pages, row, n_row, w, s->stride, acc);
+    pd_codec_rows(c, kern, s->group, k_dim, v_dim, pages, row, n_row, w, s->stride, acc);
     return n_row;
 }

@@ -6,6 +6,10 @@
  * the layer is read; what follows goes over the chosen pages alone, which are never none
  * and have the last one among them.  Bounds are taken over the query heads of a KV head.
  *
+ * Scores by codes (exact): of all slots by their codes beside the pages (cache/index.h); then, of the share
+ * of pages where a query head's score comes nearest its own largest, by their keys.  Nothing is dropped:
+ * a slot elsewhere keeps the score of its code.
+ *
  * Values (tau): no row of V is read before all scores of a head are known, so a layer
  * goes in three passes, each over tasks that depend on nothing but the sequence:
  *
@@ -56,8 +60,16 @@ static inline bool pd_select_picks(const pd_select *s, size_t layer) {
 }
 
 static inline bool pd_select_pages(const pd_select *s, size_t layer) {
-    return pd_select_counts(s, layer) && s->bound && layer >= s->rule.skip_layers;
+    return pd_select_counts(s, layer) && s->rule.page_budget && layer >= s->rule.skip_layers;
 }
+
+static inline bool pd_select_codes(const pd_select *s, size_t layer) {
+    return pd_select_counts(s, layer) && s->rule.exact > 0.0;
+}
+
+/* By codes: every slot of a KV head's n_page pages has its score (pd_select_at).  Choose those whose keys
+ * are read: at s->page + head * s->page_stride, s->n_page[head] of them. */
+void pd_select_exact(pd_select *s, const pd_kernels *kern, size_t head, size_t n_page);
 
 /* Choose the pages of the layer's KV head for its query heads q [group][head_dim]. */
 void pd_select_choose(pd_select *s, const pd_kv *kv, size_t layer, size_t head, const float *q);
@@ -89,7 +101,7 @@ void pd_select_cut(pd_select *s, const pd_kernels *kern, size_t q_head, size_t n
 /* The rows of n_page pages (<= 16) from slot `slot` of a KV head on: m, l and acc as
  * pd_codec_attn leaves them, for the maximum over all of the head.  Returns how many
  * rows were read. */
-size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t head_dim,
+size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *kern, size_t head, size_t k_dim, size_t v_dim,
                       const void *const *pages, size_t slot, size_t n_page, float *m, float *l, float *acc);
 
 /* Of `rows` slots of the layer, a step read so many keys and values. */

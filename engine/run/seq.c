@@ -131,7 +131,12 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     const pd_read_rule read = pd_compression_read(job->comp);
     if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
-    if (s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
+    if (read.page_budget && s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
+    if (read.exact > 0.0 && s->select.rows) {
+        const pd_book kind = {hp->head_dim, read.sub, read.n_centroid, read.book, read.weight};
+        PD_TRY(pd_attn_hold_tables(&run->attn, hp->head_dim / read.sub * read.n_centroid, err));
+        PD_TRY(pd_kv_index(&s->kv, &kind, hp->window, err));
+    }
     PD_TRY(open_decode(s, slots, err));
     /* A decode press watches every token, and what a step reads is chosen for one. */
     if (!run->draft_max || job->max_tokens < 2 || s->rule.prune || s->select.rows) return PD_OK;
@@ -146,6 +151,7 @@ static void report_reads(const pd_seq *s, pd_kv_report *r) {
         r->rows_value += sel->values[l];
     }
     r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds);
+    r->bytes_codes = pd_index_bytes(&s->kv.index);
     const size_t n = 3 * sel->n_layer; /* rows, keys, values: one block */
     uint64_t *rows = s->job->verbose && r->rows ? pd_arena_alloc(&s->job->keep, n, sizeof *rows) : NULL;
     if (!rows) return;
@@ -222,7 +228,7 @@ void pd_seq_close(pd_seq *s, pd_finish finish, const pd_err *err) {
 }
 
 uint64_t pd_seq_scratch_bytes(const pd_seq *s) {
-    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_kv_sink_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) +
+    return s->ring.bytes + s->tags.bytes + s->select.bytes + pd_kv_centre_bytes(&s->kv) + pd_kv_sink_bytes(&s->kv) + pd_bounds_bytes(&s->kv.bounds) + pd_index_bytes(&s->kv.index) +
            pd_constraint_bytes(&s->constraint) + s->draft.cap * sizeof *s->draft.text;
 }
 

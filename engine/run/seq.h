@@ -231,6 +231,8 @@ void pd_decode_settle(pd_seq *s, size_t n, size_t taken);
 
 /* ---- admit.c: what a job will need ---- */
 
+/* How the job's packed pages store numbers. */
+pd_codec pd_admit_pack_codec(const pd_job *job);
 /* How the press stores older keys and values; rank 0 = as they are. */
 pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp);
 /* Slots per head a layer holds at most, for the page lists. */

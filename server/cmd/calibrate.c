@@ -23,7 +23,7 @@ static const struct {
 } parts[] = {
     {"stats", PD_SET_STATS},        {"qfilter", PD_SET_QFILTER}, {"duo", PD_SET_DUO_CALIBRATED},
     {"kvzap", PD_SET_KVZAP_LINEAR}, {"lukv", PD_SET_LUKV},       {"eigen", PD_SET_EIGEN},
-    {"joint", PD_SET_JOINT},
+    {"joint", PD_SET_JOINT},        {"codes", PD_SET_CODES},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
@@ -51,7 +51,7 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen"; /* by a press */
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,codes"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
@@ -64,7 +64,7 @@ static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
         if (i == N_PARTS)
             return pd_fail(
                 err, PD_EINVAL, "--only",
-                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint",
+                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint, codes",
                 (int)(n < 40 ? n : 40), p);
         sets |= 1u << parts[i].set;
         p += n + (p[n] == ',');
@@ -120,6 +120,7 @@ static int print_help(void) {
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
         "  lukv     budget curves of layers and heads   press lukv\n"
         "  eigen    bases of keys and values            press eigen_attention\n"
+        "  codes    codebooks of keys                   press hcattention, sub_vector\n"
         "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n"
         "\n"
         "For eigen and joint a table is printed: what share of the energy a quarter, half and three quarters\n"
@@ -165,7 +166,7 @@ static void on_progress(void *arg, size_t done, size_t all) {
     const int tenth = (int)(done * 10 / all);
     if (tenth <= *last) return;
     *last = tenth;
-    pd_log(PD_LOG_INFO, "calibrating: %zu of %zu prompts", done, all);
+    pd_log(PD_LOG_INFO, "calibrating: step %zu of %zu", done, all);
 }
 
 static pd_status measure(const words *w, options *o, pd_buf *report, pd_err *err) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Speed of the kernels, one row of the table at a time, one thread.
  *
- *     bench_kernels [seconds per figure, default 0.3] [row, default all] [gemv|gemm|attn|types|vec]
+ *     bench_kernels [seconds per figure, default 0.3] [row, default all] [gemv|gemm|attn|types|keys|vec]
  *
  * Prints CSV: row, kernel, case, figure, unit.  Each figure is the best of the
  * runs that fit the time: others on the machine can only slow it down.
@@ -9,6 +9,7 @@
  * a GEMM the rate of vpdpbusd alone.  Operations are multiplies and adds. */
 #include "engine/base/rng.h"
 #include "engine/cache/codec.h"
+#include "engine/cache/codes.h"
 #include "engine/kernels/kernels.h"
 
 #include <stdbool.h>
@@ -302,6 +303,73 @@ static void attention_in(const pd_kernels *k, pd_kv_type type, size_t n_head, si
     free(a.acc);
 }
 
+/* ---- the pass over keys alone: of a type, or as codes with their tables ---- */
+
+typedef struct {
+    const pd_kernels *k;
+    pd_codec codec;
+    pd_book book; /* n_centroid 0: a type */
+    size_t n_head, n_group, n, k_dim;
+    const void **pages;
+    float *q, *tmp, *scratch;
+    uint8_t *table;
+} keys_arg;
+
+static void run_keys(void *p) {
+    keys_arg *a = p;
+    const size_t n_page = a->n / 16;
+    float least[16], step[16];
+    for (size_t h = 0; h < a->n_head; h++) {
+        for (size_t g = 0; g < a->n_group && a->book.n_centroid; g++)
+            pd_book_table(&a->book, a->k, a->q + g * a->book.head_dim, a->table + g * a->k_dim * a->book.n_centroid, &least[g], &step[g]);
+        for (size_t i = 0; i < n_page; i += CHUNK) {
+            const void **pages = a->pages + h * n_page + i;
+            const pd_code_pass pass = {.pages = pages, .n_page = CHUNK, .n_code = a->k_dim, .n_group = a->n_group, .table = a->table,
+                                       .least = least, .step = step, .tmp = a->tmp, .tmp_stride = 16 * CHUNK};
+            if (!a->book.n_centroid)
+                pd_codec_scores(&a->codec, a->k, a->q, a->n_group, a->k_dim, pages, 0, 16 * CHUNK, 0, 0.0f, a->tmp, 16 * CHUNK, a->scratch);
+            else
+                (a->book.n_centroid > 16 ? a->k->scores_codes8 : a->k->scores_codes4)(&pass);
+        }
+    }
+}
+
+/* Pages of such keys and f16 values, in order. */
+static void keys(const pd_kernels *k, pd_kv_type type, size_t sub, size_t n_head, size_t n_group, size_t dim, size_t n) {
+    pd_rng rng = {4};
+    keys_arg a = {.k = k, .codec = pd_codec_of(type, PD_KV_F16), .n_head = n_head, .n_group = n_group, .n = n, .k_dim = dim};
+    const size_t n_centroid = type == PD_KV_CODES8 ? 256 : 16;
+    float *book = alloc(dim * n_centroid * sizeof *book), *weight = alloc(dim * sizeof *weight);
+    for (size_t i = 0; i < dim; i++) weight[i] = 1.0f;
+    if (sub) {
+        a.book = (pd_book){dim, sub, n_centroid, book, weight};
+        a.k_dim = dim / sub;
+        for (size_t i = 0; i < dim * n_centroid; i++) book[i] = pd_rng_f32(&rng);
+    }
+    const size_t n_page = n_head * n / 16, bytes = pd_codec_page_bytes(&a.codec, a.k_dim, dim);
+    uint8_t *kv = alloc(n_page * bytes);
+    for (size_t i = 0; i < n_page * bytes; i++) kv[i] = (uint8_t)(pd_rng_u64(&rng) & 0x3b); /* finite halves */
+    a.pages = alloc(n_page * sizeof *a.pages);
+    for (size_t i = 0; i < n_page; i++) a.pages[i] = kv + i * bytes;
+    a.q = alloc(n_group * dim * sizeof *a.q);
+    for (size_t i = 0; i < n_group * dim; i++) a.q[i] = pd_rng_f32(&rng);
+    a.tmp = alloc(n_group * 16 * CHUNK * sizeof *a.tmp);
+    a.scratch = alloc(pd_codec_attn_floats(n_group, dim) * sizeof *a.scratch);
+    a.table = alloc(n_group * dim * 256);
+    const double s = best(run_keys, &a);
+    char what[96];
+    snprintf(what, sizeof what, "%s sub=%zu G=%zu D=%zu n=%zu heads=%zu", pd_kv_type_name(type), sub, n_group, dim, n, n_head);
+    report(k->isa, "keys", what, s * 1e9 / (double)(n_head * n_group * n), "ns/token-head");
+    free(book);
+    free(weight);
+    free(kv);
+    free(a.pages);
+    free(a.q);
+    free(a.tmp);
+    free(a.scratch);
+    free(a.table);
+}
+
 /* ---- vectors ---- */
 
 typedef struct {
@@ -379,14 +447,23 @@ static void bench_row(const pd_kernels *k, const char *filter) {
         attention_in(k, t, 8, 4, 256, 4096);
         attention_in(k, t, 1, 3, 64, 2048); /* in L2 */
     }
+    for (size_t n = 2048; n <= 8192 && chosen(filter, "keys"); n *= 4) {
+        keys(k, PD_KV_F16, 0, 90, 3, 64, n);
+        keys(k, PD_KV_Q8_0, 0, 90, 3, 64, n);
+        keys(k, PD_KV_Q4, 0, 90, 3, 64, n);
+        for (size_t i = 0; i < PD_BOOKS; i++)
+            keys(k, pd_books[i].n_centroid == 256 ? PD_KV_CODES8 : PD_KV_CODES4, pd_books[i].sub, 90, 3, 64, n);
+    }
     if (chosen(filter, "vec")) vectors(k);
 }
 
 int main(int argc, char **argv) {
     if (argc > 1) min_seconds = strtod(argv[1], NULL);
     static const unsigned masks[] = {0, PD_CPU_AVX2, PD_CPU_AVX2 | PD_CPU_AVXVNNI, PD_CPU_AVX2 | PD_CPU_AVX512,
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VBMI,
                                      PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,
-                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16};
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16,
+                                     PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16 | PD_CPU_VBMI};
     printf("row,kernel,case,figure,unit\n");
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         if ((masks[i] & pd_cpu_detect()) != masks[i]) continue;

@@ -9,6 +9,7 @@
 #   PRESSD_GOLDEN_MODES      "f32 int8"
 #   PRESSD_TEST_LONG         1: prompts of 3,000 tokens, longer walks, more texts too (some 20 minutes)
 #   PRESSD_READS             likewise golden_reads
+#   PRESSD_CODES             likewise golden_codes
 #   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
@@ -134,6 +135,16 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
     out=$("$kv_types" "$PRESSD_TEST_MODEL" --press-data "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    rm -rf "$dir"
+fi
+# Keys as product codes, their books made from our own words and judged on a licence: some two minutes.
+if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
+    dir=$(mktemp -d)
+    cat "$top"/*.md "$top"/compression/README.md "$top"/tests/*/README.md >"$dir/text"
+    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only codes --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
+    out=$("${PRESSD_CODES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_codes}" "$PRESSD_TEST_MODEL" "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
     rm -rf "$dir"

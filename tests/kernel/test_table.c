@@ -13,7 +13,7 @@ static void masks_parse(void **state) {
     assert_int_equal(pd_cpu_mask_parse("vnni", &mask, &err), PD_OK);
     assert_int_equal(mask, PD_CPU_VNNI);
     assert_int_equal(pd_cpu_mask_parse("all", &mask, &err), PD_OK);
-    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16);
+    assert_int_equal(mask, PD_CPU_AVX2 | PD_CPU_AVXVNNI | PD_CPU_AVX512 | PD_CPU_VNNI | PD_CPU_BF16 | PD_CPU_VBMI);
 }
 
 static void bad_masks_are_refused(void **state) {
@@ -25,7 +25,7 @@ static void bad_masks_are_refused(void **state) {
         pd_err err = {0};
         assert_int_equal(pd_cpu_mask_parse(bad[i], &mask, &err), PD_EINVAL);
         assert_int_equal(mask, 99);
-        assert_non_null(strstr(err.msg, "known: scalar, avx2, avxvnni, avx512, vnni, bf16, all"));
+        assert_non_null(strstr(err.msg, "known: scalar, avx2, avxvnni, avx512, vbmi, vnni, bf16, all"));
     }
     pd_err err = {0};
     unsigned mask;
@@ -53,6 +53,7 @@ static void a_row_needs_the_ones_before(void **state) {
     const unsigned cpu = pd_cpu_detect();
     assert_true(!(cpu & PD_CPU_AVX512) || (cpu & PD_CPU_AVX2));
     assert_true(!(cpu & PD_CPU_AVXVNNI) || (cpu & PD_CPU_AVX2));
+    assert_true(!(cpu & PD_CPU_VBMI) || (cpu & PD_CPU_AVX512));
     assert_true(!(cpu & PD_CPU_VNNI) || (cpu & PD_CPU_AVX512));
     assert_true(!(cpu & PD_CPU_BF16) || (cpu & PD_CPU_VNNI));
 }
@@ -162,6 +163,23 @@ static void bad_page_bounds(const uint16_t *block, const float *q, size_t n_grou
     bound[15] -= 0.1f;
 }
 
+/* The neighbour; two steps off; a step too much, too little. */
+static size_t bad_nearest(const float *x, const float *book, size_t sub, size_t n) {
+    return scalar_row().nearest_f32(x, book, sub, n) ^ 1;
+}
+static void bad_table(const float *q, const float *book, size_t sub, size_t n_code, size_t n, uint8_t *table, float *least, float *step) {
+    scalar_row().code_table(q, book, sub, n_code, n, table, least, step);
+    table[n_code * n - 1] ^= 2;
+}
+static void bad_codes8(const pd_code_pass *p) {
+    scalar_row().scores_codes8(p);
+    p->tmp[p->n_page * 16 - 1] += p->step[0];
+}
+static void bad_codes4(const pd_code_pass *p) {
+    scalar_row().scores_codes4(p);
+    p->tmp[0] -= p->step[0];
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -217,6 +235,10 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(sum_from_f32, bad_sum_from);
     BREAK(list_from_f32, bad_list_from);
     BREAK(page_bounds, bad_page_bounds);
+    BREAK(nearest_f32, bad_nearest);
+    BREAK(code_table, bad_table);
+    BREAK(scores_codes8, bad_codes8);
+    BREAK(scores_codes4, bad_codes4);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);

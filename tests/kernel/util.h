@@ -35,6 +35,7 @@
         static const unsigned masks_[] = {0, PD_CPU_AVX2,                              \
                                           PD_CPU_AVX2 | PD_CPU_AVXVNNI,                \
                                           PD_CPU_AVX2 | PD_CPU_AVX512,                 \
+                                          PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VBMI,   \
                                           PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI,   \
                                           PD_CPU_AVX2 | PD_CPU_AVX512 | PD_CPU_VNNI |  \
                                               PD_CPU_BF16};                            \

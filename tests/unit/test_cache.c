@@ -726,7 +726,7 @@ static void pools_are_made_when_wanted_and_add_up(void **state) {
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_SEQ), want);
     assert_int_equal(pd_kvpools_held(&p, PD_PAGE_STORE), 0);
     assert_true(pd_kvpools_check(&p));
-    uint64_t type[2][PD_KV_TYPES];
+    uint64_t type[2][PD_KV_ALL];
     pd_kvpools_by_type(&p, type);
     assert_int_equal(type[0][PD_KV_F16], (10 + 12 + 13) * 2048);
     assert_int_equal(type[1][PD_KV_F16], 10 * 2048 + 13 * 640);

@@ -43,7 +43,8 @@ static pd_press_data *must_measure(pd_engine *e) {
     pd_err err = {0};
     assert_int_equal(pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, 1, &err), PD_OK);
     if (measure(e, ALL, TEXT_LEN, 50, d, &err) != PD_OK) fail_msg("%s", err.msg);
-    assert_int_equal(n_progress, 5 + 4 + 2); /* 256 / 50 texts, some once more for bases, 100 / 50 repeated */
+    /* 256 / 50 texts, some once more for bases, 100 / 50 repeated; each layer's codebooks */
+    assert_int_equal(n_progress, 5 + 4 + 2 + pd_engine_get_info(e)->press_model.n_layer);
     case_expect_idle(e);
     return d;
 }
@@ -143,6 +144,30 @@ static void expect_bases(const pd_press_data *d, const pd_press_model *m, const 
     }
 }
 
+/* Codebooks of the layers that are pressed: within the keys' reach, which RoPE does not change, and
+ * nowhere all alike. */
+static void expect_books(const pd_press_data *d, const pd_press_model *m, const bool *pressed) {
+    const float *energy = pd_press_data_get(d, PD_DATA_EIGEN_HEAD_ENERGY);
+    for (size_t b = 0; b < PD_BOOKS; b++) {
+        const size_t n = pd_books[b].n_centroid, row = m->head_dim * n;
+        const float *book = pd_press_data_get(d, (pd_data_id)(PD_DATA_BOOK + b));
+        assert_int_equal(pd_press_data_elems(d, (pd_data_id)(PD_DATA_BOOK + b)), m->n_layer * m->n_head_kv * row);
+        for (size_t h = 0; h < m->n_layer * m->n_head_kv; h++) {
+            double square = 0.0, all = 0.0, spread = 0.0;
+            static const float ones[64] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+            const bool on = pressed[h / m->n_head_kv];
+            const float *w = on ? pd_press_data_get(d, PD_DATA_BOOK_WEIGHT) + h * m->head_dim / 2 : ones;
+            for (size_t i = 0; i < m->head_dim / 2; i++) all += log((double)w[i]);
+            assert_true(fabs(all) < 1e-3); /* 1 in the mean of the logarithm */
+            all = 0.0;
+            for (size_t i = 0; i < row; i++) square += pow((double)book[h * row + i] / (double)w[i / n / 2], 2.0) / (double)n;
+            for (size_t i = 0; i < row; i++) spread += fabs((double)book[h * row + i] - (double)book[h * row + i / n * n]);
+            for (size_t i = 0; i < m->head_dim; i++) all += (double)energy[h * m->head_dim + i];
+            assert_true(on ? square > 0.3 * all && square < 3.0 * all && spread > 0.0 : square == 0.0);
+        }
+    }
+}
+
 static void all_layers_of_llama(void **state) {
     (void)state;
     static const bool pressed[3] = {true, true, true};
@@ -150,6 +175,7 @@ static void all_layers_of_llama(void **state) {
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
     expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_books(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }
@@ -161,6 +187,7 @@ static void layers_with_windows_stay_neutral(void **state) {
     pd_press_data *d = must_measure(e);
     expect_sound(d, &pd_engine_get_info(e)->press_model, pressed);
     expect_bases(d, &pd_engine_get_info(e)->press_model, pressed);
+    expect_books(d, &pd_engine_get_info(e)->press_model, pressed);
     pd_press_data_close(d);
     pd_engine_close(e);
 }

@@ -58,7 +58,7 @@ static void open_kv(world *w, pd_kv *kv) {
     assert_int_equal(pd_kvpools_get(&w->pools, &w->codec, w->width, w->v_dim, &packed, NULL), PD_OK);
     assert_int_equal(pd_kv_init(kv, open, &w->codec, &w->kern, LAYERS, HEADS, w->d, slots, NULL), PD_OK);
     pd_kvpool *const pool[LAYERS] = {packed, packed};
-    assert_int_equal(w->projects ? pd_kv_set_latents(kv, pool, w->latent, SINKS, NULL)
+    assert_int_equal(w->projects ? pd_kv_set_latents(kv, &kv->codec, pool, w->latent, SINKS, NULL)
                                  : pd_kv_set_pack(kv, packed, w->n_channel, NULL), PD_OK);
 }
 
@@ -344,9 +344,9 @@ static void sections_agree_with_plain_arrays(void **state) {
             if (step % 8 == 0) check_head(w, i);
         }
         assert_true(most > 10 && both > 1000); /* it was about something */
-        uint64_t type[2][PD_KV_TYPES], sum = 0;
+        uint64_t type[2][PD_KV_ALL], sum = 0;
         pd_kvpools_by_type(&w->pools, type);
-        for (size_t t = 0; t < 2 * PD_KV_TYPES; t++) sum += type[t / PD_KV_TYPES][t % PD_KV_TYPES];
+        for (size_t t = 0; t < 2 * PD_KV_ALL; t++) sum += type[t / PD_KV_ALL][t % PD_KV_ALL];
         assert_int_equal(sum, pd_kv_bytes(&w->kv));
         close_world(w);
     }
