@@ -185,7 +185,7 @@ static void *packed_v(const pd_kv *kv, const pd_kv_head *kh, void *page) {
 static void project(const pd_kv *kv, size_t layer, size_t head, const float *k, int32_t pos, float *row) {
     float tmp[ROW_MAX];
     pd_latent_project(pd_kv_latent(kv, layer, head), kv->kern, k, pos, row, tmp);
-    if (pd_kv_latent(kv, layer, head)->project && (size_t)pos < kv->pack.n_sink)
+    if (pd_latent_has_keys(pd_kv_latent(kv, layer, head)) && (size_t)pos < kv->pack.n_sink)
         memcpy(pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, k, kv->head_dim * sizeof *k);
 }
 
@@ -222,7 +222,7 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
 }
 
 static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
-    if (pd_kv_latent(kv, layer, head)->project && (size_t)pos < kv->pack.n_sink)
+    if (pd_latent_has_keys(pd_kv_latent(kv, layer, head)) && (size_t)pos < kv->pack.n_sink)
         memcpy(k, pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *k);
     else
         pd_latent_rebuild(pd_kv_latent(kv, layer, head), kv->kern, row, pos, k);

@@ -23,6 +23,7 @@
 #include "engine/cache/codes.h"
 #include "engine/kernels/kernels.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -50,6 +51,11 @@ typedef struct pd_latent {
     size_t rank_v;                /* of a value, if it is projected */
     const float *value;           /* [rank_v][head_dim], orthonormal; NULL: values stay as they are */
 } pd_latent;
+
+/* Keys are not stored as they are. */
+static inline bool pd_latent_has_keys(const pd_latent *l) {
+    return l->project || l->book.n_centroid;
+}
 
 /* Numbers of a stored value. */
 static inline size_t pd_latent_v_dim(const pd_latent *l) {
