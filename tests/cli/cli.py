@@ -391,7 +391,7 @@ def run_script_checks_options_before_it_fetches():
         rc, out, err = run("bash", "deploy/run.sh", "--prot", "1", env=env)
         eq((rc, out), (2, ""), err)
         has(err, "did you mean --port?")
-        eq(os.listdir(tmp), [])
+        eq([name for name in os.listdir(tmp) if name != "ccache"], [])  # a compiler's own, where it has one
 
 
 @test
