@@ -5,6 +5,7 @@
  *   calibrate_text.c     moments, Gram matrices of queries, DuoAttention's scores
  *   calibrate_bases.c    second moments of keys, values and queries; their eigenvectors
  *   calibrate_errors.c   what each rank of a basis costs a layer
+ *   calibrate_overlap.c  what attention the tokens hold that joint latents choose
  *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
 #ifndef PD_COMPRESSION_CALIBRATE_INT_H
 #define PD_COMPRESSION_CALIBRATE_INT_H
@@ -40,6 +41,8 @@ struct pd_calib {
     double *output;    /* [NL] sum of squares of the layer's output, and of what a rank loses: */
     double *eigen_error; /* [NL][PD_EIGEN_CURVES][PD_EIGEN_STEPS - 1] */
     double *joint_error; /* [NL][PD_EIGEN_STEPS - 1] */
+    double *overlap;     /* [NL][PD_OVERLAP_SETUPS] sum of shares over so many rows of heads: */
+    size_t *overlap_rows; /* [NL] */
 
     /* KVZAP_LINEAR, about the first text's means */
     size_t *rows;   /* [NL] */
@@ -63,6 +66,8 @@ pd_status pd__calib_text_finish(pd_calib *c, pd_press_data *d, pd_err *err);
 pd_status pd__calib_bases_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_bases_make(const pd_calib *c, pd_press_data *d, pd_err *err);
 pd_status pd__calib_errors_layer(pd_calib *c, const pd_view *view, pd_err *err);
+/* latents [n][Hk*D] of all numbers, cos and sin [n][D/2] */
+pd_status pd__calib_overlap(pd_calib *c, const pd_view *view, const float *latents, const float *cos, const float *sin, pd_err *err);
 pd_status pd__calib_errors_finish(const pd_calib *c, pd_press_data *d, pd_err *err);
 
 /* One layer of a repeat prompt. */

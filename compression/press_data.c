@@ -18,7 +18,7 @@ static const char format[] = "pressd press data 1";
 
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
  * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
- * b curves of errors, e their points. */
+ * b curves of errors, e their points, o setups of overlaps. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -61,6 +61,7 @@ static const struct {
     [PD_DATA_JOINT] = {"joint.keys", "lJJ", PD_SET_JOINT, -INFINITY, INFINITY},
     [PD_DATA_JOINT_ENERGY] = {"joint.keys.energy", "lJ", PD_SET_JOINT, 0, INFINITY},
     [PD_DATA_JOINT_ERROR] = {"joint.keys.error", "le", PD_SET_JOINT, 0, INFINITY},
+    [PD_DATA_JOINT_OVERLAP] = {"joint.keys.overlap", "lo", PD_SET_JOINT, 0, 1},
 };
 
 /* How to get a set: the command that makes it. */
@@ -105,6 +106,7 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'J': return d->model.n_head_kv * d->model.head_dim;
     case 'b': return PD_EIGEN_CURVES;
     case 'e': return PD_EIGEN_STEPS - 1;
+    case 'o': return PD_OVERLAP_SETUPS;
     default: return PD_LUKV_ROWS;
     }
 }

@@ -56,6 +56,8 @@ typedef enum {
     PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
     PD_DATA_JOINT_ENERGY,         /* [NL][J] */
     PD_DATA_JOINT_ERROR,          /* [NL][15] */
+    PD_DATA_JOINT_OVERLAP,        /* [NL][3] share of attention that one token in eight holds (and sinks and recent ones), chosen by
+                                     the first 1/4, 1/8 and 1/16 of the numbers; 0 = not measured */
     PD_DATA_N
 } pd_data_id;
 
@@ -70,11 +72,12 @@ typedef enum {
     PD_SET_LUKV,
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
     PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
-    PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
+    PD_SET_JOINT,          /* JOINT .. JOINT_OVERLAP */
     PD_SET_N
 } pd_data_set;
 
-enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5 };
+enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5,
+       PD_OVERLAP_SETUPS = 3, PD_OVERLAP_LEAST = 4 /* the first setup takes a fourth of the numbers, each next one half as many */ };
 
 typedef struct pd_press_data pd_press_data;
 

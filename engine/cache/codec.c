@@ -482,9 +482,9 @@ void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, 
     finish_scores(kern, &p, softcap);
 }
 
-void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t d, const void *const *pages,
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t d, const void *const *pages,
                    const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc) {
-    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(d), .n_group = n_group, .head_dim = d, .tmp = weight,
+    const pd_part_pass p = {.pages = pages, .at = c->k->bytes(k_dim), .n_group = n_group, .head_dim = d, .tmp = weight,
                             .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row};
     switch (c->value) {
     case PD_KV_F16: kern->rows_f16(&p); break;

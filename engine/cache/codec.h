@@ -111,8 +111,8 @@ void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, si
 void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
                      const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                      size_t tmp_stride, float *scratch);
-/* and acc [n_group][head_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
-void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t head_dim, const void *const *pages,
+/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
+void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim, const void *const *pages,
                    const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc);
 
 #endif

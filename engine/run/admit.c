@@ -44,8 +44,12 @@ static size_t most_slots(const pd_job *job, size_t layer) {
 }
 
 /* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
-static size_t most_open(const pd_latent_rule *r, size_t layer, size_t slots) {
-    return r->layer[layer] ? pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1) : slots;
+static size_t most_open(const pd_job *job, size_t layer, size_t slots) {
+    const pd_latent_rule *r = &job->latent;
+    const size_t window = r->window + 2 * PD_LATENT_PIECE - 1, first = job->scope ? job->scope : job->n_tokens;
+    if (!r->layer[layer]) return slots;
+    /* What comes at once and is long enough is projected at once. */
+    return pd_min_size(slots, first > r->whole ? window : pd_max_size(window, r->whole + PD_LATENT_PIECE));
 }
 
 static void most_pages(pd_job *job, const pd_hparams *hp) {
@@ -55,7 +59,7 @@ static void most_pages(pd_job *job, const pd_hparams *hp) {
         size_t open = w ? 0 : most_slots(job, l);
         if (!w && job->latent.rank) {
             packed += layer_pages(hp, pd_latent_packed(&job->latent, l, open));
-            open = most_open(&job->latent, l, open);
+            open = most_open(job, l, open);
         } else if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
             open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
             packed += layer_pages(hp, most_of_scope(job, l));
@@ -228,7 +232,7 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
     const size_t width = pd_kv_pack_width(job->kv_key, job->key_channels, d);
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
-    job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
+    job->pack_page_bytes = width < d || job->latent.rank ? pd_codec_page_bytes(&codec, width, d) : 0;
     return PD_OK;
 }
 

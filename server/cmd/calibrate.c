@@ -50,7 +50,7 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen"; /* by a press */
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,joint"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
@@ -119,7 +119,7 @@ static int print_help(void) {
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
         "  lukv     budget curves of layers and heads   press lukv\n"
         "  eigen    bases of keys and values            press eigen_attention\n"
-        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n");
+        "  joint    bases of all heads' keys together   press sals\n");
     return pd_cmd_print(&out);
 }
 
