@@ -48,7 +48,9 @@ static bool make_all(pd_calib *c) {
     if (c->sets & PD_CALIB_BASES) ok = ok && make(&c->output, nl, sizeof *c->output);
     if (c->sets & HAS_EIGEN)
         ok = ok && make(&c->eigen_error, nl * PD_EIGEN_CURVES, (PD_EIGEN_STEPS - 1) * sizeof *c->eigen_error);
-    if (c->sets & HAS_JOINT) ok = ok && make(&c->joint_error, nl, (PD_EIGEN_STEPS - 1) * sizeof *c->joint_error);
+    if (c->sets & HAS_JOINT)
+        ok = ok && make(&c->joint_error, nl, (PD_EIGEN_STEPS - 1) * sizeof *c->joint_error) &&
+             make(&c->overlap, nl, PD_OVERLAP_SETUPS * sizeof *c->overlap) && make(&c->overlap_rows, nl, sizeof *c->overlap_rows);
     if (c->sets & HAS_KVZAP)
         ok = ok && make(&c->rows, nl, sizeof *c->rows) && make(&c->xx, nl * d, d * sizeof *c->xx) &&
              make(&c->xy, hk * d, sizeof *c->xy) && make(&c->x_sum, nl * d, sizeof *c->x_sum) &&
@@ -80,7 +82,8 @@ void pd_calib_close(pd_calib *c) {
                    c->duo,   c->rows,  c->xx,    c->xy,    c->x_shift, c->y_shift,
                    c->x_sum, c->y_sum, c->score, c->pruned,  c->key_rows,
                    c->freq,  c->key,   c->rotated, c->value, c->query, c->joint,
-                   c->output, c->eigen_error, c->joint_error, c->code_seen, c->code_row, c->code_query};
+                   c->output, c->eigen_error, c->joint_error, c->code_seen, c->code_row, c->code_query,
+                   c->overlap, c->overlap_rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(c);
 }

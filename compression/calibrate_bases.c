@@ -171,7 +171,7 @@ pd_status pd__calib_bases_make(const pd_calib *c, pd_press_data *d, pd_err *err)
     for (int id = 0; id < PD_DATA_N; id++) {
         const pd_data_set set = pd_data_set_of((pd_data_id)id);
         if (!((set == PD_SET_EIGEN && c->key) || (set == PD_SET_JOINT && c->joint))) continue;
-        if (id == PD_DATA_EIGEN_ERROR || id == PD_DATA_JOINT_ERROR) continue; /* calibrate_errors.c */
+        if (id == PD_DATA_EIGEN_ERROR || id == PD_DATA_JOINT_ERROR || id == PD_DATA_JOINT_OVERLAP) continue; /* calibrate_errors.c */
         if (!(j.out[id] = pd_press_data_put(d, (pd_data_id)id))) return no_memory(err);
     }
     if (!(j.s = malloc(2 * widest * widest * sizeof *j.s))) return no_memory(err);

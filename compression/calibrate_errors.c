@@ -134,7 +134,7 @@ static pd_status add_joint(pd_calib *c, error_job *j, float *y, pd_err *err) {
     j->turned = true;
     j->value = false;
     add_curve(j, c->joint_error + l * (STEPS - 1), y);
-    return PD_OK;
+    return pd__calib_overlap(c, v, coef, j->cos, j->sin, err);
 }
 
 static void add_eigen(pd_calib *c, error_job *j, float *y) {
@@ -213,8 +213,13 @@ static void put_curves(const pd_calib *c, const double *sum, size_t n_curve, flo
 pd_status pd__calib_errors_finish(const pd_calib *c, pd_press_data *d, pd_err *err) {
     float *eigen = c->eigen_error ? pd_press_data_put(d, PD_DATA_EIGEN_ERROR) : NULL;
     float *joint = c->joint_error ? pd_press_data_put(d, PD_DATA_JOINT_ERROR) : NULL;
-    if ((c->eigen_error && !eigen) || (c->joint_error && !joint)) return no_memory(err);
+    float *overlap = c->overlap ? pd_press_data_put(d, PD_DATA_JOINT_OVERLAP) : NULL;
+    if ((c->eigen_error && !eigen) || (c->joint_error && (!joint || !overlap))) return no_memory(err);
     if (eigen) put_curves(c, c->eigen_error, PD_EIGEN_CURVES, eigen);
     if (joint) put_curves(c, c->joint_error, 1, joint);
+    for (size_t i = 0; overlap && i < c->model.n_layer * PD_OVERLAP_SETUPS; i++) {
+        const size_t n = c->overlap_rows[i / PD_OVERLAP_SETUPS];
+        overlap[i] = n ? (float)fmin(1.0, c->overlap[i] / (double)n) : 0.0f;
+    }
     return PD_OK;
 }

@@ -6,6 +6,7 @@
  *   calibrate_bases.c    second moments of keys, values and queries; their eigenvectors
  *   calibrate_codes.c    a sample of keys; codebooks of it
  *   calibrate_errors.c   what each rank of a basis costs a layer
+ *   calibrate_overlap.c  what attention the tokens hold that joint latents choose
  *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
 #ifndef PD_COMPRESSION_CALIBRATE_INT_H
 #define PD_COMPRESSION_CALIBRATE_INT_H
@@ -42,6 +43,8 @@ struct pd_calib {
     double *output;    /* [NL] sum of squares of the layer's output, and of what a rank loses: */
     double *eigen_error; /* [NL][PD_EIGEN_CURVES][PD_EIGEN_STEPS - 1] */
     double *joint_error; /* [NL][PD_EIGEN_STEPS - 1] */
+    double *overlap;     /* [NL][PD_OVERLAP_SETUPS] sum of shares over so many rows of heads: */
+    size_t *overlap_rows; /* [NL] */
 
     /* CODES */
     const pd_kernels *kern; /* of the last view */
@@ -75,6 +78,8 @@ pd_status pd__calib_codes_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_bases_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_bases_make(const pd_calib *c, pd_press_data *d, pd_err *err);
 pd_status pd__calib_errors_layer(pd_calib *c, const pd_view *view, pd_err *err);
+/* latents [n][Hk*D] of all numbers, cos and sin [n][D/2] */
+pd_status pd__calib_overlap(pd_calib *c, const pd_view *view, const float *latents, const float *cos, const float *sin, pd_err *err);
 pd_status pd__calib_errors_finish(const pd_calib *c, pd_press_data *d, pd_err *err);
 
 /* One layer of a repeat prompt. */

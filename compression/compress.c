@@ -34,6 +34,9 @@ static bool uneven(const pd_press_inst *inst) {
 
 static pd_status check_pair(const pd_compression *c, const char *path, pd_err *err) {
     pd_decode_rule rule;
+    if (c->press && c->decode && c->press->press->can & PD_STANDS_ALONE)
+        return pd_fail(err, PD_EINVAL, path, "%s: '%s' keeps all heads' tokens together, which '%s' would prune; it stands alone",
+                       path, c->press->press->name, c->decode->press->name);
     if (!c->decode || c->decode == c->press || !c->decode->press->decode_rule(c->decode, &rule)) return PD_OK;
     const pd_press_inst *cause = c->press && uneven(c->press) ? c->press : uneven(rule.prune) ? rule.prune : NULL;
     if (!cause || pd_press_inst_can(rule.prune) & PD_CAN_SCORE_RAGGED) return PD_OK;

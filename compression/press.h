@@ -130,6 +130,18 @@ typedef struct pd_plan {
 
 enum { PD_LATENT_LAYERS = 512 }; /* as many as any model has */
 
+/* Which come first: those whose keys may score highest; for comparison, any, or the last. */
+typedef enum { PD_PAGES_BOUND, PD_PAGES_RANDOM, PD_PAGES_RECENT } pd_page_order;
+
+/* What a decode step reads of a layer's joint latents; those below n_sink are among them. */
+typedef struct pd_latent_read {
+    double share;    /* of the projected tokens; >= 1: all */
+    uint16_t score;  /* the first numbers of a token, by which it is chosen */
+    bool pages;      /* whole pages are chosen, or single tokens */
+    size_t reuse;    /* steps in a row that read the same tokens, >= 1 */
+    pd_page_order order;
+} pd_latent_read;
+
 /* How the keys and values of full layers are stored that left the last `window` slots: projected
  * (engine/cache/latent.h), some numbers each. */
 typedef struct pd_latent_rule {
@@ -145,13 +157,24 @@ typedef struct pd_latent_rule {
     size_t n_basis;       /* of a layer: 1 for all its heads, or n_head_kv */
     const float *project, *rebuild; /* [n_layer][n_basis][D][D], the first rows count; of the press data */
     const float *value_basis;       /* [n_layer][n_head_kv][D][D], likewise */
+    /* Joint latents (engine/cache/joint.h): one basis for all heads of a layer, each of which stores layer[]
+     * of the numbers: project [n_layer][H D][H D], rebuild and n_basis are not used. */
+    bool joint;
+    size_t whole;         /* a head's keys stay as they are until it holds more slots than this */
+    pd_latent_read read;
 } pd_latent_rule;
 
 enum { PD_LATENT_PIECE = 16 }; /* slots are projected so many at a time */
 
+/* Of a head's n slots, n_pack of them projected, how many more are to be. */
+static inline size_t pd_latent_due(const pd_latent_rule *r, size_t layer, size_t n, size_t n_pack) {
+    const size_t open = n - n_pack;
+    return r->layer[layer] && open > r->window && n > r->whole ? (open - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
+}
+
 /* Of n slots that came to an empty head of the layer, how many are projected. */
 static inline size_t pd_latent_packed(const pd_latent_rule *r, size_t layer, size_t n) {
-    return r->layer[layer] && n > r->window ? (n - r->window) / PD_LATENT_PIECE * PD_LATENT_PIECE : 0;
+    return pd_latent_due(r, layer, n, 0);
 }
 
 /* What those n pairs count, as pairs, when a projected one counts by its numbers, and a code by its
@@ -244,8 +267,6 @@ typedef struct pd_decode_rule {
     pd_tag_kind tag;  /* SCORE: plans read tags and positions alone, views have no K and V */
 } pd_decode_rule;
 
-/* Which pages come first: those whose keys may score highest; for comparison, any, or the last. */
-typedef enum { PD_PAGES_BOUND, PD_PAGES_RANDOM, PD_PAGES_RECENT } pd_page_order;
 enum { PD_PAGES_ALWAYS = 3 }; /* the first page and the last two are read in any case */
 
 /* What a decode step reads of a full-attention layer; nothing is dropped. */
@@ -291,6 +312,7 @@ enum {
     PD_CAN_DEFER = 1u << 11,       /* decides at the context's end over all layers: has `deferred`; stands alone */
     PD_CAN_READ = 1u << 12,        /* drops nothing, but says what a decode step reads: has read_rule; stands around
                                       the press that drops, if there is one */
+    PD_STANDS_ALONE = 1u << 13,    /* nothing may prune what it stores, while tokens are generated either */
 };
 
 struct pd_deferred; /* deferred.h */

@@ -19,7 +19,7 @@ static const char format[] = "pressd press data 1";
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
  * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
  * b curves of errors, e their points, C and c 256 and 16 centroids, P pairs
- * of channels. */
+ * of channels, o setups of overlaps. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
@@ -67,6 +67,7 @@ static const struct {
     BOOK(0, 2, 256, "lkDC"), BOOK(1, 4, 256, "lkDC"), BOOK(2, 8, 256, "lkDC"),
     BOOK(3, 2, 16, "lkDc"), BOOK(4, 4, 16, "lkDc"), BOOK(5, 8, 16, "lkDc"),
 #undef BOOK
+    [PD_DATA_JOINT_OVERLAP] = {"joint.keys.overlap", "lo", PD_SET_JOINT, 0, 1},
 };
 
 /* How to get a set: the command that makes it. */
@@ -115,6 +116,7 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'P': return d->model.head_dim / 2;
     case 'C': return 256;
     case 'c': return 16;
+    case 'o': return PD_OVERLAP_SETUPS;
     default: return PD_LUKV_ROWS;
     }
 }

@@ -57,6 +57,8 @@ typedef enum {
     PD_DATA_JOINT,                /* [NL][J][J] keys before RoPE, all heads of a layer in one row of J = Hk D */
     PD_DATA_JOINT_ENERGY,         /* [NL][J] */
     PD_DATA_JOINT_ERROR,          /* [NL][15] */
+    PD_DATA_JOINT_OVERLAP,        /* [NL][3] share of attention that one token in eight holds (and sinks and recent ones), chosen by
+                                      the first 1/4, 1/8 and 1/16 of the numbers; 0 = not measured */
     PD_DATA_BOOK_WEIGHT,          /* [NL][Hk][D/2] > 0 where a layer is pressed; what pairs of channels weigh in books */
     PD_DATA_BOOK,                 /* [NL][Hk][D][256 or 16] codebooks, one for each of pd_books (cache/codes.h) in turn */
     PD_DATA_BOOK_LAST = PD_DATA_BOOK + PD_BOOKS - 1,
@@ -74,12 +76,13 @@ typedef enum {
     PD_SET_LUKV,
     PD_SET_FASTKVZIP,      /* GATE_Q .. GATE_B */
     PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
-    PD_SET_JOINT,          /* JOINT .. JOINT_ERROR */
+    PD_SET_JOINT,          /* JOINT .. JOINT_OVERLAP */
     PD_SET_CODES,          /* BOOK_WEIGHT .. BOOK_LAST */
     PD_SET_N
 } pd_data_set;
 
-enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5 };
+enum { PD_LUKV_ROWS = 99, PD_KVZAP_HIDDEN_MAX = 1 << 16, PD_DUO_SIZE_MAX = 1 << 24, PD_GATE_DIM = 16, PD_EIGEN_STEPS = 16, PD_EIGEN_CURVES = 5,
+       PD_OVERLAP_SETUPS = 3, PD_OVERLAP_LEAST = 4 /* the first setup takes a fourth of the numbers, each next one half as many */ };
 
 typedef struct pd_press_data pd_press_data;
 

@@ -30,6 +30,7 @@ static json_t *can_words(unsigned can, bool *ok) {
         {PD_DECODE_ONLY, "decode_only"},
         {PD_CAN_DEFER, "defer"},
         {PD_CAN_READ, "read"},
+        {PD_STANDS_ALONE, "stands_alone"},
     };
     json_t *list = json_array();
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The ragged paged cache of one sequence (see kv.h). */
-#include "engine/cache/kv.h"
+#include "engine/cache/kv_int.h"
 
 #include "engine/base/num.h"
 
@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = PD_PAGE_TOKENS, ROW_MAX = 512 };
+enum { N = PD_PAGE_TOKENS, ROW_MAX = PD__KV_ROW_MAX };
 
 pd_status pd_kv_init(pd_kv *kv, pd_kvpool *pool, const pd_codec *codec, const pd_kernels *kern,
                      size_t n_layer, size_t n_head_kv, size_t head_dim, const size_t *max_slots,
@@ -126,6 +126,8 @@ void pd_kv_done(pd_kv *kv) {
     free(kv->pack.channel);
     free(kv->pack.layer);
     free(kv->pack.latent);
+    free(kv->pack.joint);
+    free(kv->pack.joint_tmp);
     free(kv->pack.sink);
     free(kv->pack.sink_v);
     pd_bounds_done(&kv->bounds);
@@ -149,7 +151,7 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
     return PD_OK;
 }
 
-static size_t sink_floats(const pd_kv *kv) {
+size_t pd__kv_sink_floats(const pd_kv *kv) {
     return kv->n_layer * kv->n_head_kv * kv->pack.n_sink * kv->head_dim;
 }
 
@@ -159,10 +161,10 @@ pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *
     kv->pack = (pd_kv_pack){.codec = *codec, .n_sink = n_sink};
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.latent = malloc(heads * sizeof *latent);
-    kv->pack.sink = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink);
+    kv->pack.sink = calloc(pd__kv_sink_floats(kv) + 1, sizeof *kv->pack.sink);
     bool values = false;
     for (size_t i = 0; i < heads; i++) values = values || latent[i].value;
-    if (values) kv->pack.sink_v = calloc(sink_floats(kv) + 1, sizeof *kv->pack.sink_v);
+    if (values) kv->pack.sink_v = calloc(pd__kv_sink_floats(kv) + 1, sizeof *kv->pack.sink_v);
     if (!kv->pack.layer || !kv->pack.latent || !kv->pack.sink || (values && !kv->pack.sink_v))
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for the bases of packed keys"); /* pd_kv_done frees */
     memcpy(kv->pack.layer, pool, kv->n_layer * sizeof(pd_kvpool *));
@@ -208,13 +210,8 @@ static void write_packed_v(const pd_kv *kv, size_t layer, size_t head, void *pag
     kv->codec.v->write(kv->kern, packed_v(kv, kh, page), v_dim, slot, 1, l && l->value ? row : v, v_dim);
 }
 
-static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *k, const float *v,
+static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page, size_t slot, const float *row, const float *v,
                          int32_t pos) {
-    float row[ROW_MAX] = {0};
-    if (kv->pack.latent)
-        project(kv, layer, head, k, pos, row);
-    else
-        choose(kv, layer, head, k, row);
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t k_dim = pd_kv_pack_dim(kv, kh);
     kv->pack.codec.k->write(kv->kern, page, k_dim, slot, 1, row, k_dim);
@@ -222,8 +219,11 @@ static void write_packed(const pd_kv *kv, size_t layer, size_t head, void *page,
 }
 
 static void rebuild(const pd_kv *kv, size_t layer, size_t head, const float *row, int32_t pos, float *k) {
-    if (pd_latent_has_keys(pd_kv_latent(kv, layer, head)) && (size_t)pos < kv->pack.n_sink)
+    const pd_joint *joint = pd_kv_joint(kv, layer);
+    if ((size_t)pos < kv->pack.n_sink && (joint || pd_latent_has_keys(pd_kv_latent(kv, layer, head))))
         memcpy(k, pd_kv_sinks(kv, layer, head) + (size_t)pos * kv->head_dim, kv->head_dim * sizeof *k);
+    else if (joint)
+        pd_joint_rebuild_head(joint, kv->kern, head, row, pos, k);
     else
         pd_latent_rebuild(pd_kv_latent(kv, layer, head), kv->kern, row, pos, k);
 }
@@ -248,19 +248,23 @@ static void read_packed_v(const pd_kv *kv, size_t layer, size_t head, void *page
     if (folded) pd_latent_unfold(l, kv->kern, row, v);
 }
 
-static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t id, size_t slot, float *k, float *v) {
+/* Slot `slot` of page p of the list. */
+static void read_packed(const pd_kv *kv, size_t layer, size_t head, uint32_t p, size_t slot, float *k, float *v) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
-    void *page = pd_kvpool_page(pool, id);
+    void *page = pd_kvpool_page(pool, kh->page[p]);
     if (k) {
-        float row[ROW_MAX];
-        kv->pack.codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
-        if (kv->pack.latent)
-            rebuild(kv, layer, head, row, pd_kvpool_pos(pool, id)[slot], k);
+        float own[ROW_MAX], *row = own;
+        if (kv->pack.joint)
+            row = pd__kv_joint_row(kv, layer, p, slot);
+        else
+            kv->pack.codec.k->read(kv->kern, page, pd_kv_pack_dim(kv, kh), slot, row);
+        if (kv->pack.latent || kv->pack.joint)
+            rebuild(kv, layer, head, row, pd_kvpool_pos(pool, kh->page[p])[slot], k);
         else
             spread(kv, layer, head, row, k);
     }
-    if (v) read_packed_v(kv, layer, head, page, slot, pd_kvpool_pos(pool, id)[slot], v);
+    if (v) read_packed_v(kv, layer, head, page, slot, pd_kvpool_pos(pool, kh->page[p])[slot], v);
 }
 
 static void move_packed(const pd_kv *kv, const pd_kv_head *kh, void *src, size_t from, void *dst, size_t to) {
@@ -365,54 +369,69 @@ pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, con
     return PD_OK;
 }
 
-/* One slot more at the end of the packed section. */
-static pd_status put_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v, int32_t pos, pd_err *err) {
+pd_status pd__kv_put_packed(pd_kv *kv, size_t layer, size_t head, const float *row, const float *v, int32_t pos, pd_err *err) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
     const size_t at = kh->n_pack ? (size_t)kh->first + kh->n_pack : 0;
     if (at == (size_t)kh->n_pack_page * N) PD_TRY(add_page(kv, kh, true, err));
     const uint32_t id = kh->page[at / N];
     const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
-    write_packed(kv, layer, head, pd_kvpool_page(pool, id), at % N, k, v, pos);
+    write_packed(kv, layer, head, pd_kvpool_page(pool, id), at % N, row, v, pos);
     pd_kvpool_pos(pool, id)[at % N] = pos;
     kh->n_pack++;
     kh->n++;
     return PD_OK;
 }
 
+/* One slot more at the end of the packed section. */
+static pd_status put_key(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v, int32_t pos, pd_err *err) {
+    float row[ROW_MAX] = {0};
+    if (kv->pack.latent)
+        project(kv, layer, head, k, pos, row);
+    else
+        choose(kv, layer, head, k, row);
+    return pd__kv_put_packed(kv, layer, head, row, v, pos, err);
+}
+
 pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                               size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
     const pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(pd_kv_pack_pool(kv, kh) && kh->n == kh->n_pack);
+    assert(pd_kv_pack_pool(kv, kh) && !kv->pack.joint && kh->n == kh->n_pack);
     if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     for (size_t i = 0; i < n; i++) {
         const size_t row = idx ? idx[i] : i;
-        PD_TRY(put_packed(kv, layer, head, k + row * stride, v + row * stride, pos[row], err));
+        PD_TRY(put_key(kv, layer, head, k + row * stride, v + row * stride, pos[row], err));
     }
     return PD_OK;
 }
 
-pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
+uint32_t pd__kv_take_open(pd_kv *kv, size_t layer, size_t head, float *k, float *v, size_t ld, int32_t *pos) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    assert(pd_kv_pack_pool(kv, kh) && n <= kh->n - kh->n_pack);
+    const pd_kv_place at = pd_kv_find(kh, kh->n_pack);
+    const uint32_t id = kh->page[at.page];
+    const pd_codec *codec;
+    const void *page = pd_kv_page(kv, kh, at.page, &codec);
+    for (uint32_t i = 0; i < at.run; i++) {
+        pd_codec_read(codec, kv->kern, page, kv->head_dim, at.slot + i, k + i * ld, v + i * ld, pd_kv_centre(kv, layer, head));
+        pos[i] = pd_kvpool_pos(kv->pool, id)[at.slot + i];
+    }
+    if (!kh->n_pack) kh->first = 0;
+    kh->n -= at.run;
+    turn_ring(kv, kh, 1);
+    give_pages(kv, kh, at.page, at.page + 1);
+    return at.run;
+}
+
+pd_status pd_kv_pack_open(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
+    const pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    assert(pd_kv_pack_pool(kv, kh) && !kv->pack.joint && n <= kh->n - kh->n_pack);
     assert(n == 0 || n == kh->n - kh->n_pack || ((kh->n_pack ? 0 : kh->first) + n) % N == 0);
-    while (n) {
-        /* The rows of the first open page; it goes before the packed page that takes them comes. */
+    (void)kh;
+    while (n) { /* the open page goes before the packed page that takes its rows comes */
         float k[N][ROW_MAX], v[N][ROW_MAX];
         int32_t pos[N];
-        const pd_kv_place at = pd_kv_find(kh, kh->n_pack);
-        const uint32_t id = kh->page[at.page];
-        const pd_codec *codec;
-        const void *page = pd_kv_page(kv, kh, at.page, &codec);
-        for (uint32_t i = 0; i < at.run; i++) {
-            pd_codec_read(codec, kv->kern, page, kv->head_dim, at.slot + i, k[i], v[i], pd_kv_centre(kv, layer, head));
-            pos[i] = pd_kvpool_pos(kv->pool, id)[at.slot + i];
-        }
-        if (!kh->n_pack) kh->first = 0;
-        kh->n -= at.run;
-        turn_ring(kv, kh, 1);
-        give_pages(kv, kh, at.page, at.page + 1);
-        for (uint32_t i = 0; i < at.run; i++) PD_TRY(put_packed(kv, layer, head, k[i], v[i], pos[i], err));
-        n -= at.run;
+        const uint32_t run = pd__kv_take_open(kv, layer, head, k[0], v[0], ROW_MAX, pos);
+        for (uint32_t i = 0; i < run; i++) PD_TRY(put_key(kv, layer, head, k[i], v[i], pos[i], err));
+        n -= run;
     }
     return PD_OK;
 }
@@ -424,7 +443,7 @@ void pd_kv_read_some(const pd_kv *kv, size_t layer, size_t head, size_t from, si
         const pd_kv_place at = pd_kv_find(kh, from + i);
         float *ki = k ? k + i * kv->head_dim : NULL, *vi = v ? v + i * kv->head_dim : NULL;
         if (at.packed) {
-            read_packed(kv, layer, head, kh->page[at.page], at.slot, ki, vi);
+            read_packed(kv, layer, head, at.page, at.slot, ki, vi);
         } else if (ki || vi) {
             const pd_codec *codec;
             const void *page = pd_kv_page(kv, kh, at.page, &codec);
@@ -464,7 +483,7 @@ const float *pd_kv_page_keys(const pd_kv *kv, size_t layer, size_t head, pd_kv_p
     }
     float row[ROW_MAX];
     for (size_t s = at.slot; s < at.slot + at.run; s++) {
-        read_packed(kv, layer, head, kh->page[at.page], s, row, NULL);
+        read_packed(kv, layer, head, at.page, s, row, NULL);
         for (size_t c = 0; c < kv->head_dim; c++) tmp[c * N + s] = row[c];
     }
     return tmp;
@@ -566,8 +585,8 @@ pd_status pd_kv_copy(pd_kv *kv, const pd_kv *from, pd_err *err) {
     if (kv->pack.channel)
         memcpy(kv->pack.channel, from->pack.channel,
                kv->n_layer * kv->n_head_kv * kv->pack.n_channel * sizeof *kv->pack.channel);
-    if (kv->pack.sink) memcpy(kv->pack.sink, from->pack.sink, sink_floats(kv) * sizeof *kv->pack.sink);
-    if (kv->pack.sink_v) memcpy(kv->pack.sink_v, from->pack.sink_v, sink_floats(kv) * sizeof *kv->pack.sink_v);
+    if (kv->pack.sink) memcpy(kv->pack.sink, from->pack.sink, pd__kv_sink_floats(kv) * sizeof *kv->pack.sink);
+    if (kv->pack.sink_v) memcpy(kv->pack.sink_v, from->pack.sink_v, pd__kv_sink_floats(kv) * sizeof *kv->pack.sink_v);
     for (size_t i = 0; i < kv->n_layer * kv->n_head_kv; i++) {
         const pd_kv_head *src = &from->head[i];
         pd_kv_head *kh = &kv->head[i];

@@ -17,7 +17,8 @@
  *
  * A packed key reads as its channels and zeros elsewhere.  New tokens are open.
  * Or it is projected (latent.h), its value too perhaps, and reads as what is rebuilt from it; but what
- * belongs to positions below n_sink, which look like no others, is kept whole beside the pages.
+ * belongs to positions below n_sink, which look like no others, is kept whole beside the pages.  Joint
+ * latents (joint.h) are spread over the heads of a layer, which then hold the same slots.
  *
  * Attention is strongest among the last tokens, where q4 is too coarse.  The last
  * PD_KV_RECENT open pages of every head are therefore held a second time, in q8_0: a
@@ -33,6 +34,7 @@
 #include "engine/cache/bounds.h"
 #include "engine/cache/codec.h"
 #include "engine/cache/index.h"
+#include "engine/cache/joint.h"
 #include "engine/cache/latent.h"
 #include "engine/cache/pool.h"
 
@@ -61,6 +63,8 @@ typedef struct pd_kv_pack {
     size_t n_channel;  /* of them channels; the rest is 0 and there for the type's groups */
     uint32_t *channel; /* [n_layer][n_head_kv][n_channel]: which, ascending */
     pd_latent *latent; /* [n_layer][n_head_kv] instead of channels; NULL = channels */
+    pd_joint *joint;   /* [n_layer] instead of both */
+    float *joint_tmp;  /* keys and values of a page of all heads, and their latents */
     size_t n_sink;
     float *sink;       /* [n_layer][n_head_kv][n_sink][head_dim] keys */
     float *sink_v;     /* and values, which are 0 in the pages; NULL = none is projected */
@@ -113,6 +117,19 @@ pd_status pd_kv_set_pack(pd_kv *kv, pd_kvpool *pool, size_t n_channel, pd_err *e
  * in few bits. */
 pd_status pd_kv_set_latents(pd_kv *kv, const pd_codec *codec, pd_kvpool *const *pool, const pd_latent *latent, size_t n_sink, pd_err *err);
 
+/* Or of joint ones: joint and pool [n_layer], copied, NULL and rank 0 where keys are never packed; a pool's
+ * k_dim is its layer's part.  For such layers pd_kv_append_packed and pd_kv_pack_open are: */
+pd_status pd_kv_set_joint(pd_kv *kv, pd_kvpool *const *pool, const pd_joint *joint, size_t n_sink, pd_err *err);
+/* n rows of every head, which holds nothing open; head h's row i at k + h * ld_head + i * ld_row. */
+pd_status pd_kv_append_joint(pd_kv *kv, size_t layer, const float *k, const float *v, size_t ld_head, size_t ld_row,
+                             const int32_t *pos, size_t n, pd_err *err);
+/* The first n open slots of every head, whole pages of them. */
+pd_status pd_kv_pack_joint(pd_kv *kv, size_t layer, size_t n, pd_err *err);
+/* Latents c [n][rank] and positions of packed slots slot[0..n), ascending; NULL = n of them from `first` on.
+ * tmp: 16 * head_dim floats. */
+void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos,
+                      float *tmp);
+
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);
 /* Keep bounds (bounds.h) of an empty cache's layers from `first_layer` on that have no
@@ -141,6 +158,7 @@ static inline pd_kvpool *pd_kv_pack_pool(const pd_kv *kv, const pd_kv_head *kh) 
 }
 
 static inline size_t pd_kv_pack_dim(const pd_kv *kv, const pd_kv_head *kh) {
+    if (kv->pack.joint) return pd_joint_part(&kv->pack.joint[(size_t)(kh - kv->head) / kv->n_head_kv]);
     return kv->pack.latent ? kv->pack.latent[kh - kv->head].rank : kv->pack.k_dim;
 }
 
@@ -187,6 +205,11 @@ static inline pd_kv_place pd_kv_find(const pd_kv_head *kh, size_t i) {
     const size_t slot = at % PD_PAGE_TOKENS, left = PD_PAGE_TOKENS - slot, live = (packed ? kh->n_pack : kh->n) - i;
     return (pd_kv_place){.page = (uint32_t)(at / PD_PAGE_TOKENS) + (packed ? 0 : kh->n_pack_page), .slot = (uint32_t)slot,
                          .packed = packed, .run = (uint32_t)(left < live ? left : live)};
+}
+
+/* The layer's joint latent; NULL = none. */
+static inline const pd_joint *pd_kv_joint(const pd_kv *kv, size_t layer) {
+    return kv->pack.joint && kv->pack.joint[layer].rank ? &kv->pack.joint[layer] : NULL;
 }
 
 /* The latent of a head, its whole keys [n_sink][head_dim], and values where its own are projected. */

@@ -53,8 +53,7 @@ void pd_turns_done(pd_turns *t) {
     *t = (pd_turns){0};
 }
 
-/* cos and sin [half] of one position. */
-static void turn_of(const pd_turns *t, int32_t pos, float *c, float *s) {
+void pd_turns_of(const pd_turns *t, int32_t pos, float *c, float *s) {
     assert(pos >= 0 && (size_t)pos < t->n);
     const size_t a = (size_t)pos / STEP * t->half, b = (size_t)pos % STEP * t->half;
     for (size_t i = 0; i < t->half; i++) {
@@ -75,7 +74,7 @@ void pd_latent_project(const pd_latent *l, const pd_kernels *kern, const float *
     }
     if (l->turns) {
         float cs[PD_LATENT_HALF_MAX], sn[PD_LATENT_HALF_MAX];
-        turn_of(l->turns, pos, cs, sn);
+        pd_turns_of(l->turns, pos, cs, sn);
         for (size_t i = 0; i < half; i++) {
             tmp[i] = k[i] * cs[i] + k[i + half] * sn[i];
             tmp[i + half] = k[i + half] * cs[i] - k[i] * sn[i];
@@ -99,7 +98,7 @@ void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *
     for (size_t r = 0; r < l->rank; r++) kern->axpy_f32(c[r], l->rebuild + r * d, k, d);
     if (!l->turns) return;
     float cs[PD_LATENT_HALF_MAX], sn[PD_LATENT_HALF_MAX];
-    turn_of(l->turns, pos, cs, sn);
+    pd_turns_of(l->turns, pos, cs, sn);
     kern->rope(k, 1, d, cs, sn);
 }
 
@@ -125,7 +124,7 @@ static void turn(float *restrict x, float *restrict y, const float *restrict c, 
 static void turn_run(const pd_turns *t, int32_t base, float *k, size_t ld, float *tmp) {
     const size_t half = t->half;
     float *cb = tmp, *sb = tmp + half;
-    turn_of(t, base, cb, sb);
+    pd_turns_of(t, base, cb, sb);
     for (size_t i = 0; i < half; i++) {
         const float *cs = t->cos_s + i * N, *ss = t->sin_s + i * N;
         float c[N], s[N];
@@ -142,7 +141,7 @@ static void turn_each(const pd_turns *t, const int32_t *pos, size_t from, size_t
     const size_t half = t->half;
     float *c = tmp, *s = tmp + half;
     for (size_t j = from; j < to; j++) {
-        turn_of(t, pos[j], c, s);
+        pd_turns_of(t, pos[j], c, s);
         for (size_t i = 0; i < half; i++) {
             float *x = k + i * ld + j, *y = k + (i + half) * ld + j;
             const float a = *x, b = *y;

@@ -41,6 +41,8 @@ typedef struct pd_turns {
 /* Errors: ENOMEM. */
 pd_status pd_turns_init(pd_turns *t, const float *freq, size_t half, size_t n, pd_err *err);
 void pd_turns_done(pd_turns *t); /* all-zero is fine */
+/* cos and sin [half] of one position. */
+void pd_turns_of(const pd_turns *t, int32_t pos, float *c, float *s);
 
 /* One head's bases, borrowed; or its codebooks (codes.h), which are of keys after RoPE and give `rank` codes. */
 typedef struct pd_latent {

@@ -57,8 +57,12 @@ static size_t most_slots(const pd_job *job, size_t layer) {
 }
 
 /* Slots of a head that are open when its older keys are projected: the last piece, and what it waits for. */
-static size_t most_open(const pd_latent_rule *r, size_t layer, size_t slots) {
-    return r->layer[layer] ? pd_min_size(slots, r->window + 2 * PD_LATENT_PIECE - 1) : slots;
+static size_t most_open(const pd_job *job, size_t layer, size_t slots) {
+    const pd_latent_rule *r = &job->latent;
+    const size_t window = r->window + 2 * PD_LATENT_PIECE - 1, first = job->scope ? job->scope : job->n_tokens;
+    if (!r->layer[layer]) return slots;
+    /* What comes at once and is long enough is projected at once. */
+    return pd_min_size(slots, first > r->whole ? window : pd_max_size(window, r->whole + PD_LATENT_PIECE));
 }
 
 static void most_pages(pd_job *job, const pd_hparams *hp) {
@@ -68,7 +72,7 @@ static void most_pages(pd_job *job, const pd_hparams *hp) {
         size_t open = w ? 0 : most_slots(job, l);
         if (!w && job->latent.rank) {
             packed += layer_pages(hp, pd_latent_packed(&job->latent, l, open));
-            open = most_open(&job->latent, l, open);
+            open = most_open(job, l, open);
         } else if (!w && job->pack_page_bytes) { /* the scope's keys are packed, all that follows is not */
             open = pd_min_size(open, job->n_tokens - job->scope + job->max_tokens);
             packed += layer_pages(hp, most_of_scope(job, l));
@@ -342,7 +346,8 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
                        pd_kv_type_name(job->kv_value), group, press->press->name, job->latent.value[l], l);
     }
     job->key_channels = job->latent.rank ? job->latent.rank : press ? pd_press_key_channels(press, d) : d;
-    const size_t width = job->latent.n_centroid ? job->latent.rank : pd_kv_pack_width(job->kv_key, job->key_channels, d);
+    const bool parts = job->latent.n_centroid || job->latent.joint; /* as many numbers as they are, in any type */
+    const size_t width = parts ? job->latent.rank : pd_kv_pack_width(job->kv_key, job->key_channels, d);
     const pd_codec codec = pd_admit_pack_codec(job);
     job->pack_page_bytes = width < d ? pd_codec_page_bytes(&codec, width, d) : 0;
     if (job->latent.rank) job->pack_page_bytes = pd_codec_page_bytes(&codec, job->latent.rank, job->latent.rank_v);

@@ -9,6 +9,8 @@
  * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
  * the next is prefetched while one is computed.  Where not all values are read
  * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows.
+ * Joint latents go in pieces (joint_read.h): one task for the first head's chunk, which leaves
+ * what belongs to the other heads' in theirs.
  * A sequence with tags (tags.h) gets them here: a chunk leaves its weights exp(score - max),
  * and joining tells what they are to be multiplied by. */
 #include "engine/run/attn.h"
@@ -27,7 +29,9 @@ enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
     uint32_t n_row; /* rows of V read, where they are chosen */
-    uint32_t slot, n; /* its slots, where their weights are wanted */
+    uint32_t slot;  /* its first slot, where weights are wanted */
+    uint32_t n;     /* and how many; of a piece (n_page 0), tokens */
+    uint32_t first, next; /* a piece: its place among those that are read, and how far the next head's chunk is */
 } pd_attn_chunk;
 
 /* m[G], l[G], acc[G][D] of one chunk. */
@@ -48,11 +52,12 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     *a = (pd_attn){.model = m, .kern = kern, .workers = workers, .exact = exact, .max_rows = max_rows};
     a->tile_floats = pd_div_up(pd_attn_rows_floats(TOKENS, group, hp->head_dim), 16) * 16;
     a->pages_floats = group * (PAGES * N + 2 * N) + 2 * group * hp->head_dim + pd_codec_attn_floats(group, hp->head_dim);
-    a->latent_floats = 2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim;
+    a->latent_floats = pd_max_size(2 * hp->head_dim * PAGES * N + hp->head_dim * N + hp->head_dim, pd_joint_piece_floats(hp));
+    a->latent_floats = pd_div_up(a->latent_floats, 16) * 16;
     a->latent = floats(a, threads * a->latent_floats);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
-    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 4);
+    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 12); /* a head's pieces are 8, or as long as chunks */
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
     a->part = floats(a, a->part_cap * part_floats(hp));
@@ -189,6 +194,11 @@ static pd_select *picks(const step_job *j, size_t seq) {
 /* What is looked into of a head. */
 static pd_look look_at(const step_job *j, size_t seq, size_t head) {
     return pd_select_look(j->sel ? j->sel[seq] : NULL, j->layer, head, pd_kv_at(j->kv[seq], j->layer, head));
+}
+
+/* What is read of its joint latents. */
+static pd_joint_look joint_look(const step_job *j, size_t seq) {
+    return pd_joint_look_at(j->sel && j->sel[seq] ? &j->sel[seq]->joint : NULL, j->kv[seq], j->layer);
 }
 
 /* The chunk's pages; their number. */
@@ -333,6 +343,13 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     pd_attn_chunk *c = &a->chunk[chunk];
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
+    if (c->n_page == 0) {
+        const pd_joint_look look = joint_look(j, c->seq);
+        if (c->head == 0)
+            pd_joint_piece(kv, hp, j->layer, &look, c->first, c->n, j->q + c->seq * hp->n_head * d,
+                           a->latent + thread * a->latent_floats, a->part + chunk * part_floats(hp), c->next * part_floats(hp));
+        return;
+    }
     const void *pages[2 * PAGES];
     const pd_codec *codec, *next;
     const size_t n_page = pages_of(j, c, pages, &codec), n_next = more ? pages_of(j, c + 1, pages + n_page, &next) : 0;
@@ -441,7 +458,7 @@ static void score_by_keys(step_job *j, size_t n_seq) {
         const pd_kv_head *kh = pd_kv_at(j->kv[i / heads], j->layer, i % heads);
         pd_select_count(sel, j->layer, 0, kh->n - (size_t)(kh->n_page - n_page) * N, 0); /* the last page is among them */
         for (uint32_t p = 0; p < n_page; p += PAGES, n++)
-            j->a->chunk[j->n + n] = (pd_attn_chunk){(uint32_t)(i / heads), (uint32_t)(i % heads), p, n_page - p < PAGES ? n_page - p : PAGES, 0, 0, 0};
+            j->a->chunk[j->n + n] = (pd_attn_chunk){.seq = (uint32_t)(i / heads), .head = (uint32_t)(i % heads), .page0 = p, .n_page = n_page - p < PAGES ? n_page - p : PAGES};
     }
     pd_workers_run(j->a->workers, rescore_task, j, n);
 }
@@ -508,9 +525,11 @@ static void choose_pages(step_job *j, size_t n_seq) {
     bool any = false;
     for (size_t s = 0; j->sel && s < n_seq; s++) any = any || pd_select_pages(j->sel[s], j->layer);
     if (any) pd_workers_run(j->a->workers, choose_task, j, n_seq * j->a->model->hp.n_head_kv);
+    if (j->sel) pd_joint_choose(j->a->workers, j->a->kern, &j->a->model->hp, j->kv, j->sel, n_seq, j->layer, j->q);
     for (size_t s = 0; j->sel && s < n_seq; s++) {
+        const size_t unread = pd_kv_joint(j->kv[s], j->layer) ? pd_kv_at(j->kv[s], j->layer, 0)->n_pack - joint_look(j, s).n : 0;
         for (size_t h = 0; pd_select_counts(j->sel[s], j->layer) && h < j->kv[s]->n_head_kv; h++) {
-            const size_t n = look_at(j, s, h).n;
+            const size_t n = look_at(j, s, h).n - unread;
             pd_select_count(j->sel[s], j->layer, pd_kv_at(j->kv[s], j->layer, h)->n, pd_select_codes(j->sel[s], j->layer) ? 0 : n,
                             picks(j, s) ? 0 : n);
         }
@@ -574,6 +593,14 @@ static void join(const step_job *j, size_t chunk0, size_t n_chunk, float *out) {
     }
 }
 
+/* A head's chunks are [first, end): those of its joint latents are filled in. */
+static void put_pieces(const step_job *j, size_t s, size_t h, size_t first, size_t end) {
+    const size_t n_read = joint_look(j, s).n, len = pd_joint_piece_len(n_read);
+    for (size_t i = 0, c = first; i < n_read; i += len, c++)
+        j->a->chunk[c] = (pd_attn_chunk){.seq = (uint32_t)s, .head = (uint32_t)h, .first = (uint32_t)i,
+                                         .n = (uint32_t)pd_min_size(len, n_read - i), .next = (uint32_t)(end - first)};
+}
+
 void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_seq, size_t layer, const float *q, float *out) {
     const pd_hparams *hp = &a->model->hp;
     const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
@@ -581,19 +608,25 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     choose_pages(&job, n_seq);
     make_tables(&job, n_seq);
     size_t n = 0;
+    bool pieces = false;
     for (size_t s = 0; s < n_seq; s++) {
         for (size_t h = 0; h < hp->n_head_kv; h++) {
             const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
             const uint32_t n_page = look_at(&job, s, h).n_page, recent = pd_kv_recent_from(kv[s], kh), again = recent < n_page ? recent : n_page;
-            for (uint32_t p = 0; p < n_page;) {
+            const bool joint = pd_kv_joint(kv[s], layer) && kh->n_pack;
+            const size_t first = n;
+            n += joint ? pd_div_up(joint_look(&job, s).n, pd_joint_piece_len(joint_look(&job, s).n)) : 0;
+            for (uint32_t p = joint ? kh->n_pack_page : 0; p < n_page;) {
                 const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
-                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES, 0, 0, 0};
+                a->chunk[n] = (pd_attn_chunk){.seq = (uint32_t)s, .head = (uint32_t)h, .page0 = p, .n_page = left < PAGES ? left : PAGES};
                 p += a->chunk[n++].n_page;
             }
+            if (joint) put_pieces(&job, s, h, first, n);
+            pieces = pieces || joint;
         }
     }
     job.n = n;
-    job.run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
+    job.run = pieces ? 1 : pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
     pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
     score_by_keys(&job, n_seq);
     read_chosen(&job, n_seq);

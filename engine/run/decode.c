@@ -19,6 +19,8 @@ typedef pd_step_row row;
 static pd_status append(const row *r, size_t layer, const float *k, const float *v, int32_t pos, pd_err *err) {
     pd_seq *s = r->seq;
     const size_t d = s->kv.head_dim, window = s->run->model->layer[layer].window;
+    if (pd_kv_joint(&s->kv, layer)) /* no press looks at such layers while tokens come */
+        return pd_latents_append_joint(s, layer, k, v, d, d, &pos, 1, err);
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         PD_TRY(pd_latents_append(s, layer, h, k + h * d, v + h * d, &pos, 1, err));
         const size_t n = pd_kv_at(&s->kv, layer, h)->n;
@@ -156,8 +158,9 @@ static size_t room_of_latents(const pd_seq *s, size_t layer, size_t head) {
     const pd_latent_rule *r = &s->job->latent;
     const pd_kv_head *kh = pd_kv_at(&s->kv, layer, head);
     if (!r->layer[layer] || s->run->model->layer[layer].window) return SIZE_MAX;
-    const size_t open = kh->n - kh->n_pack + 1;
-    return r->window + PD_LATENT_PIECE - 1 - (open - pd_latent_packed(r, layer, open));
+    const size_t n = kh->n + 1, open = n - kh->n_pack - pd_latent_due(r, layer, n, kh->n_pack);
+    const size_t whole = r->whole > n ? r->whole - n : 0, window = r->window + PD_LATENT_PIECE - 1;
+    return pd_max_size(whole, window > open ? window - open : 0);
 }
 
 size_t pd_decode_room(const pd_seq *s) {

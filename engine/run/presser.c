@@ -158,6 +158,7 @@ static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const 
     const size_t d = kv->head_dim;
     float *k = pd_stage_k(&p->stage, h), *v = pd_stage_v(&p->stage, h);
     const int32_t *pos = pd_stage_pos(&p->stage, h);
+    if (pd_kv_joint(kv, p->layer)) return PD_OK; /* with the last head */
     if (p->seq->job->latent.rank) return pd_latents_append(p->seq, p->layer, h, k, v, pos, n, err);
     if (plan->channel && kv->pack.pool) {
         pd_kv_set_channels(kv, p->layer, h, plan->channel[h]);
@@ -171,6 +172,14 @@ static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const 
         }
     }
     return pd_kv_append(kv, p->layer, h, k, v, d, pos, keep, n, err);
+}
+
+/* Joint latents: slots [from, from + n) of staging, all heads. */
+static pd_status store_joint(pd_prefill *p, size_t from, size_t n, pd_err *err) {
+    const pd_stage *st = &p->stage;
+    const size_t d = st->head_dim, at = from * d;
+    if (!pd_kv_joint(&p->seq->kv, p->layer)) return PD_OK;
+    return pd_latents_append_joint(p->seq, p->layer, st->k + at, st->v + at, st->cap * d, d, st->pos + from, n, err);
 }
 
 static pd_status press_layer(pd_prefill *p, pd_err *err) {
@@ -199,6 +208,7 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         if (view.tag && keep) pd_tags_keep(&s->tags, p->layer, h, keep, n_keep);
         PD_TRY(store_head(p, &plan, h, keep, n_keep, err));
     }
+    PD_TRY(store_joint(p, 0, n, err));
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
     if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
     return PD_OK;
@@ -214,8 +224,9 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         if (window && prior + keep > window) pd_kv_drop_front(&s->kv, p->layer, h, prior + keep - window);
         const size_t from = prior + n - keep;
         const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
-        PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d, pos,
-                                 keep, err));
+        if (!pd_kv_joint(&s->kv, p->layer))
+            PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d,
+                                     pos, keep, err));
         if (s->job->latent.n_centroid && !window) { /* no press has a scope beside codes */
             s->pairs_scope += n;
             s->pairs_kept += pd_latent_pairs(&s->job->latent, p->layer, n, d);
@@ -223,7 +234,7 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
         if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }
-    return PD_OK;
+    return store_joint(p, p->stage.n_prior[0], n, err); /* such layers have no window */
 }
 
 /* Nothing is pressed, but several presses are asked what they would do. */

@@ -34,6 +34,14 @@ static bool open_pages(pd_select *s, size_t most) {
     return s->bound && s->page && s->n_page;
 }
 
+static bool open_counts(pd_select *s) {
+    s->rows = calloc(3 * s->n_layer, sizeof *s->rows);
+    if (!s->rows) return false;
+    s->keys = s->rows + s->n_layer;
+    s->values = s->keys + s->n_layer;
+    return true;
+}
+
 pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err) {
     *s = (pd_select){.rule = *rule, .seed = seed, .n_layer = hp->n_layer, .n_head = hp->n_head,
                      .group = hp->n_head / hp->n_head_kv, .window = hp->window};
@@ -41,10 +49,7 @@ pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, 
     for (size_t l = 0; l < hp->n_layer; l++)
         if (!hp->window[l]) most = pd_max_size(most, pd_div_up(max_slots[l], N) * N + N);
     if (pd_read_all(rule) || most == 0) return PD_OK;
-    s->rows = calloc(3 * s->n_layer, sizeof *s->rows);
-    bool ok = s->rows != NULL;
-    if (ok) s->keys = s->rows + s->n_layer;
-    if (ok) s->values = s->keys + s->n_layer;
+    bool ok = open_counts(s);
     if (ok && (rule->tau < 1.0 || rule->exact > 0.0)) ok = open_values(s, most);
     if (ok && (rule->page_budget || rule->exact > 0.0)) ok = open_pages(s, most);
     if (ok) return PD_OK;
@@ -52,7 +57,15 @@ pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, 
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");
 }
 
+pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err) {
+    PD_TRY(pd_joint_read_init(&s->joint, rule, seed, hp, max_slots, err));
+    s->bytes += s->joint.bytes;
+    if (!s->joint.score || s->rows || open_counts(s)) return PD_OK;
+    return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");
+}
+
 void pd_select_done(pd_select *s) {
+    pd_joint_read_done(&s->joint);
     free(s->score);
     free(s->cut);
     free(s->bound);

@@ -20,6 +20,8 @@
  * Sums are in f32, so that a set whose sum is within some 1e-6 of tau may be taken for
  * one that reaches it.  A row that one query head of a KV head takes is read for all.
  *
+ * Joint latents: joint_read.h.
+ *
  * Cost: 4 bytes for each query head and slot, of one layer at a time, and some 25 passes
  * over a head's weights, which lie in the cache; of pages, 8 bytes each.  Thread: engine; passes: workers. */
 #ifndef PD_ENGINE_RUN_SELECT_H
@@ -28,6 +30,7 @@
 #include "compression/press.h"
 #include "engine/cache/kv.h"
 #include "engine/model/model.h"
+#include "engine/run/joint_read.h"
 
 typedef struct pd_select {
     pd_read_rule rule;
@@ -42,12 +45,15 @@ typedef struct pd_select {
     size_t page_stride;     /* most pages of a head, in whole blocks */
     uint64_t *rows, *keys, *values; /* [n_layer] slots there were, and those whose key and value were
                                        read: over heads and steps; NULL = everything is read */
+    pd_joint_read joint;
     size_t bytes;
 } pd_select;
 
 /* max_slots[layer] as pd_kv_init; seed: of page order "random".  A rule that reads
  * everything leaves nothing chosen.  Errors: ENOMEM. */
 pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err);
+/* Then, for joint latents: what is read of them.  Errors: ENOMEM. */
+pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err);
 void pd_select_done(pd_select *s); /* all-zero is fine */
 
 /* What is read of the layer is counted, its values and its pages are chosen; false for NULL. */

@@ -209,9 +209,13 @@ pd_status pd_running_step(pd_seq *s, pd_err *err);
 
 /* The job's rule for a cache that is empty.  Errors: ENOMEM. */
 pd_status pd_latents_open(pd_seq *s, pd_err *err);
-/* n rows as pd_kv_append; of a layer that is pressed, what leaves the window is projected. */
+/* n rows as pd_kv_append; of a layer that is pressed, what leaves the window is projected.  Not for a
+ * layer with joint latents (pd_kv_joint): */
 pd_status pd_latents_append(pd_seq *s, size_t layer, size_t head, const float *k, const float *v, const int32_t *pos,
                             size_t n, pd_err *err);
+/* n rows of every head: head h's row i at k + h * ld_head + i * ld_row. */
+pd_status pd_latents_append_joint(pd_seq *s, size_t layer, const float *k, const float *v, size_t ld_head, size_t ld_row,
+                                  const int32_t *pos, size_t n, pd_err *err);
 
 /* ---- decode.c ---- */
 

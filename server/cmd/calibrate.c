@@ -51,7 +51,7 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,codes"; /* by a press */
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,joint,codes"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
@@ -120,8 +120,8 @@ static int print_help(void) {
         "  kvzap    linear regressors                   press kvzap, model_type linear\n"
         "  lukv     budget curves of layers and heads   press lukv\n"
         "  eigen    bases of keys and values            press eigen_attention\n"
+        "  joint    bases of all heads' keys together   press sals\n"
         "  codes    codebooks of keys                   press hcattention, sub_vector\n"
-        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n"
         "\n"
         "For eigen and joint a table is printed: what share of the energy a quarter, half and three quarters\n"
         "of the directions keep, and what share of a layer's output goes with the others.\n");

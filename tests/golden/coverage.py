@@ -26,6 +26,7 @@ DATA = os.path.join(HERE, "data")
 # Why a press has no golden of its own, and what stands in for it.
 NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
              "eigen_attention": ("not in kvpress", "what_is_lost_is_what_the_basis_misses"),
+             "sals": ("not in kvpress", "tokens_are_those_of_the_highest_scores"),
              "hcattention": ("not in kvpress", "steps_equal_the_plain_ones"),
              "quest": ("not in kvpress", "pages_are_those_of_the_highest_bounds"),
              "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
@@ -61,6 +62,7 @@ DIFFERS_TESTS = {
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
     "quest": ["pages_are_those_of_the_highest_bounds", "bounds_hold_for_what_is_stored"],
     "random": ["random_is_seeded", "random_eviction_keeps_the_prompt"],
+    "sals": ["bytes_fall_by_the_joint_rank", "reads_are_counted", "all_numbers_of_all_tokens_lose_nothing", "values_take_any_type"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
     "think": ["bytes_fall_by_the_channels"],

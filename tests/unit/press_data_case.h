@@ -28,6 +28,7 @@ static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model
         [PD_DATA_JOINT_ENERGY] = 1.0f, [PD_DATA_EIGEN_ERROR] = 0.1f, [PD_DATA_JOINT_ERROR] = 0.1f,
         [PD_DATA_BOOK_WEIGHT] = 0.5f, [PD_DATA_BOOK] = 1.0f, [PD_DATA_BOOK + 1] = 1.0f, [PD_DATA_BOOK + 2] = 1.0f, [PD_DATA_BOOK + 3] = 1.0f,
         [PD_DATA_BOOK + 4] = 1.0f, [PD_DATA_BOOK_LAST] = 1.0f,
+        [PD_DATA_JOINT_OVERLAP] = 1.0f,
     };
     pd_press_data *d = NULL;
     if (pd_press_data_new(&d, model, key, NULL) != PD_OK) abort();
@@ -44,7 +45,7 @@ static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model
             t[i] = scale[id] * pd_rng_f32(&rng);
             if (id == PD_DATA_BOOK_WEIGHT) t[i] += 1.0f;
             if (id == PD_DATA_DUO_PATTERN || id == PD_DATA_DUO_CALIBRATED) t[i] += 0.5f;
-            if (id >= PD_DATA_EIGEN_SHARED && strstr(pd_data_name((pd_data_id)id), ".e")) t[i] = fabsf(t[i]);
+            if (id >= PD_DATA_EIGEN_SHARED && (strstr(pd_data_name((pd_data_id)id), ".e") || id == PD_DATA_JOINT_OVERLAP)) t[i] = fabsf(t[i]);
             if (id == PD_DATA_LUKV_CURVES)
                 t[i] = fminf(fmaxf((float)(i / heads + 1) / 100.0f + t[i], 0.0f), 1.0f);
         }

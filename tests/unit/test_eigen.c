@@ -9,50 +9,20 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "compression/calibrate.h"
 #include "compression/spec.h"
 #include "engine/base/num.h"
 #include "engine/cache/kv.h"
-#include "engine/run/calibrate.h"
 #include "engine/run/state.h"
-#include "tests/unit/engine_case.h"
+#include "tests/unit/bases_case.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { PAGE = PD_PAGE_TOKENS, N = 210, MORE = 60, TEXT = 3000 };
+enum { PAGE = PD_PAGE_TOKENS, N = 210, MORE = 60 };
 
 static int32_t prompt[600];
-
-/* An engine whose model's bases were measured on a text of its own bytes. */
-static pd_engine *open_eigen(tiny_arch arch, pd_compute compute, unsigned threads, uint64_t kv_bytes, unsigned draft_tokens) {
-    char path[] = "/tmp/pressd-test-eigen-XXXXXX", text[TEXT];
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
-    for (size_t i = 0; i < TEXT; i++) text[i] = (char)('a' + (i * i + i / 7) % 23);
-    const pd_calibrate_opts o = {.text = text, .len = TEXT, .sets = PD_CALIB_BASES, .tokens = TEXT, .chunk = 200};
-    pd_err err = {0};
-    pd_gguf *g;
-    uint64_t key = 0;
-    pd_press_data *d = NULL;
-    pd_engine *e = case_open(arch, TINY_Q8_0, NULL);
-    if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK ||
-        pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, key, &err) != PD_OK ||
-        pd_calibrate(e, &o, d, NULL, NULL, &err) != PD_OK || pd_press_data_save(d, path, "tiny", &err) != PD_OK)
-        fail_msg("%s", err.msg);
-    pd_gguf_close(g);
-    pd_press_data_close(d);
-    pd_engine_close(e);
-    const pd_engine_opts opts = {.model_path = case_model(arch, TINY_Q8_0), .press_data = path, .compute = compute, .n_threads = threads,
-                                 .cpu_mask = ~0u, .draft_tokens = draft_tokens, .parallel = 16, .kv_bytes = kv_bytes ? kv_bytes : 16u << 20};
-    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
-    unlink(path);
-    return e;
-}
 
 /* Every basis, ranks of keys and values, windows, whole and partial scopes: pages of both kinds to the byte,
  * foretold and counted: (rank_k + rank_v) / 2D of what is packed. */
@@ -62,7 +32,7 @@ static void bytes_fall_by_the_rank(void **state) {
     static const size_t windows[] = {0, 1, 16, 64, 100};
     static const char *const bases[] = {"shared", "per_head", "score", "rotated"};
     for (int gemma = 0; gemma < 2; gemma++) {
-        pd_engine *e = open_eigen(gemma ? TINY_GEMMA3 : TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+        pd_engine *e = case_open_bases(gemma ? TINY_GEMMA3 : TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
         const size_t d = pd_engine_get_info(e)->head_dim, open_page = pd_engine_get_info(e)->page_bytes, heads = gemma ? 1 : 6;
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
             if (gemma && lengths[i][1]) continue; /* its windows straddle other pages in two segments */
@@ -125,7 +95,7 @@ static void company_and_threads_change_nothing(void **state) {
     for (int c = 0; c < 3; c++) { /* gemma; llama; llama in f32 */
         const tiny_arch arch = c ? TINY_LLAMA : TINY_GEMMA3;
         const pd_compute compute = c == 2 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8;
-        pd_engine *e = open_eigen(arch, compute, 1, 64 << 20, 0), *three = open_eigen(arch, compute, 3, 64 << 20, 0);
+        pd_engine *e = case_open_bases(arch, compute, 1, 64 << 20, 0), *three = case_open_bases(arch, compute, 3, 64 << 20, 0);
         const ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .scope = 170};
         case_expect_company(e, three, &q, company, TEXTS);
         pd_engine_close(e);
@@ -146,7 +116,7 @@ static double distance(const answer *a, const answer *b) {
 /* All directions are the keys and values themselves; few lose more than many; whole sinks lose less. */
 static void what_is_lost_is_what_the_basis_misses(void **state) {
     (void)state;
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_F32, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_F32, 1, 0, 0);
     ask q = {.tokens = prompt, .n = N, .max_tokens = 20, .logprobs = 50};
     answer *dense = case_run(e, &q);
     static const char *const bases[] = {"shared", "per_head", "score", "rotated"};
@@ -198,7 +168,7 @@ static void what_is_lost_is_what_the_basis_misses(void **state) {
 /* Ranks by a budget: the least of the layer's curve, eight sixteenths at least; pages by layer. */
 static void a_budget_gives_each_layer_its_rank(void **state) {
     (void)state;
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const pd_press_model *m = &pd_engine_get_info(e)->press_model;
     const float *error = pd_press_data_get(m->data, PD_DATA_EIGEN_ERROR);
     const size_t d = m->head_dim, page = pd_engine_get_info(e)->page_bytes;
@@ -236,7 +206,7 @@ static void a_budget_gives_each_layer_its_rank(void **state) {
  * and of those the least error. */
 static void a_budget_for_both_is_shared_by_both(void **state) {
     (void)state;
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const pd_press_model *m = &pd_engine_get_info(e)->press_model;
     const float *error = pd_press_data_get(m->data, PD_DATA_EIGEN_ERROR);
     const size_t d = m->head_dim;
@@ -285,7 +255,7 @@ static void heads_have_their_bases(void **state) {
         {"eigen_attention:rank_k=8,basis=rotated", PD_DATA_EIGEN_ROTATED, PD_DATA_EIGEN_ROTATED},
         {"eigen_attention:rank_k=9,rank_v=11", PD_DATA_EIGEN_SCORE, PD_DATA_EIGEN_REBUILD},
     };
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const pd_press_model *m = &pd_engine_get_info(e)->press_model;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         const ask q = {.tokens = prompt, .n = N, .max_tokens = 1, .press = t[i].press};
@@ -319,7 +289,7 @@ static void heads_have_their_bases(void **state) {
 static void a_comparison_counts_its_numbers(void **state) {
     (void)state;
     static const char *const presses[] = {"eigen_attention:rank_k=4,rank_v=9,window=16", "eigen_attention:rank_k=16", NULL};
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     const ask alone = {.tokens = prompt, .n = N, .max_tokens = 1, .press = presses[0]};
     const ask both = {.tokens = prompt, .n = N, .explain = true, .compare = presses};
     answer *a = case_run(e, &alone), *b = case_run(e, &both);
@@ -351,7 +321,7 @@ static pd_status with_types(pd_engine *e, const char *text, pd_kv_type key, pd_k
 /* Values may be in few bits, keys not. */
 static void few_bits_go_along_for_values(void **state) {
     (void)state;
-    pd_engine *e = open_eigen(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
     answer *f16, *few, *none;
     pd_err err = {0};
     assert_int_equal(with_types(e, "eigen_attention", PD_KV_NATIVE, PD_KV_NATIVE, &f16, &err), PD_OK);
@@ -397,7 +367,7 @@ static void ranks_are_steps_of_the_head(void **state) {
         {"eigen_attention:rank_v=8,error_budget=0.1,budget_for=both", "rank_v is 8 and error_budget 0.1; one of them says what goes"},
         {"eigen_attention:budget_for=both", "there is no error_budget"},
     };
-    pd_engine *e = open_eigen(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_GEMMA3, PD_COMPUTE_INT8, 1, 0, 0);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         pd_arena arena = {0};
         pd_spec *spec;
@@ -415,7 +385,7 @@ static void ranks_are_steps_of_the_head(void **state) {
 /* What projected keys will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_packed_pages(void **state) {
     (void)state;
-    pd_engine *e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
     ask q = {.tokens = prompt, .n = 600, .max_tokens = 20};
     answer *dense = case_run(e, &q);
     const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
@@ -428,7 +398,7 @@ static void admission_counts_packed_pages(void **state) {
     case_drop(a);
     pd_engine_close(e);
 
-    e = open_eigen(TINY_LLAMA, PD_COMPUTE_INT8, 1, (need + less) / 2, 0);
+    e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, (need + less) / 2, 0);
     pd_err err = {0};
     pd_job *job;
     case_drop(case_run(e, &q));
@@ -446,7 +416,7 @@ static void guesses_change_nothing(void **state) {
     for (size_t i = 0; i < N; i++) again[i] = prompt[i % 25] % 9 + 40;
     for (int gemma = 0; gemma < 2; gemma++) {
         const tiny_arch arch = gemma ? TINY_GEMMA3 : TINY_LLAMA;
-        pd_engine *plain = open_eigen(arch, PD_COMPUTE_INT8, 1, 0, 0), *guess = open_eigen(arch, PD_COMPUTE_INT8, 1, 0, PD_DRAFT_MAX);
+        pd_engine *plain = case_open_bases(arch, PD_COMPUTE_INT8, 1, 0, 0), *guess = case_open_bases(arch, PD_COMPUTE_INT8, 1, 0, PD_DRAFT_MAX);
         for (size_t i = 0; i < 5; i++) {
             const ask q = {.tokens = again, .n = N, .max_tokens = 3 * MORE, .logprobs = 3, .press = company[i]};
             answer *a = case_run(plain, &q), *b = case_run(guess, &q);
