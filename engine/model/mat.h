@@ -64,4 +64,8 @@ enum { PD_MAT_PER_TOKEN = 1u << 0 };
 void pd_mat_mul(pd_workers *workers, const pd_kernels *kern, const pd_lhs *lhs, const pd_mul *mul,
                 size_t n_mul, unsigned flags);
 
+/* Prefetch piece `step` of what the thread will read first when these matrices are multiplied,
+ * in this order; false: that was the last one worth it.  See pd_workers_ahead.  Thread: any. */
+bool pd_mat_ahead(const pd_mat *const *w, size_t n_mat, unsigned thread, unsigned n_threads, size_t step);
+
 #endif

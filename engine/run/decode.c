@@ -98,6 +98,7 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
         }
         for (size_t i = 0; i < n; i++)
             if (rows[i].ahead || rows[i].behind) view_of(&rows[i], l, run->step_kv[i]);
+        pd_fwd_ahead(f, l);
         pd_attn_step(&run->attn, run->step_kv, run->step_sel, n, l, f->q, f->attn);
         for (size_t i = 0; i < n; i++) {
             pd_seq *s = rows[i].seq;
