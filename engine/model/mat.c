@@ -15,7 +15,6 @@
 enum { MUL_MAX = 4, F32_ROWS = 64, FEW = 8, TASKS_FEW = 4, TASKS_MANY = 2, AHEAD = 128 << 10, AHEAD_STEP = 1 << 10, LINE = 64 };
 
 void pd_mat_done(pd_mat *m) {
-    free(m->panels.data);
     free(m->f32);
     *m = (pd_mat){0};
 }
