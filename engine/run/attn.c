@@ -6,7 +6,9 @@
  * Step: a chunk = up to 16 pages of one (sequence, KV head), those that are packed and those
  * held a second time (kv.h) in chunks of their own; the group's query heads share each load of
  * K and V.  A chunk leaves (max, sum, weighted V), and
- * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
+ * who computes the last chunk of a head joins them, in slot order.  Rows of one sequence
+ * (a draft) take their chunks in turns: what one has read the next finds in the caches.
+ * One task = a run of chunks, of which
  * the next is prefetched while one is computed.  Where not all values are read
  * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows. */
 #include "engine/run/attn.h"
@@ -15,6 +17,7 @@
 
 #include <cblas.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,7 +26,14 @@ enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
     uint32_t n_row; /* rows of V read, where they are chosen */
+    uint32_t part;  /* where its result goes */
 } pd_attn_chunk;
+
+/* One row's chunks of one KV head. */
+typedef struct pd_attn_pair {
+    uint32_t n, next_page; /* chunks; the page behind the last one's */
+    _Atomic uint32_t left; /* not computed yet; acq_rel: who takes the last sees what the others left */
+} pd_attn_pair;
 
 /* m[G], l[G], acc[G][D] of one chunk. */
 static size_t part_floats(const pd_hparams *hp) {
@@ -47,12 +57,14 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->latent = floats(a, threads * a->latent_floats);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
-    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 4);
+    a->pair_cap = ctx / (PAGES * N) + 4;
+    const size_t n_pair = max_rows * hp->n_head_kv, n_chunk = n_pair * a->pair_cap;
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
-    a->part = floats(a, a->part_cap * part_floats(hp));
-    a->chunk = malloc(a->part_cap * sizeof *a->chunk);
-    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    a->part = floats(a, n_chunk * part_floats(hp));
+    a->chunk = malloc(n_chunk * sizeof *a->chunk);
+    a->pair = malloc(n_pair * sizeof *a->pair);
+    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk && a->pair) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
 }
@@ -65,6 +77,7 @@ void pd_attn_done(pd_attn *a) {
     free(a->latent);
     free(a->part);
     free(a->chunk);
+    free(a->pair);
     *a = (pd_attn){0};
 }
 
@@ -149,6 +162,7 @@ typedef struct {
     pd_select *const *sel;
     size_t layer;
     const float *q;
+    float *out;
     size_t n, run; /* chunks; of a task */
 } step_job;
 
@@ -216,6 +230,38 @@ static void latent_scores(const step_job *j, const pd_attn_chunk *c, const void 
                 tmp, (int)stride);
 }
 
+static size_t pair_of(const step_job *j, const pd_attn_chunk *c) {
+    return c->seq * j->a->model->hp.n_head_kv + c->head;
+}
+
+/* Join the chunks of one head, in slot order. */
+static void join(const pd_attn *a, size_t pair, float *out) {
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp), n_chunk = a->pair[pair].n;
+    const float *part = a->part + pair * a->pair_cap * stride;
+    for (size_t g = 0; g < group; g++) {
+        float max = -INFINITY, sum = 0.0f;
+        for (size_t i = 0; i < n_chunk; i++) max = fmaxf(max, part[i * stride + g]);
+        float *o = out + g * d;
+        memset(o, 0, d * sizeof *o);
+        for (size_t i = 0; i < n_chunk; i++) {
+            const float w = expf(part[i * stride + g] - max);
+            sum += w * part[i * stride + group + g];
+            a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
+        }
+        const float inv = 1.0f / sum;
+        for (size_t c = 0; c < d; c++) o[c] *= inv;
+    }
+}
+
+/* The chunk's result is there. */
+static void end_chunk(const step_job *j, const pd_attn_chunk *c) {
+    const pd_hparams *hp = &j->a->model->hp;
+    const size_t pair = pair_of(j, c), group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
+    if (atomic_fetch_sub_explicit(&j->a->pair[pair].left, 1, memory_order_acq_rel) == 1) join(j->a, pair, j->out + pair * group_d);
+}
+
+/* `more`: the next chunk is computed after this one. */
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
@@ -231,7 +277,7 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const size_t dead = packed || !kh->n_pack ? kh->first : 0, live = packed ? kh->n_pack : look_at(j, c->seq, c->head).n - kh->n_pack;
     const size_t first = page == 0 ? dead : 0, end = pd_min_size(c->n_page * N, dead + live - page * N);
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
-    float *scratch = q + group * d, *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
+    float *scratch = q + group * d, *m = a->part + c->part * part_floats(hp), *l = m + group, *acc = l + group;
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     const pd_select *sel = picks(j, c->seq);
@@ -261,7 +307,11 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
 static void step_task(void *ctx, size_t task, unsigned thread) {
     const step_job *j = ctx;
     const size_t end = pd_min_size(j->n, (task + 1) * j->run);
-    for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
+    for (size_t i = task * j->run; i < end; i++) {
+        const pd_attn_chunk *c = &j->a->chunk[i];
+        step_chunk(j, i, i + 1 < end, thread);
+        if (!picks(j, c->seq)) end_chunk(j, c);
+    }
 }
 
 /* ---- the same where values are chosen: weights and cuts, then rows ---- */
@@ -285,9 +335,10 @@ static void rows_chunk(const step_job *j, size_t chunk) {
     const void *pages[PAGES];
     const pd_codec *codec;
     pages_of(j, c, pages, &codec);
-    float *m = a->part + chunk * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
+    float *m = a->part + c->part * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
     c->n_row = (uint32_t)pd_select_rows(sel, &kv->codec, a->kern, c->head, kv->head_dim, pages, (size_t)c->page0 * N,
                                         c->n_page, m, l, acc);
+    end_chunk(j, c);
 }
 
 static void rows_task(void *ctx, size_t task, unsigned thread) {
@@ -332,51 +383,43 @@ static void choose_pages(step_job *j, size_t n_seq) {
     }
 }
 
-/* Join the chunks of one head, in slot order. */
-static void join(const pd_attn *a, size_t chunk0, size_t n_chunk, float *out) {
-    const pd_hparams *hp = &a->model->hp;
-    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp);
-    const float *part = a->part + chunk0 * stride;
-    for (size_t g = 0; g < group; g++) {
-        float max = -INFINITY, sum = 0.0f;
-        for (size_t i = 0; i < n_chunk; i++) max = fmaxf(max, part[i * stride + g]);
-        float *o = out + g * d;
-        memset(o, 0, d * sizeof *o);
-        for (size_t i = 0; i < n_chunk; i++) {
-            const float w = expf(part[i * stride + g] - max);
-            sum += w * part[i * stride + group + g];
-            a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
-        }
-        const float inv = 1.0f / sum;
-        for (size_t c = 0; c < d; c++) o[c] *= inv;
-    }
+/* The next chunk of a row's head, if there is one more. */
+static bool list_chunk(const step_job *j, size_t seq, size_t head, size_t n) {
+    pd_attn *a = j->a;
+    const pd_kv *kv = j->kv[seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, head);
+    const uint32_t n_page = look_at(j, seq, head).n_page, recent = pd_kv_recent_from(kv, kh), again = recent < n_page ? recent : n_page;
+    const size_t i = seq * a->model->hp.n_head_kv + head;
+    pd_attn_pair *pair = &a->pair[i];
+    const uint32_t p = pair->next_page, left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
+    if (left == 0) return false;
+    a->chunk[n] = (pd_attn_chunk){(uint32_t)seq, (uint32_t)head, p, left < PAGES ? left : PAGES, 0, (uint32_t)(i * a->pair_cap + pair->n++)};
+    pair->next_page += a->chunk[n].n_page;
+    return true;
 }
 
 void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_seq, size_t layer, const float *q, float *out) {
     const pd_hparams *hp = &a->model->hp;
-    const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
-    step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q};
+    step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q, .out = out};
     choose_pages(&job, n_seq);
+    for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) a->pair[i].n = a->pair[i].next_page = 0;
     size_t n = 0;
-    for (size_t s = 0; s < n_seq; s++) {
+    for (size_t s = 0, e; s < n_seq; s = e) {
+        for (e = s + 1; e < n_seq && kv[e]->page_list == kv[s]->page_list; e++) {}
         for (size_t h = 0; h < hp->n_head_kv; h++) {
-            const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
-            const uint32_t n_page = look_at(&job, s, h).n_page, recent = pd_kv_recent_from(kv[s], kh), again = recent < n_page ? recent : n_page;
-            for (uint32_t p = 0; p < n_page;) {
-                const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
-                a->chunk[n] = (pd_attn_chunk){(uint32_t)s, (uint32_t)h, p, left < PAGES ? left : PAGES, 0};
-                p += a->chunk[n++].n_page;
+            for (bool more = true; more;) {
+                more = false;
+                for (size_t r = s; r < e; r++) {
+                    if (!list_chunk(&job, r, h, n)) continue;
+                    more = true;
+                    n++;
+                }
             }
         }
     }
+    for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) atomic_init(&a->pair[i].left, a->pair[i].n);
     job.n = n;
     job.run = pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
     pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
     read_chosen(&job, n_seq);
-    for (size_t i = 0; i < n;) {
-        size_t e = i + 1;
-        while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;
-        join(a, i, e - i, out + a->chunk[i].seq * hp->n_head * hp->head_dim + a->chunk[i].head * group_d);
-        i = e;
-    }
 }
