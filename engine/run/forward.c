@@ -30,8 +30,8 @@ pd_status pd_fwd_init(pd_fwd *f, const pd_model *m, const pd_kernels *kern, pd_w
     f->act.q = (int8_t *)floats(f, rows * widest / sizeof(float));
     f->act.d = floats(f, rows * widest / 32);
     f->act.s = floats(f, rows * widest / 16);
-    f->cos = floats(f, rows * hp->head_dim / 2);
-    f->sin = floats(f, rows * hp->head_dim / 2);
+    f->cos = floats(f, hp->n_rope * rows * hp->head_dim / 2);
+    f->sin = floats(f, hp->n_rope * rows * hp->head_dim / 2);
     if (f->h && f->q && f->k && f->v && f->attn && f->gate && f->up && f->out && f->act.q && f->act.d &&
         f->act.s && f->cos && f->sin)
         return PD_OK;

@@ -22,7 +22,7 @@ typedef struct pd_fwd {
     float *gate, *up; /* [rows][n_ff] */
     float *out;   /* [rows][n_embd] */
     pd_qact act;  /* quantised rows of the widest input */
-    float *cos, *sin; /* [rows][D/2] */
+    float *cos, *sin; /* [n_rope][rows][D/2] */
     size_t bytes; /* all of it */
 } pd_fwd;
 
