@@ -18,6 +18,8 @@ void pd__kernels_init_few_avx2(pd_kernels *k);
 void pd__kernels_init_few_vnni(pd_kernels *k);
 void pd__kernels_init_pick_avx2(pd_kernels *k);
 void pd__kernels_init_pick_avx512(pd_kernels *k);
+void pd__kernels_init_quad_avx2(pd_kernels *k);
+void pd__kernels_init_quad_avx512(pd_kernels *k);
 void pd__kernels_init_bf16(pd_kernels *k);
 
 #endif

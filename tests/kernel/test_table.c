@@ -162,6 +162,13 @@ static void bad_page_bounds(const uint16_t *block, const float *q, size_t n_grou
     bound[15] -= 0.1f;
 }
 
+/* The diagonal counts twice. */
+static void bad_quad(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z) {
+    scalar_row().quad_f32(k, n, d, mu, u, z);
+    for (size_t i = 0; i < n; i++)
+        for (size_t a = 0; a < d; a++) z[i] += k[i * d + a] * k[i * d + a] * u[a * d + a];
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -217,6 +224,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(sum_from_f32, bad_sum_from);
     BREAK(list_from_f32, bad_list_from);
     BREAK(page_bounds, bad_page_bounds);
+    BREAK(quad_f32, bad_quad);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);
