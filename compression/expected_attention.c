@@ -17,7 +17,7 @@
  * were sinks; here future positions start at n_seen, and sinks are the slots
  * whose position is below n_sink.
  *
- * Cost: Hq*L*D^2 multiply-adds (one gemm per KV head and tile), 2 Hq*L*D without
+ * Cost: about Hq*L*D^2/2 multiply-adds (S' is symmetric: quad_f32), 2 Hq*L*D without
  * covariance; scratch Hq*L floats. */
 #include "compression/expected_attention.h"
 
@@ -33,10 +33,10 @@ typedef struct {
     bool use_cov, use_vnorm;
     float epsilon;
     float *mu;      /* [Hq][D] = mu' / sqrt(D) */
-    float *cov;     /* [Hq][D][D] = S' / (2 D), NULL without covariance */
+    float *cov;     /* [Hq][D][D]: S' / (2 D) with both halves in the upper one, NULL without covariance */
     float **z;      /* [Hq][n_h] logits, then exp(z - max) */
     float *inv_sum; /* [Hq] 1 / (G * sum exp) */
-    float **gemm;   /* [thread] tile results: [PD__TILE][G*D], or [PD__TILE][G] */
+    float **gemm;   /* [thread] tile results [PD__TILE][G], without covariance */
     float *const *score;
 } job;
 
@@ -52,30 +52,31 @@ static void rotate_moments(const pd_view *view, const pd_moments *m, const job *
         float *cov = j->cov + h * d * d;
         for (size_t i = 0; i < d; i++) pd__rotate(cov + i, d, d / 2, c, s, 1.0);
         for (size_t i = 0; i < d; i++) pd__rotate(cov + i * d, 1, d / 2, c, s, 0.5 / (double)d);
+        for (size_t i = 0; i < d; i++) {
+            for (size_t k = 0; k < i; k++) {
+                cov[k * d + i] += cov[i * d + k];
+                cov[i * d + k] = 0.0f;
+            }
+        }
     }
 }
 
-/* z = k . (S'k/2D + mu'/sqrt(D)): the gemm starts from mu', so that one dot
- * product per row finishes both terms. */
+/* z = k . (S'k/2D + mu'/sqrt(D)) */
 static void logits_tile(void *ctx, const pd_view *view, size_t h, size_t first, size_t n,
                         unsigned thread) {
     const job *j = ctx;
-    const size_t d = view->head_dim, g = j->n_group, width = j->use_cov ? g * d : g;
+    const size_t d = view->head_dim, g = j->n_group;
     const float *k = view->k[h] + first * d, *mu = j->mu + h * g * d;
-    float *y = j->gemm[thread];
-    if (!j->use_cov) {
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)g, (int)d, 1.0f, k,
-                    (int)d, mu, (int)d, 0.0f, y, (int)g);
+    if (j->use_cov) {
         for (size_t q = 0; q < g; q++)
-            for (size_t i = 0; i < n; i++) j->z[h * g + q][first + i] = y[i * g + q];
+            view->kern->quad_f32(k, n, d, mu + q * d, j->cov + (h * g + q) * d * d, j->z[h * g + q] + first);
         return;
     }
-    for (size_t i = 0; i < n; i++) memcpy(y + i * width, mu, width * sizeof *y);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)width, (int)d, 1.0f, k,
-                (int)d, j->cov + h * g * d * d, (int)d, 1.0f, y, (int)width);
+    float *y = j->gemm[thread];
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)g, (int)d, 1.0f, k,
+                (int)d, mu, (int)d, 0.0f, y, (int)g);
     for (size_t q = 0; q < g; q++)
-        for (size_t i = 0; i < n; i++)
-            j->z[h * g + q][first + i] = view->kern->dot_f32(k + i * d, y + i * width + q * d, d);
+        for (size_t i = 0; i < n; i++) j->z[h * g + q][first + i] = y[i * g + q];
 }
 
 typedef struct {
@@ -108,7 +109,6 @@ static void score_tile(void *ctx, const pd_view *view, size_t h, size_t first, s
 
 static bool job_alloc(const pd_view *view, job *j) {
     const size_t d = view->head_dim, hq = view->n_head, n_thread = pd_workers_count(view->workers);
-    const size_t width = j->use_cov ? j->n_group * d : j->n_group;
     j->mu = PD_ARENA_NEW(view->tmp, hq * d, float);
     if (j->use_cov) j->cov = PD_ARENA_NEW(view->tmp, hq * d * d, float);
     j->z = pd__query_head_rows(view);
@@ -116,7 +116,7 @@ static bool job_alloc(const pd_view *view, job *j) {
     j->gemm = PD_ARENA_NEW(view->tmp, n_thread, float *);
     if (!j->mu || (j->use_cov && !j->cov) || !j->z || !j->inv_sum || !j->gemm) return false;
     for (size_t t = 0; t < n_thread; t++)
-        if (!(j->gemm[t] = PD_ARENA_NEW(view->tmp, PD__TILE * width, float))) return false;
+        if (!(j->gemm[t] = PD_ARENA_NEW(view->tmp, PD__TILE * j->n_group, float))) return false;
     return true;
 }
 

@@ -371,6 +371,9 @@ pd_status pd_request_constrain(pd_request *r, pd_err *err) {
 void pd_request_params(const pd_request *r, size_t i_prompt, pd_job_params *ret) {
     const pd_prompt *prompt = &r->prompt[i_prompt];
     *ret = (pd_job_params){
+        /* A whole reply waits for its end: the loop then looks in for the counters alone, and
+         * leaves the compute threads their processors meanwhile. */
+        .notify_tokens = r->stream ? 1 : 16,
         .tokens = prompt->ids.id,
         .n_tokens = prompt->ids.n,
         .follows = i_prompt > 0,

@@ -342,31 +342,89 @@ static void set_centre(pd_kv *kv, size_t layer, size_t head, const float *k, siz
         kv->kern->axpy_f32(1.0f / (float)n, k + (idx ? idx[i] : i) * stride, centre, kv->head_dim);
 }
 
-pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
-                       size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
+/* Pages for n more open slots; *fit: how many of them there are. */
+static pd_status make_room(pd_kv *kv, pd_kv_head *kh, size_t n, size_t *fit, pd_err *err) {
+    const size_t at = pd_kv_open_end(kh);
+    pd_status rc = PD_OK;
+    while (rc == PD_OK && (size_t)(kh->n_page - kh->n_pack_page) * N < at + n) rc = add_page(kv, kh, false, err);
+    *fit = pd_min_size(n, (size_t)(kh->n_page - kh->n_pack_page) * N - at);
+    return rc;
+}
+
+/* Rows [i, end) of those that go behind a head's slots: into pages that are there. */
+static void put_rows(const pd_kv *kv, size_t layer, size_t head, const pd_kv_rows *r, size_t i, size_t end) {
     pd_kv_head *kh = pd_kv_at(kv, layer, head);
-    if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
     const float *centre = pd_kv_centre(kv, layer, head);
-    const size_t pages = pd_div_up(pd_kv_open_end(kh) + n, N); /* open, when all is in */
-    for (size_t i = 0; i < n;) {
-        const size_t at = pd_kv_open_end(kh), slot = at % N;
-        if (at == (size_t)(kh->n_page - kh->n_pack_page) * N) PD_TRY(add_page(kv, kh, false, err));
+    const size_t at0 = pd_kv_open_end(kh), pages = pd_div_up(at0 + r->n, N), stride = r->stride; /* pages: open, when all is in */
+    for (size_t run; i < end; i += run) {
+        const size_t at = at0 + i, slot = at % N, row = r->idx ? r->idx[i] : i;
         const uint32_t id = kh->page[kh->n_pack_page + at / N];
-        void *page = pd_kvpool_page(kv->pool, id);
-        int32_t *page_pos = pd_kvpool_pos(kv->pool, id);
-        size_t run = pd_min_size(N - slot, n - i);
-        if (idx) run = 1;
-        const size_t row = idx ? idx[i] : i;
-        pd_codec_write(&kv->codec, kv->kern, page, kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
+        const float *k = r->k + row * stride, *v = r->v + row * stride;
+        run = r->idx ? 1 : pd_min_size(N - slot, end - i);
+        pd_codec_write(&kv->codec, kv->kern, pd_kvpool_page(kv->pool, id), kv->head_dim, slot, run, k, v, stride, centre);
         if (kv->recent_pool && at / N + PD_KV_RECENT >= pages)
             pd_codec_write(&kv->recent_codec, kv->kern, pd_kvpool_page(kv->recent_pool, *ring(kh, kh->n_pack_page + (uint32_t)(at / N))),
-                           kv->head_dim, slot, run, k + row * stride, v + row * stride, stride, centre);
-        memcpy(page_pos + slot, pos + row, run * sizeof *pos);
+                           kv->head_dim, slot, run, k, v, stride, centre);
+        memcpy(pd_kvpool_pos(kv->pool, id) + slot, r->pos + row, run * sizeof *r->pos);
+    }
+}
+
+/* The first n rows are in. */
+static pd_status count_rows(pd_kv *kv, size_t layer, size_t head, size_t n, pd_err *err) {
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    for (size_t run; n > 0; n -= run) {
+        const size_t at = pd_kv_open_end(kh), slot = at % N;
+        run = pd_min_size(N - slot, n);
         PD_TRY(note_keys(kv, layer, head, at / N, slot, run, err));
         kh->n += (uint32_t)run;
-        i += run;
     }
     return PD_OK;
+}
+
+pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
+                       size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err) {
+    const pd_kv_rows r = {.k = k, .v = v, .stride = stride, .pos = pos, .idx = idx, .n = n};
+    pd_kv_head *kh = pd_kv_at(kv, layer, head);
+    if (kv->centre && kh->n_page == 0) set_centre(kv, layer, head, k, stride, idx, n);
+    size_t fit;
+    const pd_status rc = make_room(kv, kh, n, &fit, err);
+    put_rows(kv, layer, head, &r, 0, fit);
+    PD_TRY(count_rows(kv, layer, head, fit, err));
+    return rc;
+}
+
+enum { TASK_PAGES = 16 };
+
+typedef struct {
+    const pd_kv *kv;
+    size_t layer, per_head; /* tasks */
+    const pd_kv_rows *rows;
+} append_job;
+
+/* Task = some pages of a head, written by one thread alone. */
+static void append_task(void *ctx, size_t task, unsigned thread) {
+    (void)thread;
+    const append_job *j = ctx;
+    const size_t head = task / j->per_head, at0 = pd_kv_open_end(pd_kv_at(j->kv, j->layer, head));
+    const size_t from = (at0 / N + task % j->per_head * TASK_PAGES) * N, n = j->rows[head].n;
+    const size_t i = from > at0 ? from - at0 : 0;
+    if (i < n) put_rows(j->kv, j->layer, head, &j->rows[head], i, pd_min_size(n, from + TASK_PAGES * N - at0));
+}
+
+pd_status pd_kv_append_heads(pd_kv *kv, pd_workers *workers, size_t layer, pd_kv_rows *rows, pd_err *err) {
+    append_job job = {.kv = kv, .layer = layer, .rows = rows};
+    pd_status rc = PD_OK;
+    for (size_t h = 0; h < kv->n_head_kv; h++) {
+        pd_kv_rows *r = &rows[h];
+        pd_kv_head *kh = pd_kv_at(kv, layer, h);
+        if (kv->centre && kh->n_page == 0 && r->n) set_centre(kv, layer, h, r->k, r->stride, r->idx, r->n);
+        if (rc != PD_OK) r->n = 0;
+        else rc = make_room(kv, kh, r->n, &r->n, err);
+        job.per_head = pd_max_size(job.per_head, pd_div_up(r->n, TASK_PAGES * N) + 1);
+    }
+    pd_workers_run(workers, append_task, &job, kv->n_head_kv * job.per_head);
+    for (size_t h = 0; h < kv->n_head_kv; h++) PD_TRY(count_rows(kv, layer, h, rows[h].n, err));
+    return rc;
 }
 
 pd_status pd__kv_put_packed(pd_kv *kv, size_t layer, size_t head, const float *row, const float *v, int32_t pos, pd_err *err) {

@@ -31,6 +31,7 @@
 #ifndef PD_ENGINE_CACHE_KV_H
 #define PD_ENGINE_CACHE_KV_H
 
+#include "engine/base/workers.h"
 #include "engine/cache/bounds.h"
 #include "engine/cache/codec.h"
 #include "engine/cache/index.h"
@@ -239,6 +240,20 @@ static inline size_t pd_kv_sink_bytes(const pd_kv *kv) { /* likewise */
  * exhausted (admission promised it would not be), ENOMEM (bounds). */
 pd_status pd_kv_append(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,
                        size_t stride, const int32_t *pos, const uint32_t *idx, size_t n, pd_err *err);
+
+/* What one head gets of it, for pd_kv_append_heads. */
+typedef struct pd_kv_rows {
+    const float *k, *v;
+    size_t stride;
+    const int32_t *pos;
+    const uint32_t *idx;
+    size_t n;
+} pd_kv_rows;
+
+/* Append to all heads of a layer at once, rows [n_head_kv], on all workers (NULL: none): what a
+ * head gets is written, and its pages' memory asked for, by several.  After an error n is what
+ * fitted of each. */
+pd_status pd_kv_append_heads(pd_kv *kv, pd_workers *workers, size_t layer, pd_kv_rows *rows, pd_err *err);
 
 /* The same into the packed section of a head that holds nothing open. */
 pd_status pd_kv_append_packed(pd_kv *kv, size_t layer, size_t head, const float *k, const float *v,

@@ -309,6 +309,19 @@ static pd_status test_codes(st *t, size_t n) {
     return same(t, n == 256 ? "scores_codes8" : "scores_codes4", tmp[0], tmp[1], ST_GROUP * PAGES * PD_PAGE_TOKENS, 0.0f);
 }
 
+static pd_status test_quad(st *t) {
+    enum { DIM = 80, KEYS = 5 };
+    float k[KEYS * DIM], mu[DIM], u[DIM * DIM], z[2][KEYS];
+    fill(t, k, KEYS * DIM);
+    fill(t, mu, DIM);
+    fill(t, u, DIM * DIM);
+    for (size_t b = 0; b < DIM; b++)
+        for (size_t a = 0; a < b; a++) u[b * DIM + a] = 0.0f;
+    t->ref->quad_f32(k, KEYS, DIM, mu, u, z[0]);
+    t->k->quad_f32(k, KEYS, DIM, mu, u, z[1]);
+    return same(t, "quad_f32", z[0], z[1], KEYS, 1e-6f * DIM * DIM);
+}
+
 static pd_status test_tile(st *t, bool fast, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
@@ -354,6 +367,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_pick(&t));
     PD_TRY(test_codes(&t, 256));
     PD_TRY(test_codes(&t, 16));
+    PD_TRY(test_quad(&t));
     PD_TRY(test_tile(&t, false, 0.0f));
     PD_TRY(test_tile(&t, false, 3.0f));
     return test_tile(&t, true, 0.0f);

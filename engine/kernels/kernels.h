@@ -224,6 +224,11 @@ typedef struct pd_kernels {
     void (*scores_codes8)(const pd_code_pass *p);
     void (*scores_codes4)(const pd_code_pass *p);
 
+    /* ---- what keys are expected to get (compression/expected_attention.c) ----
+     * z[i] = sum over a of k[i][a] * (mu[a] + sum over b <= a of u[b][a] * k[i][b])   for n keys
+     * k [n][d], u [d][d], 0 below the diagonal; d % 16 == 0; the order of additions is free. */
+    void (*quad_f32)(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z);
+
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted
      * from 0 with a running maximum (online softmax).  A row's result depends on

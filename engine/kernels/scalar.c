@@ -402,6 +402,17 @@ static size_t list_from_f32(const float *x, size_t stride, size_t n_group, size_
     return n_row;
 }
 
+static void quad_f32(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z) {
+    for (size_t i = 0; i < n; i++, k += d) {
+        z[i] = 0.0f;
+        for (size_t a = 0; a < d; a++) {
+            float y = mu[a];
+            for (size_t b = 0; b <= a; b++) y += u[b * d + a] * k[b];
+            z[i] += k[a] * y;
+        }
+    }
+}
+
 static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
     for (size_t p = 0; p < PD_PAGE_TOKENS; p++) {
         bound[p] = -INFINITY;
@@ -500,6 +511,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .sum_from_f32 = sum_from_f32,
         .list_from_f32 = list_from_f32,
         .page_bounds = page_bounds,
+        .quad_f32 = quad_f32,
         .attn_tile_f32 = attn_tile,
         .attn_tile_fast = attn_tile,
         .attn_tile_sums_f32 = attn_tile_sums,

@@ -66,7 +66,7 @@ static pd_status load_rows(const loader *ld, const char *name, size_t n_col, siz
     PD_TRY(find(ld, name, n_col, total, &t));
     const pd_hparams *hp = &ld->m->hp;
     const pd_rows rows = {first, n_row, turned && hp->rope_interleaved ? deinterleave : NULL, hp};
-    PD_TRY(pd_mat_load(ret, ld->g, t, ld->form, &rows, ld->workers, ld->err));
+    PD_TRY(pd_mat_load(ret, ld->g, t, ld->form, &rows, &ld->m->slab, ld->workers, ld->err));
     ld->m->n_params += n_col * n_row;
     ld->m->weight_bytes += ret->bytes;
     return PD_OK;
@@ -266,6 +266,7 @@ void pd_model_close(pd_model *m) {
     free(m->layer);
     pd_mat_done(&m->embd);
     pd_mat_done(&m->out);
+    pd_slab_done(&m->slab);
     free(m->out_norm);
     for (size_t r = 0; r < PD_ROPE_MAX; r++) free(m->rope[r].inv_freq);
     free(m);

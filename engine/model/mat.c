@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Matrix products (see mat.h): one task = some panels of one matrix, all tokens. */
+/* Matrix products (see mat.h): one task = some panels, all tokens.  The panels of all
+ * matrices are one row, cut in tasks of one size: a thread's share is then one or two
+ * long runs of memory, and as long as the others'. */
 #include "engine/model/mat.h"
 
 #include "engine/base/num.h"
@@ -8,10 +10,11 @@
 #include <cblas.h>
 #include <stdlib.h>
 
-enum { MUL_MAX = 4, F32_ROWS = 64 };
+/* Tasks a thread: of few tokens more, as long as they even out a slow core; of many fewer,
+ * since each copies the tokens (vnni.c).  Bytes that are prefetched while waiting. */
+enum { MUL_MAX = 4, F32_ROWS = 64, FEW = 8, TASKS_FEW = 4, TASKS_MANY = 2, AHEAD = 128 << 10, AHEAD_STEP = 1 << 10, LINE = 64 };
 
 void pd_mat_done(pd_mat *m) {
-    free(m->panels.data);
     free(m->f32);
     *m = (pd_mat){0};
 }
@@ -29,8 +32,8 @@ typedef struct {
     const pd_lhs *lhs;
     const pd_mul *mul;
     unsigned flags;
-    size_t n_mul, step;      /* panels (packed) or row blocks (f32) a task takes */
-    size_t first[MUL_MAX + 1]; /* task index where each matrix begins */
+    size_t n_mul, n_task;
+    size_t first[MUL_MAX + 1]; /* unit where each matrix begins; [n_mul]: all of them */
 } mul_job;
 
 static void mul_f32(const mul_job *job, const pd_mul *mul, size_t b0, size_t b1) {
@@ -59,27 +62,37 @@ static size_t units(const pd_mat *w) {
 static void mul_task(void *ctx, size_t task, unsigned thread) {
     (void)thread;
     const mul_job *job = ctx;
-    size_t i = 0;
-    while (task >= job->first[i + 1]) i++;
-    const pd_mul *mul = &job->mul[i];
-    const size_t u0 = (task - job->first[i]) * job->step;
-    const size_t u1 = pd_min_size(u0 + job->step, units(mul->w));
-    if (mul->w->f32)
-        mul_f32(job, mul, u0, u1);
-    else
-        job->kern->gemm_panel(&mul->w->panels, u0, u1, &job->lhs->act, 0, job->lhs->n_tok, mul->y, mul->ldy);
+    const size_t total = job->first[job->n_mul], begin = total * task / job->n_task, end = total * (task + 1) / job->n_task;
+    for (size_t i = 0; i < job->n_mul; i++) {
+        const pd_mul *mul = &job->mul[i];
+        const size_t first = job->first[i], u0 = pd_max_size(begin, first), u1 = pd_min_size(end, job->first[i + 1]);
+        if (u0 >= u1) continue;
+        if (mul->w->f32)
+            mul_f32(job, mul, u0 - first, u1 - first);
+        else
+            job->kern->gemm_panel(&mul->w->panels, u0 - first, u1 - first, &job->lhs->act, 0, job->lhs->n_tok, mul->y, mul->ldy);
+    }
 }
 
 void pd_mat_mul(pd_workers *workers, const pd_kernels *kern, const pd_lhs *lhs, const pd_mul *mul,
                 size_t n_mul, unsigned flags) {
     assert(n_mul <= MUL_MAX);
-    size_t total = 0;
-    for (size_t i = 0; i < n_mul; i++) total += units(mul[i].w);
-    /* Two tasks a thread even out a slow core, and each is a long run of memory. */
-    const size_t want = 2 * (size_t)pd_workers_count(workers);
-    mul_job job = {.kern = kern, .lhs = lhs, .mul = mul, .flags = flags, .n_mul = n_mul,
-                   .step = pd_max_size(1, pd_div_up(total, want))};
-    for (size_t i = 0; i < n_mul; i++)
-        job.first[i + 1] = job.first[i] + pd_div_up(units(mul[i].w), job.step);
-    pd_workers_run(workers, mul_task, &job, job.first[n_mul]);
+    mul_job job = {.kern = kern, .lhs = lhs, .mul = mul, .flags = flags, .n_mul = n_mul};
+    for (size_t i = 0; i < n_mul; i++) job.first[i + 1] = job.first[i] + units(mul[i].w);
+    const size_t want = (lhs->n_tok < FEW ? TASKS_FEW : TASKS_MANY) * (size_t)pd_workers_count(workers);
+    job.n_task = pd_min_size(want, job.first[n_mul]);
+    pd_workers_run(workers, mul_task, &job, job.n_task);
+}
+
+bool pd_mat_ahead(const pd_mat *const *w, size_t n_mat, unsigned thread, unsigned n_threads, size_t step) {
+    size_t unit = 0, i = 0;
+    for (size_t m = 0; m < n_mat; m++) unit += units(w[m]);
+    unit = pd_workers_share(unit, thread, n_threads); /* as the tasks begin */
+    while (unit >= units(w[i])) unit -= units(w[i++]);
+    const pd_panels *p = &w[i]->panels;
+    if (w[i]->f32) return false;
+    const size_t begin = unit * pd_panels_stride(p), at = begin + step * AHEAD_STEP;
+    const size_t end = pd_min_size(begin + AHEAD, units(w[i]) * pd_panels_stride(p));
+    for (size_t b = at; b < pd_min_size(at + AHEAD_STEP, end); b += LINE) __builtin_prefetch(p->data + b);
+    return at + AHEAD_STEP < end;
 }

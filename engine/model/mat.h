@@ -14,12 +14,13 @@
 #include "engine/base/workers.h"
 #include "engine/gguf/gguf.h"
 #include "engine/kernels/kernels.h"
+#include "engine/model/slab.h"
 
 #include <stdbool.h>
 
 typedef struct pd_mat {
     size_t n_row, n_col;
-    pd_panels panels; /* data NULL in the f32 form */
+    pd_panels panels; /* data NULL in the f32 form; the slab's */
     float *f32;       /* [n_row][n_col], NULL in the packed form */
     size_t bytes;     /* memory it holds */
 } pd_mat;
@@ -35,10 +36,10 @@ typedef struct pd_rows {
 
 typedef enum { PD_FORM_PACKED, PD_FORM_F32 } pd_mat_form;
 
-/* Read rows of tensor `t` (2 dims, ne[0] = n_col) into a new matrix.  Errors: EFILE
- * (shape, I/O), ENOMEM.  Workers may be NULL. */
+/* Read rows of tensor `t` (2 dims, ne[0] = n_col) into a new matrix, whose panels are in the
+ * slab and live as long.  Errors: EFILE (shape, I/O), ENOMEM.  Workers may be NULL. */
 pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd_mat_form form,
-                      const pd_rows *rows, pd_workers *workers, pd_err *err);
+                      const pd_rows *rows, pd_slab *slab, pd_workers *workers, pd_err *err);
 void pd_mat_done(pd_mat *m);
 
 /* Row r as f32: dst[n_col]. */
@@ -63,5 +64,9 @@ enum { PD_MAT_PER_TOKEN = 1u << 0 };
 /* Up to 4 products of one left-hand side in one parallel run. */
 void pd_mat_mul(pd_workers *workers, const pd_kernels *kern, const pd_lhs *lhs, const pd_mul *mul,
                 size_t n_mul, unsigned flags);
+
+/* Prefetch piece `step` of what the thread will read first when these matrices are multiplied,
+ * in this order; false: that was the last one worth it.  See pd_workers_ahead.  Thread: any. */
+bool pd_mat_ahead(const pd_mat *const *w, size_t n_mat, unsigned thread, unsigned n_threads, size_t step);
 
 #endif

@@ -83,6 +83,7 @@ typedef struct pd_model {
     pd_mat out;       /* empty if tied: embd serves */
     float *out_norm;
     pd_rope rope[PD_ROPE_MAX];
+    pd_slab slab;     /* the packed matrices */
     uint64_t n_params, weight_bytes;
     char name[128], file_type[16];
 } pd_model;

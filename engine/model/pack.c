@@ -13,9 +13,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { ROWS = PD_PANEL_ROWS, TYPE_BLOCK = 32, HUGE = 1 << 21 };
+enum { ROWS = PD_PANEL_ROWS, TYPE_BLOCK = 32 };
 
 typedef struct {
     pd_mat *m;
@@ -152,7 +151,7 @@ static void pack_task(void *ctx, size_t task, unsigned thread) {
 }
 
 pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd_mat_form form,
-                      const pd_rows *rows, pd_workers *workers, pd_err *err) {
+                      const pd_rows *rows, pd_slab *slab, pd_workers *workers, pd_err *err) {
     assert(rows->n > 0 && rows->n <= t->ne[1] && rows->first <= t->ne[1] - rows->n);
     if (t->n_dims != 2 || t->ne[0] == 0 || t->ne[1] == 0 || t->ne[0] % TYPE_BLOCK || t->ne[0] > 1u << 20 || t->ne[1] > 1u << 24)
         return pd_fail(err, PD_EFILE, NULL,
@@ -171,11 +170,7 @@ pd_status pd_mat_load(pd_mat *ret, const pd_gguf *g, const pd_gguf_tensor *t, pd
                                .bits = t->type->split ? t->type->pack_bits : 8,
                                .block = t->type->split ? t->type->pack_block : TYPE_BLOCK};
         m.bytes = pd_panels_count(&m.panels) * pd_panels_stride(&m.panels);
-        /* Streamed once a token: huge pages save the walks of a matrix that has some. */
-        void *data = NULL;
-        if (posix_memalign(&data, m.bytes >= HUGE ? HUGE : 64, m.bytes) == 0) m.panels.data = data;
-        if (m.panels.data && m.bytes >= HUGE)
-            (void)madvise(m.panels.data, m.bytes / HUGE * HUGE, MADV_HUGEPAGE);
+        m.panels.data = pd_slab_take(slab, m.bytes);
     }
     if (!m.f32 && !m.panels.data)
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for tensor %.*s (%zu bytes)", (int)t->name.len, t->name.data, m.bytes);

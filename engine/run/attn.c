@@ -6,11 +6,12 @@
  * Step: a chunk = up to 16 pages of one (sequence, KV head), those that are packed and those
  * held a second time (kv.h) in chunks of their own; the group's query heads share each load of
  * K and V.  A chunk leaves (max, sum, weighted V), and
- * the chunks of a head are joined in slot order.  One task = a run of chunks, of which
+ * who computes the last chunk of a head joins them, in slot order.  Rows of one sequence
+ * (a draft) take their chunks in turns: what one has read the next finds in the caches.
+ * One task = a run of chunks, of which
  * the next is prefetched while one is computed.  Where not all values are read
  * (select.h), a chunk leaves its scores, and then goes once more for the chosen rows.
- * Joint latents go in pieces (joint_read.h): one task for the first head's chunk, which leaves
- * what belongs to the other heads' in theirs.
+ * Joint latents go in pieces (joint_read.h) of all heads, which leave a result in each of them.
  * A sequence with tags (tags.h) gets them here: a chunk leaves its weights exp(score - max),
  * and joining tells what they are to be multiplied by. */
 #include "engine/run/attn.h"
@@ -21,6 +22,7 @@
 
 #include <cblas.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,10 +31,20 @@ enum { TOKENS = 32, TOKENS_FEW = 16, SUM_SLOTS = 8 * PD_ATTN_TILE_KEYS, PAGES = 
 typedef struct pd_attn_chunk {
     uint32_t seq, head, page0, n_page;
     uint32_t n_row; /* rows of V read, where they are chosen */
-    uint32_t slot;  /* its first slot, where weights are wanted */
-    uint32_t n;     /* and how many; of a piece (n_page 0), tokens */
-    uint32_t first, next; /* a piece: its place among those that are read, and how far the next head's chunk is */
+    uint32_t part;  /* where its result goes */
+    uint32_t first, n; /* a piece of joint latents (n_page 0): its tokens among those that are read */
 } pd_attn_chunk;
+
+/* One row's chunks of one KV head. */
+typedef struct pd_attn_pair {
+    uint32_t n, next_page; /* chunks; the page behind the last one's */
+    _Atomic uint32_t left; /* not computed yet; acq_rel: who takes the last sees what the others left */
+} pd_attn_pair;
+
+/* A chunk's slots, where their weights are wanted. */
+typedef struct pd_attn_range {
+    uint32_t slot, n;
+} pd_attn_range;
 
 /* m[G], l[G], acc[G][D] of one chunk. */
 static size_t part_floats(const pd_hparams *hp) {
@@ -57,12 +69,15 @@ pd_status pd_attn_init(pd_attn *a, const pd_model *m, const pd_kernels *kern, pd
     a->latent = floats(a, threads * a->latent_floats);
     a->row_max = floats(a, hp->n_head * PD_ATTN_TILE);
     a->row_sum = floats(a, hp->n_head * PD_ATTN_TILE);
-    a->part_cap = max_rows * hp->n_head_kv * (ctx / (PAGES * N) + 12); /* a head's pieces are 8, or as long as chunks */
+    a->pair_cap = ctx / (PAGES * N) + 12; /* a head's pieces are 8, or as long as chunks */
+    const size_t n_pair = max_rows * hp->n_head_kv, n_chunk = n_pair * a->pair_cap;
     a->tile = floats(a, threads * a->tile_floats);
     a->pages = floats(a, threads * a->pages_floats);
-    a->part = floats(a, a->part_cap * part_floats(hp));
-    a->chunk = malloc(2 * a->part_cap * sizeof *a->chunk); /* and as many for score_by_keys */
-    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->chunk) return PD_OK;
+    a->part = floats(a, n_chunk * part_floats(hp));
+    a->range = malloc(n_chunk * sizeof *a->range);
+    a->chunk = malloc(2 * n_chunk * sizeof *a->chunk); /* and as many for score_by_keys */
+    a->pair = malloc(n_pair * sizeof *a->pair);
+    if (a->latent && a->row_max && a->row_sum && a->tile && a->pages && a->part && a->range && a->chunk && a->pair) return PD_OK;
     pd_attn_done(a);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for attention scratch");
 }
@@ -77,6 +92,8 @@ void pd_attn_done(pd_attn *a) {
     free(a->chunk);
     free(a->table);
     free(a->table_scale);
+    free(a->range);
+    free(a->pair);
     *a = (pd_attn){0};
 }
 
@@ -177,6 +194,7 @@ typedef struct {
     pd_select *const *sel;
     size_t layer;
     const float *q;
+    float *out;
     size_t n, run; /* chunks; of a task */
 } step_job;
 
@@ -336,6 +354,54 @@ static void attend(const pd_attn *a, const pd_codec *codec, bool keep, const flo
     pd_codec_attn_scored(codec, a->kern, group, k_dim, d, pages, first, n, 0.0f, tmp, stride, m, l, acc);
 }
 
+static size_t pair_of(const step_job *j, const pd_attn_chunk *c) {
+    return c->seq * j->a->model->hp.n_head_kv + c->head;
+}
+
+/* Join the chunks of one head, in slot order. */
+static void join(const step_job *j, size_t pair, float *out) {
+    const pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp), n_chunk = a->pair[pair].n;
+    const float *part = a->part + pair * a->pair_cap * stride;
+    const pd_attn_range *range = a->range + pair * a->pair_cap;
+    pd_tags *tags = tags_of(j, pair / hp->n_head_kv);
+    for (size_t g = 0; g < group; g++) {
+        float max = -INFINITY, sum = 0.0f;
+        for (size_t i = 0; i < n_chunk; i++) max = fmaxf(max, part[i * stride + g]);
+        float *o = out + g * d;
+        memset(o, 0, d * sizeof *o);
+        for (size_t i = 0; i < n_chunk; i++) {
+            const float w = expf(part[i * stride + g] - max);
+            sum += w * part[i * stride + group + g];
+            a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
+        }
+        const float inv = 1.0f / sum;
+        for (size_t c = 0; c < d; c++) o[c] *= inv;
+        for (size_t i = 0; tags && i < n_chunk; i++)
+            pd_tags_add(tags, a->kern, j->layer, pair % hp->n_head_kv * group + g, range[i].slot, range[i].n,
+                        expf(part[i * stride + g] - max) * inv);
+    }
+}
+
+/* One of the pair's results is there. */
+static void end_part(const step_job *j, size_t pair) {
+    const pd_hparams *hp = &j->a->model->hp;
+    const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
+    if (atomic_fetch_sub_explicit(&j->a->pair[pair].left, 1, memory_order_acq_rel) == 1) join(j, pair, j->out + pair * group_d);
+}
+
+/* A piece of joint latents, for all heads. */
+static void step_piece(const step_job *j, const pd_attn_chunk *c, unsigned thread) {
+    const pd_attn *a = j->a;
+    const pd_hparams *hp = &a->model->hp;
+    const pd_joint_look look = joint_look(j, c->seq);
+    pd_joint_piece(j->kv[c->seq], hp, j->layer, &look, c->first, c->n, j->q + c->seq * hp->n_head * hp->head_dim,
+                   a->latent + thread * a->latent_floats, a->part + c->part * part_floats(hp), a->pair_cap * part_floats(hp));
+    for (size_t h = 0; h < hp->n_head_kv; h++) end_part(j, c->seq * hp->n_head_kv + h);
+}
+
+/* `more`: the next chunk is computed after this one. */
 static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thread) {
     pd_attn *a = j->a;
     const pd_hparams *hp = &a->model->hp;
@@ -343,13 +409,6 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     pd_attn_chunk *c = &a->chunk[chunk];
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
-    if (c->n_page == 0) {
-        const pd_joint_look look = joint_look(j, c->seq);
-        if (c->head == 0)
-            pd_joint_piece(kv, hp, j->layer, &look, c->first, c->n, j->q + c->seq * hp->n_head * d,
-                           a->latent + thread * a->latent_floats, a->part + chunk * part_floats(hp), c->next * part_floats(hp));
-        return;
-    }
     const void *pages[2 * PAGES];
     const pd_codec *codec, *next;
     const size_t n_page = pages_of(j, c, pages, &codec), n_next = more ? pages_of(j, c + 1, pages + n_page, &next) : 0;
@@ -358,7 +417,7 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
     const size_t dead = packed || !kh->n_pack ? kh->first : 0, live = packed ? kh->n_pack : look_at(j, c->seq, c->head).n - kh->n_pack;
     const size_t first = page == 0 ? dead : 0, end = pd_min_size(c->n_page * N, dead + live - page * N);
     float *tmp = a->pages + thread * a->pages_floats, *q = tmp + group * (PAGES * N + 2 * N);
-    float *scratch = q + group * d, *m = a->part + chunk * part_floats(hp), *l = m + group, *acc = l + group;
+    float *scratch = q + group * d, *m = a->part + c->part * part_floats(hp), *l = m + group, *acc = l + group;
     const float *src = j->q + c->seq * hp->n_head * d + c->head * group * d;
     for (size_t i = 0; i < group * d; i++) q[i] = src[i] * hp->attn_scale;
     const pd_select *sel = picks(j, c->seq);
@@ -398,15 +457,23 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
         for (size_t g = 0; g < group; g++) m[g] -= shift[g];
     }
     if (!tags) return;
-    c->slot = (uint32_t)((packed ? 0 : kh->n_pack) + page * N + first - dead);
-    c->n = (uint32_t)(end - first);
-    pd_tags_put(tags, c->head, c->slot, c->n, tmp + first, PAGES * N + 2 * N);
+    const pd_attn_range range = {(uint32_t)((packed ? 0 : kh->n_pack) + page * N + first - dead), (uint32_t)(end - first)};
+    a->range[c->part] = range;
+    pd_tags_put(tags, c->head, range.slot, range.n, tmp + first, PAGES * N + 2 * N);
 }
 
 static void step_task(void *ctx, size_t task, unsigned thread) {
     const step_job *j = ctx;
     const size_t end = pd_min_size(j->n, (task + 1) * j->run);
-    for (size_t i = task * j->run; i < end; i++) step_chunk(j, i, i + 1 < end, thread);
+    for (size_t i = task * j->run; i < end; i++) {
+        const pd_attn_chunk *c = &j->a->chunk[i];
+        if (c->n_page == 0) {
+            step_piece(j, c, thread);
+            continue;
+        }
+        step_chunk(j, i, i + 1 < end && c[1].n_page, thread);
+        if (!picks(j, c->seq)) end_part(j, pair_of(j, c));
+    }
 }
 
 /* ---- scores by codes: of some pages by their keys ---- */
@@ -486,9 +553,10 @@ static void rows_chunk(const step_job *j, size_t chunk) {
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const size_t k_dim = c->page0 < kh->n_pack_page ? pd_kv_pack_dim(kv, kh) : kv->head_dim;
     pages_of(j, c, pages, &codec);
-    float *m = a->part + chunk * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
+    float *m = a->part + c->part * part_floats(&a->model->hp), *l = m + sel->group, *acc = l + sel->group;
     c->n_row = (uint32_t)pd_select_rows(sel, codec, a->kern, c->head, k_dim, kv->head_dim, pages, (size_t)c->page0 * N,
                                         c->n_page, m, l, acc);
+    end_part(j, pair_of(j, c));
 }
 
 static void rows_task(void *ctx, size_t task, unsigned thread) {
@@ -568,72 +636,62 @@ static void make_tables(step_job *j, size_t n_seq) {
     if (any) pd_workers_run(j->a->workers, table_task, j, n_seq * j->a->model->hp.n_head);
 }
 
-/* Join the chunks of one head, in slot order. */
-static void join(const step_job *j, size_t chunk0, size_t n_chunk, float *out) {
-    const pd_attn *a = j->a;
-    const pd_attn_chunk *c = &a->chunk[chunk0];
-    pd_tags *tags = tags_of(j, c->seq);
-    const pd_hparams *hp = &a->model->hp;
-    const size_t d = hp->head_dim, group = hp->n_head / hp->n_head_kv, stride = part_floats(hp);
-    const float *part = a->part + chunk0 * stride;
-    for (size_t g = 0; g < group; g++) {
-        float max = -INFINITY, sum = 0.0f;
-        for (size_t i = 0; i < n_chunk; i++) max = fmaxf(max, part[i * stride + g]);
-        float *o = out + g * d;
-        memset(o, 0, d * sizeof *o);
-        for (size_t i = 0; i < n_chunk; i++) {
-            const float w = expf(part[i * stride + g] - max);
-            sum += w * part[i * stride + group + g];
-            a->kern->axpy_f32(w, part + i * stride + 2 * group + g * d, o, d);
+/* The next chunk of a row's head, if there is one more. */
+static bool list_chunk(const step_job *j, size_t seq, size_t head, size_t n) {
+    pd_attn *a = j->a;
+    const pd_kv *kv = j->kv[seq];
+    const pd_kv_head *kh = pd_kv_at(kv, j->layer, head);
+    const uint32_t n_page = look_at(j, seq, head).n_page, recent = pd_kv_recent_from(kv, kh), again = recent < n_page ? recent : n_page;
+    const size_t i = seq * a->model->hp.n_head_kv + head;
+    pd_attn_pair *pair = &a->pair[i];
+    pd_attn_chunk *c = &a->chunk[n];
+    *c = (pd_attn_chunk){.seq = (uint32_t)seq, .head = (uint32_t)head};
+    if (pd_kv_joint(kv, j->layer) && kh->n_pack && pair->next_page == 0) { /* the first head's pieces leave results for all */
+        const size_t n_read = joint_look(j, seq).n, len = pd_joint_piece_len(n_read), at = pair->n * len;
+        if (head == 0 && at < n_read) {
+            c->first = (uint32_t)at;
+            c->n = (uint32_t)pd_min_size(len, n_read - at);
+            c->part = (uint32_t)(i * a->pair_cap + pair->n++);
+            return true;
         }
-        const float inv = 1.0f / sum;
-        for (size_t i = 0; i < d; i++) o[i] *= inv;
-        for (size_t i = 0; tags && i < n_chunk; i++)
-            pd_tags_add(tags, a->kern, j->layer, c->head * group + g, c[i].slot, c[i].n, expf(part[i * stride + g] - max) * inv);
+        pair->n = (uint32_t)pd_div_up(n_read, len);
+        pair->next_page = kh->n_pack_page;
     }
-}
-
-/* A head's chunks are [first, end): those of its joint latents are filled in. */
-static void put_pieces(const step_job *j, size_t s, size_t h, size_t first, size_t end) {
-    const size_t n_read = joint_look(j, s).n, len = pd_joint_piece_len(n_read);
-    for (size_t i = 0, c = first; i < n_read; i += len, c++)
-        j->a->chunk[c] = (pd_attn_chunk){.seq = (uint32_t)s, .head = (uint32_t)h, .first = (uint32_t)i,
-                                         .n = (uint32_t)pd_min_size(len, n_read - i), .next = (uint32_t)(end - first)};
+    const uint32_t p = pair->next_page, left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
+    if (left == 0) return false;
+    c->page0 = p;
+    c->n_page = left < PAGES ? left : PAGES;
+    c->part = (uint32_t)(i * a->pair_cap + pair->n++);
+    pair->next_page += c->n_page;
+    return true;
 }
 
 void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_seq, size_t layer, const float *q, float *out) {
     const pd_hparams *hp = &a->model->hp;
-    const size_t group_d = hp->n_head / hp->n_head_kv * hp->head_dim;
-    step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q};
+    step_job job = {.a = a, .kv = kv, .sel = sel, .layer = layer, .q = q, .out = out};
     choose_pages(&job, n_seq);
     make_tables(&job, n_seq);
+    for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) a->pair[i].n = a->pair[i].next_page = 0;
     size_t n = 0;
     bool pieces = false;
-    for (size_t s = 0; s < n_seq; s++) {
+    for (size_t s = 0, e; s < n_seq; s = e) {
+        for (e = s + 1; e < n_seq && kv[e]->page_list == kv[s]->page_list; e++) {}
         for (size_t h = 0; h < hp->n_head_kv; h++) {
-            const pd_kv_head *kh = pd_kv_at(kv[s], layer, h);
-            const uint32_t n_page = look_at(&job, s, h).n_page, recent = pd_kv_recent_from(kv[s], kh), again = recent < n_page ? recent : n_page;
-            const bool joint = pd_kv_joint(kv[s], layer) && kh->n_pack;
-            const size_t first = n;
-            n += joint ? pd_div_up(joint_look(&job, s).n, pd_joint_piece_len(joint_look(&job, s).n)) : 0;
-            for (uint32_t p = joint ? kh->n_pack_page : 0; p < n_page;) {
-                const uint32_t left = (p < kh->n_pack_page ? kh->n_pack_page : p < again ? again : n_page) - p;
-                a->chunk[n] = (pd_attn_chunk){.seq = (uint32_t)s, .head = (uint32_t)h, .page0 = p, .n_page = left < PAGES ? left : PAGES};
-                p += a->chunk[n++].n_page;
+            for (bool more = true; more;) {
+                more = false;
+                for (size_t r = s; r < e; r++) {
+                    if (!list_chunk(&job, r, h, n)) continue;
+                    more = true;
+                    n++;
+                }
             }
-            if (joint) put_pieces(&job, s, h, first, n);
-            pieces = pieces || joint;
         }
+        pieces = pieces || pd_kv_joint(kv[s], layer);
     }
+    for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) atomic_init(&a->pair[i].left, a->pair[i].n);
     job.n = n;
     job.run = pieces ? 1 : pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
     pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
     score_by_keys(&job, n_seq);
     read_chosen(&job, n_seq);
-    for (size_t i = 0; i < n;) {
-        size_t e = i + 1;
-        while (e < n && a->chunk[e].seq == a->chunk[i].seq && a->chunk[e].head == a->chunk[i].head) e++;
-        join(&job, i, e - i, out + a->chunk[i].seq * hp->n_head * hp->head_dim + a->chunk[i].head * group_d);
-        i = e;
-    }
 }

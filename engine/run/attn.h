@@ -35,8 +35,10 @@ typedef struct pd_attn {
     float *latent;  /* per thread: projected and rebuilt keys of a chunk */
     size_t latent_floats;
     float *part;    /* partial results of decode chunks */
-    size_t part_cap;  /* chunks it has room for */
+    size_t pair_cap;  /* chunks of a (row, KV head) it has room for, one behind the other */
     struct pd_attn_chunk *chunk;
+    struct pd_attn_range *range; /* of each partial result */
+    struct pd_attn_pair *pair; /* [rows][n_head_kv] */
     struct pd_tags *const *tags; /* [n_seq] of a step: the tags of sequences that get their weights there (tags.h),
                                     whose values are not chosen; NULL, also for itself = none */
     size_t bytes;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Gathering query statistics (see collect.h): one ssyrk per head and piece. */
+/* Gathering query statistics (see collect.h): one ssyrk per head and block of rows. */
 #include "engine/run/collect.h"
 
 #include "engine/base/num.h"
@@ -20,7 +20,7 @@ static void *get(pd_collect *c, size_t n, size_t size) {
 }
 
 pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_hparams *hp,
-                          pd_workers *workers, size_t rows, size_t tile_rows, pd_err *err) {
+                          pd_workers *workers, size_t rows, pd_err *err) {
     *c = (pd_collect){.needs = *needs, .hp = hp, .workers = workers, .rows = rows};
     const size_t nq = hp->n_head * hp->head_dim;
     bool ok = true;
@@ -30,10 +30,12 @@ pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_h
         s->shift = get(c, nq, sizeof(float));
         s->sum = get(c, nq, sizeof(double));
         s->mean = get(c, nq, sizeof(float));
-        if (needs->bits & PD_NEEDS_Q_COV) s->cov = get(c, nq * hp->head_dim, sizeof(float));
-        ok = ok && s->shift && s->sum && s->mean && (s->cov || !(needs->bits & PD_NEEDS_Q_COV));
+        ok = ok && s->shift && s->sum && s->mean;
+        if (!(needs->bits & PD_NEEDS_Q_COV)) continue;
+        s->wait = get(c, PD_COLLECT_BLOCK * nq, sizeof(float));
+        s->cov = get(c, nq * hp->head_dim, sizeof(float));
+        ok = ok && s->wait && s->cov;
     }
-    if (needs->n_moments) ok = (c->shifted = get(c, tile_rows * nq, sizeof(float))) && ok;
     c->tail_rows = needs->bits & PD_NEEDS_Q_ALL ? rows : needs->bits & PD_NEEDS_Q_TAIL ? pd_min_size(needs->q_tail, rows) : 0;
     if (c->tail_rows) {
         c->tail = get(c, c->tail_rows * nq, sizeof(float));
@@ -63,51 +65,63 @@ void pd_collect_begin(pd_collect *c) {
     }
 }
 
+/* Rows [row, row + n) of the scope for one set of moments. */
 typedef struct {
     const pd_collect *c;
     pd_collect_set *set;
+    const float *q;
     size_t row, n;
-} cov_job;
+} add_job;
 
-/* End of the piece that row `row` is in. */
-static size_t piece_end(size_t row, size_t end) {
-    return pd_min_size((row / PD_COLLECT_CUT + 1) * PD_COLLECT_CUT, end);
+/* End of the piece of `cut` rows that row `row` is in. */
+static size_t piece_end(size_t row, size_t cut, size_t end) {
+    return pd_min_size((row / cut + 1) * cut, end);
 }
 
-static void cov_task(void *ctx, size_t head, unsigned thread) {
+/* The mean of the rows of the first piece, what all are counted from. */
+static void set_shift(const add_job *j, size_t col, size_t d) {
+    const size_t nq = j->c->hp->n_head * d, n = piece_end(j->row, PD_COLLECT_CUT, j->row + j->n) - j->row;
+    for (size_t i = col; i < col + d; i++) {
+        double sum = 0.0;
+        for (size_t r = 0; r < n; r++) sum += j->q[r * nq + i];
+        j->set->shift[i] = (float)(sum / (double)n);
+    }
+}
+
+/* What waits of a head's rows, those of its block up to row `end`, into its covariance. */
+static void add_block(const pd_collect *c, const pd_collect_set *s, size_t head, size_t end) {
+    const size_t d = c->hp->head_dim, nq = c->hp->n_head * d, block = (end - 1) / PD_COLLECT_BLOCK * PD_COLLECT_BLOCK;
+    const size_t first = pd_max_size(s->n_sink, block) - block; /* sinks are in no moment */
+    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)d, (int)(end - block - first), 1.0f,
+                s->wait + first * nq + head * d, (int)nq, 1.0f, s->cov + head * d * d, (int)d);
+}
+
+/* Task = query head. */
+static void add_task(void *ctx, size_t head, unsigned thread) {
     (void)thread;
-    const cov_job *j = ctx;
-    const int d = (int)j->c->hp->head_dim, nq = (int)j->c->hp->n_head * d;
-    for (size_t r = 0; r < j->n;) {
-        const size_t n = piece_end(j->row + r, j->row + j->n) - j->row - r;
-        cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, d, (int)n, 1.0f, j->c->shifted + r * (size_t)nq + head * (size_t)d, nq,
-                    1.0f, j->set->cov + head * (size_t)d * (size_t)d, d);
-        r += n;
-    }
-}
-
-/* Rows [row, row + n) of the scope. */
-static void add_rows(pd_collect *c, pd_collect_set *s, size_t row, const float *q, size_t n) {
-    const size_t nq = c->hp->n_head * c->hp->head_dim;
-    if (s->count == 0) {
-        const size_t first = piece_end(row, row + n) - row;
-        for (size_t i = 0; i < nq; i++) {
-            double sum = 0.0;
-            for (size_t r = 0; r < first; r++) sum += q[r * nq + i];
-            s->shift[i] = (float)(sum / (double)first);
+    const add_job *j = ctx;
+    pd_collect_set *s = j->set;
+    const size_t d = j->c->hp->head_dim, nq = j->c->hp->n_head * d, col = head * d, end = j->row + j->n;
+    if (s->count == 0) set_shift(j, col, d);
+    const float *shift = s->shift + col;
+    for (size_t row = j->row, e; row < end; row = e) {
+        float sum[PD_COLLECT_COLS], row_tmp[PD_COLLECT_COLS];
+        e = piece_end(row, PD_COLLECT_CUT, end);
+        for (size_t c = 0; c < d; c += PD_COLLECT_COLS) {
+            const size_t m = pd_min_size(PD_COLLECT_COLS, d - c);
+            memset(sum, 0, sizeof sum);
+            for (size_t r = row; r < e; r++) {
+                const float *q = j->q + (r - j->row) * nq + col + c;
+                float *to = s->cov ? s->wait + r % PD_COLLECT_BLOCK * nq + col + c : row_tmp;
+                for (size_t i = 0; i < m; i++) {
+                    to[i] = q[i] - shift[c + i];
+                    sum[i] += to[i];
+                }
+            }
+            for (size_t i = 0; i < m; i++) s->sum[col + c + i] += sum[i];
         }
+        if (s->cov && e % PD_COLLECT_BLOCK == 0) add_block(j->c, s, head, e);
     }
-    for (size_t r = 0; r < n; r++) {
-        float *to = c->shifted + r * nq;
-        for (size_t i = 0; i < nq; i++) {
-            to[i] = q[r * nq + i] - s->shift[i];
-            s->sum[i] += to[i];
-        }
-    }
-    s->count += n;
-    if (!s->cov) return;
-    cov_job job = {c, s, row, n};
-    pd_workers_run(c->workers, cov_task, &job, c->hp->n_head);
 }
 
 void pd_collect_raw(pd_collect *c, size_t row0, size_t n, const float *q, const float *x) {
@@ -115,7 +129,9 @@ void pd_collect_raw(pd_collect *c, size_t row0, size_t n, const float *q, const 
     const size_t nq = c->hp->n_head * c->hp->head_dim;
     for (size_t i = 0; i < c->needs.n_moments; i++) {
         const size_t skip = c->set[i].n_sink > row0 ? pd_min_size(c->set[i].n_sink - row0, n) : 0;
-        if (skip < n) add_rows(c, &c->set[i], row0 + skip, q + skip * nq, n - skip);
+        if (skip == n) continue;
+        pd_workers_run(c->workers, add_task, &(add_job){c, &c->set[i], q + skip * nq, row0 + skip, n - skip}, c->hp->n_head);
+        c->set[i].count += n - skip;
     }
     if (c->x) memcpy(c->x + row0 * c->hp->n_embd, x, n * c->hp->n_embd * sizeof *x);
 }
@@ -128,24 +144,31 @@ void pd_collect_rotated(pd_collect *c, size_t row0, size_t n, const float *q, co
     memcpy(c->tail_pos + to, pos + skip, (n - skip) * sizeof *pos);
 }
 
+/* Task = query head: what still waits, and about the mean instead of about shift. */
+static void finish_task(void *ctx, size_t head, unsigned thread) {
+    (void)thread;
+    const add_job *j = ctx;
+    pd_collect_set *s = j->set;
+    const size_t d = j->c->hp->head_dim, rows = s->n_sink + s->count;
+    const double inv = 1.0 / (double)s->count, *sum = s->sum + head * d;
+    for (size_t i = 0; i < d; i++) s->mean[head * d + i] = (float)((double)s->shift[head * d + i] + sum[i] * inv);
+    if (!s->cov) return;
+    if (rows % PD_COLLECT_BLOCK) add_block(j->c, s, head, rows);
+    float *cov = s->cov + head * d * d;
+    for (size_t a = 0; a < d; a++) {
+        for (size_t b = a; b < d; b++) {
+            const double v = (double)cov[a * d + b] * inv - sum[a] * inv * (sum[b] * inv);
+            cov[a * d + b] = cov[b * d + a] = (float)v;
+        }
+    }
+}
+
 void pd_collect_finish(pd_collect *c) {
     for (size_t i = 0; i < c->needs.n_moments; i++) {
         pd_collect_set *s = &c->set[i];
         c->moments[i] = (pd_moments){.n_sink = s->n_sink, .count = s->count};
         if (s->count == 0) continue;
-        const size_t d = c->hp->head_dim, nq = c->hp->n_head * d;
-        const double inv = 1.0 / (double)s->count;
-        for (size_t k = 0; k < nq; k++) s->mean[k] = (float)((double)s->shift[k] + s->sum[k] * inv);
-        for (size_t h = 0; s->cov && h < c->hp->n_head; h++) {
-            float *cov = s->cov + h * d * d;
-            const double *sum = s->sum + h * d;
-            for (size_t a = 0; a < d; a++) {
-                for (size_t b = a; b < d; b++) {
-                    const double v = (double)cov[a * d + b] * inv - sum[a] * inv * (sum[b] * inv);
-                    cov[a * d + b] = cov[b * d + a] = (float)v;
-                }
-            }
-        }
+        pd_workers_run(c->workers, finish_task, &(add_job){.c = c, .set = s}, c->hp->n_head);
         c->moments[i].mean = s->mean;
         c->moments[i].cov = s->cov;
     }

@@ -9,20 +9,22 @@
  * Moments are summed about the mean of the first piece: sums about zero would lose
  * the variance of heads whose mean is large.  Pieces are PD_COLLECT_CUT rows, counted
  * from the scope's first, so that the sums are the same bits however a scope is cut
- * at multiples of that.  Thread: engine. */
+ * at multiples of that.  Covariances take rows in blocks of PD_COLLECT_BLOCK, likewise:
+ * rows wait until their block is full.  One task = a query head.  Thread: engine. */
 #ifndef PD_ENGINE_RUN_COLLECT_H
 #define PD_ENGINE_RUN_COLLECT_H
 
 #include "compression/press.h"
 #include "engine/model/model.h"
 
-enum { PD_COLLECT_CUT = 32 };
+enum { PD_COLLECT_CUT = 32, PD_COLLECT_BLOCK = 128, PD_COLLECT_COLS = 64 };
 
 typedef struct pd_collect_set {
     size_t n_sink, count;
     float *shift; /* [nq] */
     double *sum;  /* [nq] about shift */
     float *cov;   /* [n_head][D][D] about shift, upper triangle while summing; NULL without Q_COV */
+    float *wait;  /* [PD_COLLECT_BLOCK][nq] about shift: row r of the scope at r % PD_COLLECT_BLOCK; with cov */
     float *mean;  /* [nq] result */
 } pd_collect_set;
 
@@ -33,21 +35,19 @@ typedef struct pd_collect {
     size_t rows; /* rows of the scope */
     pd_collect_set set[PD_MOMENTS_MAX];
     pd_moments moments[PD_MOMENTS_MAX]; /* after pd_collect_finish */
-    float *shifted; /* [tile rows][nq] */
     float *tail;    /* [tail_rows][nq] rotated */
     int32_t *tail_pos;
     size_t tail_rows;
     float *x;       /* [rows][n_embd] */
     float *att_sum; /* [n_head][rows] */
     size_t bytes;
-    void *memory[4 * PD_MOMENTS_MAX + 4]; /* what to free */
+    void *memory[5 * PD_MOMENTS_MAX + 4]; /* what to free */
     size_t n_memory;
 } pd_collect;
 
-/* For a scope of `rows` tokens in tiles of at most tile_rows.  Nothing is kept
- * for needs {0}. */
+/* For a scope of `rows` tokens.  Nothing is kept for needs {0}. */
 pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_hparams *hp,
-                          pd_workers *workers, size_t rows, size_t tile_rows, pd_err *err);
+                          pd_workers *workers, size_t rows, pd_err *err);
 void pd_collect_done(pd_collect *c);
 
 void pd_collect_begin(pd_collect *c); /* a new layer */

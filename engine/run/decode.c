@@ -52,20 +52,20 @@ static void view_of(const row *r, size_t layer, pd_kv *view) {
     }
 }
 
-/* cos/sin of each row's position in this layer; tables are kept while layers
- * share RoPE and positions. */
-static void rope_rows(pd_run *run, size_t n, size_t layer, size_t *table) {
+/* cos/sin of each row's position in this layer; made: bit r = RoPE r's table is that of
+ * unshifted positions, which layers share. */
+static void rope_rows(pd_run *run, size_t n, size_t layer, unsigned *made) {
     pd_fwd *f = &run->fwd;
-    const size_t rope = run->model->layer[layer].rope;
+    const size_t rope = run->model->layer[layer].rope, at = rope * f->rows * run->model->hp.head_dim / 2;
     bool shifted = false;
     for (size_t i = 0; i < n; i++) {
         const row *r = &run->step_row[i];
         run->step_pos[i] = (int32_t)(r->seq->n_seen + r->ahead) - r->seq->shift[layer];
         shifted = shifted || r->seq->shift[layer] != 0;
     }
-    if (shifted || *table != rope) pd_rope_table(run->model, rope, run->step_pos, n, f->cos, f->sin);
-    *table = shifted ? SIZE_MAX : rope; /* another layer may be shifted otherwise */
-    pd_fwd_rope(f, n, f->cos, f->sin, false);
+    if (shifted || !(*made >> rope & 1)) pd_rope_table(run->model, rope, run->step_pos, n, f->cos + at, f->sin + at);
+    *made = shifted ? *made & ~(1u << rope) : *made | 1u << rope; /* another layer may be shifted otherwise */
+    pd_fwd_rope(f, n, f->cos + at, f->sin + at, false);
 }
 
 /* What a decode press wants to know of the newest token (such sequences have one row). */
@@ -93,11 +93,11 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
         pd_fwd_embed(f, rows[i].id, run->x + i * hp->n_embd);
     }
     run->attn.tags = run->step_tags;
-    size_t table = SIZE_MAX;
+    unsigned made = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
         pd_fwd_qkv(f, l, run->x, n, false, PD_MAT_PER_TOKEN);
         for (size_t i = 0; i < n; i++) note_input(&rows[i], l, f->q + i * nq, f->h + i * hp->n_embd, hp->n_embd);
-        rope_rows(run, n, l, &table);
+        rope_rows(run, n, l, &made);
         for (size_t i = 0; i < n; i++) {
             const pd_status rc = append(&rows[i], l, f->k + i * nkv, f->v + i * nkv, run->step_pos[i], err);
             if (rc != PD_OK) {
@@ -107,6 +107,7 @@ static pd_status step(pd_run *run, size_t n, size_t *bad, pd_err *err) {
         }
         for (size_t i = 0; i < n; i++)
             if (rows[i].ahead || rows[i].behind) view_of(&rows[i], l, run->step_kv[i]);
+        pd_fwd_ahead(f, l);
         pd_attn_step(&run->attn, run->step_kv, run->step_sel, n, l, f->q, f->attn);
         for (size_t i = 0; i < n; i++) {
             pd_seq *s = rows[i].seq;

@@ -142,6 +142,7 @@ typedef struct pd_job_params {
     bool follows;          /* part of a request whose first prompt was taken: the queue's bound does not hold it up */
     void (*notify)(void *arg, pd_job *job); /* something to take, or the state changed; engine thread; must not block */
     void *notify_arg;
+    size_t notify_tokens;  /* tell of tokens when so many more are there; 0 = of each */
 } pd_job_params;
 
 /* What jobs with a grammar need of the vocabulary, made once: 10 ms for 49,000 tokens, 65 for

@@ -30,8 +30,8 @@ pd_status pd_fwd_init(pd_fwd *f, const pd_model *m, const pd_kernels *kern, pd_w
     f->act.q = (int8_t *)floats(f, rows * widest / sizeof(float));
     f->act.d = floats(f, rows * widest / 32);
     f->act.s = floats(f, rows * widest / 16);
-    f->cos = floats(f, rows * hp->head_dim / 2);
-    f->sin = floats(f, rows * hp->head_dim / 2);
+    f->cos = floats(f, hp->n_rope * rows * hp->head_dim / 2);
+    f->sin = floats(f, hp->n_rope * rows * hp->head_dim / 2);
     if (f->h && f->q && f->k && f->v && f->attn && f->gate && f->up && f->out && f->act.q && f->act.d &&
         f->act.s && f->cos && f->sin)
         return PD_OK;
@@ -132,6 +132,41 @@ static void qk_row(const row_job *j, size_t r) {
     for (size_t h = 0; !j->kv_only && h < hp->n_head; h++) f->kern->rmsnorm(q + h * d, j->layer->q_norm, hp->norm_eps, d, q + h * d);
 }
 
+/* ---- what is read next, prefetched by a thread that waits (a decode step alone: in a prompt's
+ * tile weights are used long) ---- */
+
+static bool ahead_qkv(const void *ctx, unsigned thread, unsigned n_threads, size_t step) {
+    const pd_layer *ly = ctx;
+    return pd_mat_ahead((const pd_mat *const[]){&ly->k, &ly->v, &ly->q}, 3, thread, n_threads, step);
+}
+
+static bool ahead_o(const void *ctx, unsigned thread, unsigned n_threads, size_t step) {
+    const pd_layer *ly = ctx;
+    return pd_mat_ahead((const pd_mat *const[]){&ly->o}, 1, thread, n_threads, step);
+}
+
+static bool ahead_gate_up(const void *ctx, unsigned thread, unsigned n_threads, size_t step) {
+    const pd_layer *ly = ctx;
+    return pd_mat_ahead((const pd_mat *const[]){&ly->gate, &ly->up}, 2, thread, n_threads, step);
+}
+
+static bool ahead_down(const void *ctx, unsigned thread, unsigned n_threads, size_t step) {
+    const pd_layer *ly = ctx;
+    return pd_mat_ahead((const pd_mat *const[]){&ly->down}, 1, thread, n_threads, step);
+}
+
+static bool ahead_out(const void *ctx, unsigned thread, unsigned n_threads, size_t step) {
+    return pd_mat_ahead((const pd_mat *const[]){pd_model_out(ctx)}, 1, thread, n_threads, step);
+}
+
+static void look_ahead(const pd_fwd *f, pd_ahead_fn fn, const void *ctx, unsigned flags) {
+    if (flags & PD_MAT_PER_TOKEN) pd_workers_ahead(f->workers, fn, ctx);
+}
+
+void pd_fwd_ahead(const pd_fwd *f, size_t layer) {
+    pd_workers_ahead(f->workers, ahead_o, &f->model->layer[layer]);
+}
+
 void pd_fwd_qkv(pd_fwd *f, size_t layer, const float *x, size_t n, bool kv_only, unsigned flags) {
     const pd_hparams *hp = &f->model->hp;
     const pd_layer *ly = &f->model->layer[layer];
@@ -188,14 +223,18 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
 
     pd_lhs lhs = make_lhs(f, quantize_row, f->attn, NULL, f->attn, n, hp->n_head * hp->head_dim, &ly->o);
     const pd_mul o = {&ly->o, f->out, d};
+    look_ahead(f, ahead_gate_up, ly, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, &o, 1, flags);
     add_block(f, ly->attn_post_norm, x, n);
 
     lhs = make_lhs(f, norm_row, x, ly->ffn_norm, f->h, n, d, &ly->gate);
     const pd_mul gate_up[] = {{&ly->gate, f->gate, hp->n_ff}, {&ly->up, f->up, hp->n_ff}};
+    look_ahead(f, ahead_down, ly, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, gate_up, 2, flags);
     lhs = make_lhs(f, act_row, f->gate, NULL, f->gate, n, hp->n_ff, &ly->down);
     const pd_mul down = {&ly->down, f->out, d};
+    if (layer + 1 < hp->n_layer) look_ahead(f, ahead_qkv, ly + 1, flags);
+    else look_ahead(f, ahead_out, f->model, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, &down, 1, flags);
     add_block(f, ly->ffn_post_norm, x, n);
 }
@@ -209,6 +248,7 @@ static void logits_of(pd_fwd *f, const float *x, size_t n, float *logits, unsign
     const pd_mat *out = pd_model_out(f->model);
     const pd_lhs lhs = make_lhs(f, norm_row, x, f->model->out_norm, f->h, n, hp->n_embd, out);
     const pd_mul mul = {out, logits, hp->n_vocab};
+    look_ahead(f, ahead_qkv, &f->model->layer[0], flags);
     pd_mat_mul(f->workers, f->kern, &lhs, &mul, 1, flags);
     if (hp->logit_softcap > 0.0f)
         run_rows(&(row_job){.f = f, .row = cap_row, .n = n, .y = logits, .n_col = hp->n_vocab});

@@ -22,7 +22,7 @@ typedef struct pd_fwd {
     float *gate, *up; /* [rows][n_ff] */
     float *out;   /* [rows][n_embd] */
     pd_qact act;  /* quantised rows of the widest input */
-    float *cos, *sin; /* [rows][D/2] */
+    float *cos, *sin; /* [n_rope][rows][D/2] */
     size_t bytes; /* all of it */
 } pd_fwd;
 
@@ -42,6 +42,9 @@ void pd_rope_table(const pd_model *m, size_t rope, const int32_t *pos, size_t n,
 
 /* Rotate f->k and, unless kv_only, f->q; row i uses cos/sin row i. */
 void pd_fwd_rope(pd_fwd *f, size_t n, const float *cos, const float *sin, bool kv_only);
+
+/* Attention of a decode step comes next: who waits in it prefetches what follows. */
+void pd_fwd_ahead(const pd_fwd *f, size_t layer);
 
 /* From f->attn to the layer's output: x[n][n_embd] is updated in place. */
 void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags);

@@ -112,6 +112,7 @@ static pd_status job_make(pd_job **ret, const pd_job_params *p, const pd_tokeniz
     job->verbose = p->verbose;
     job->notify = p->notify;
     job->notify_arg = p->notify_arg;
+    job->notify_tokens = pd_max_size(1, p->notify_tokens);
     job->tok = tok;
     job->detok.started = !p->has_marks || p->continues; /* a completion goes on with its prompt: its first space stays */
     job->t_submit = pd_now_ns();

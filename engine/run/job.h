@@ -83,6 +83,7 @@ struct pd_job {
     uint64_t staging_bytes;      /* dense layer of its prefill */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
+    size_t notify_tokens;        /* >= 1 */
     const pd_tokenizer *tok;
     uint64_t t_submit, t_start, t_first, t_last; /* ns; engine thread after submit */
 

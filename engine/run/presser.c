@@ -152,8 +152,9 @@ static pd_status explain_scores(pd_seq *s, size_t n, float ***ret, pd_err *err) 
 }
 
 /* The kept rows of a head to its pages, with the plan's key channels alone.  Where no page is narrower
- * for it, the others are 0. */
-static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const uint32_t *keep, size_t n, pd_err *err) {
+ * for it, the others are 0.  Rows that go to open pages are left for pd_kv_append_heads. */
+static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const uint32_t *keep, size_t n, pd_kv_rows *open,
+                            pd_err *err) {
     pd_kv *kv = &p->seq->kv;
     const size_t d = kv->head_dim;
     float *k = pd_stage_k(&p->stage, h), *v = pd_stage_v(&p->stage, h);
@@ -171,7 +172,8 @@ static pd_status store_head(pd_prefill *p, const pd_plan *plan, size_t h, const 
             else row[c] = 0.0f;
         }
     }
-    return pd_kv_append(kv, p->layer, h, k, v, d, pos, keep, n, err);
+    *open = (pd_kv_rows){.k = k, .v = v, .stride = d, .pos = pos, .idx = keep, .n = n};
+    return PD_OK;
 }
 
 /* Joint latents: slots [from, from + n) of staging, all heads. */
@@ -196,6 +198,8 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
     PD_TRY(pd_press_plan(s->job->comp->press, &view, &s->job->budget, &plan, scores, err));
     s->press_ns += pd_now_ns() - t0;
 
+    pd_kv_rows *open = pd_arena_zalloc(&s->run->tmp, heads, sizeof *open);
+    if (!open) return pd_fail(err, PD_ENOMEM, NULL, "no memory to store a layer");
     for (size_t h = 0; h < heads; h++) {
         const size_t n_keep = plan.keep_all ? n : plan.n_keep[h];
         const uint32_t *keep = plan.keep_all ? NULL : plan.keep[h];
@@ -206,9 +210,10 @@ static pd_status press_layer(pd_prefill *p, pd_err *err) {
         if (s->explain) PD_TRY(explain_head(s, p->layer, h, view.pos[h], keep, n_keep, scores ? scores[h] : NULL, err));
         if (!plan.keep_all) edit_staging(&view, &plan, &p->stage, h);
         if (view.tag && keep) pd_tags_keep(&s->tags, p->layer, h, keep, n_keep);
-        PD_TRY(store_head(p, &plan, h, keep, n_keep, err));
+        PD_TRY(store_head(p, &plan, h, keep, n_keep, &open[h], err));
     }
     PD_TRY(store_joint(p, 0, n, err));
+    PD_TRY(pd_kv_append_heads(&s->kv, s->run->workers, p->layer, open, err));
     if (!plan.keep_all && plan.rerotate) s->shift[p->layer] = (int32_t)(p->seg_end - plan.n_keep[0]);
     if (!plan.keep_all && plan.rerotate) move_guard(s, p->layer, &plan);
     return PD_OK;
@@ -219,14 +224,16 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
     pd_seq *s = p->seq;
     const size_t n = p->seg_end - p->seg_begin, d = s->kv.head_dim;
     const size_t window = s->run->model->layer[p->layer].window;
+    pd_kv_rows *open = s->job->latent.rank ? NULL : pd_arena_zalloc(&s->run->tmp, s->kv.n_head_kv, sizeof *open);
+    if (!open && !s->job->latent.rank) return pd_fail(err, PD_ENOMEM, NULL, "no memory to store a layer");
     for (size_t h = 0; h < s->kv.n_head_kv; h++) {
         const size_t prior = p->stage.n_prior[h], keep = window ? pd_min_size(n, window) : n;
         if (window && prior + keep > window) pd_kv_drop_front(&s->kv, p->layer, h, prior + keep - window);
         const size_t from = prior + n - keep;
         const int32_t *pos = pd_stage_pos(&p->stage, h) + from;
-        if (!pd_kv_joint(&s->kv, p->layer))
-            PD_TRY(pd_latents_append(s, p->layer, h, pd_stage_k(&p->stage, h) + from * d, pd_stage_v(&p->stage, h) + from * d,
-                                     pos, keep, err));
+        const float *k = pd_stage_k(&p->stage, h) + from * d, *v = pd_stage_v(&p->stage, h) + from * d;
+        if (open) open[h] = (pd_kv_rows){.k = k, .v = v, .stride = d, .pos = pos, .n = keep};
+        else if (!pd_kv_joint(&s->kv, p->layer)) PD_TRY(pd_latents_append(s, p->layer, h, k, v, pos, keep, err));
         if (s->job->latent.n_centroid && !window) { /* no press has a scope beside codes */
             s->pairs_scope += n;
             s->pairs_kept += pd_latent_pairs(&s->job->latent, p->layer, n, d);
@@ -234,6 +241,7 @@ static pd_status store_layer(pd_prefill *p, pd_err *err) {
         if (s->explain && p->pressed) PD_TRY(explain_head(s, p->layer, h, pos, NULL, keep, NULL, err));
         if (!p->collecting) PD_TRY(pd_compare_all(s, p->layer, h, pos, keep, err));
     }
+    if (open) return pd_kv_append_heads(&s->kv, s->run->workers, p->layer, open, err);
     return store_joint(p, p->stage.n_prior[0], n, err); /* such layers have no window */
 }
 
@@ -258,6 +266,7 @@ static pd_status tag_layer(pd_prefill *p, pd_err *err);
 pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
     if (p->collecting && p->seq->job->deferred) return score_layer(p, err);
     if (p->collecting) return p->seq->job->n_compare ? compare_layer(p, err) : press_layer(p, err);
+    pd_arena_reset(&p->seq->run->tmp);
     PD_TRY(store_layer(p, err));
     return p->pressed ? PD_OK : tag_layer(p, err);
 }

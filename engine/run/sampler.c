@@ -65,16 +65,24 @@ static void top_k(const float *x, size_t n, size_t k, pd_token_prob *out) {
     qsort(out, k, sizeof *out, by_prob);
 }
 
-static int32_t argmax(const float *x, size_t n) {
+/* The first of the largest: which piece has it, then where. */
+static int32_t argmax(const pd_kernels *kern, const float *x, size_t n) {
+    enum { PIECE = 4096 };
+    float max = -INFINITY;
     size_t best = 0;
-    for (size_t i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
+    for (size_t i = 0; i < n; i += PIECE) {
+        const float m = kern->max_f32(x + i, pd_min_size(PIECE, n - i));
+        if (m <= max) continue;
+        max = m;
+        best = i;
+    }
+    while (best + 1 < n && x[best] < max) best++;
     return (int32_t)best;
 }
 
 int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, const pd_sampling *how, pd_rng *rng) {
     const size_t n = s->n_vocab;
-    if (how->temperature <= 0.0f) return argmax(logits, n);
+    if (how->temperature <= 0.0f) return argmax(kern, logits, n);
     const float inv = 1.0f / how->temperature;
     for (size_t i = 0; i < n; i++) s->p[i] = logits[i] * inv;
     const double sum = kern->exp_sum_f32(s->p, n, kern->max_f32(s->p, n));
@@ -85,7 +93,7 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
             u -= s->p[i];
             if (u < 0.0) return (int32_t)i;
         }
-        return argmax(s->p, n); /* rounding left a crumb: the likeliest */
+        return argmax(kern, s->p, n); /* rounding left a crumb: the likeliest */
     }
     const size_t most = how->top_k > 0 ? pd_min_size((size_t)how->top_k, n) : n;
     size_t k = pd_min_size(most, how->top_k > 0 ? most : FIRST_GUESS), end = 0;

@@ -277,6 +277,6 @@ pd_status pd_seq_sample(pd_seq *s, const float *logits, pd_finish *finish, pd_er
     if (over) *finish = PD_FINISH_STOP;
     if (*finish == PD_FINISH_NONE && job->n_sampled >= job->max_tokens) *finish = PD_FINISH_LENGTH;
     s->next = id;
-    if (*finish == PD_FINISH_NONE && job->notify) job->notify(job->notify_arg, job);
+    if (*finish == PD_FINISH_NONE && job->notify && job->n_sampled % job->notify_tokens == 0) job->notify(job->notify_arg, job);
     return PD_OK;
 }

@@ -180,6 +180,13 @@ static void bad_codes4(const pd_code_pass *p) {
     p->tmp[0] -= p->step[0];
 }
 
+/* The diagonal counts twice. */
+static void bad_quad(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z) {
+    scalar_row().quad_f32(k, n, d, mu, u, z);
+    for (size_t i = 0; i < n; i++)
+        for (size_t a = 0; a < d; a++) z[i] += k[i * d + a] * k[i * d + a] * u[a * d + a];
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -239,6 +246,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(code_table, bad_table);
     BREAK(scores_codes8, bad_codes8);
     BREAK(scores_codes4, bad_codes4);
+    BREAK(quad_f32, bad_quad);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);

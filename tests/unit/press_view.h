@@ -45,6 +45,17 @@ static void tv_rope(float *x, size_t n_head, size_t head_dim, const float *cos, 
         }
 }
 
+static void tv_quad(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z) {
+    for (size_t i = 0; i < n; i++, k += d) {
+        double s = 0.0;
+        for (size_t a = 0; a < d; a++) {
+            s += (double)k[a] * (double)mu[a];
+            for (size_t b = 0; b <= a; b++) s += (double)k[a] * (double)u[b * d + a] * (double)k[b];
+        }
+        z[i] = (float)s;
+    }
+}
+
 static const pd_kernels tv_kernels = {
     .isa = "test",
     .dot_f32 = tv_dot,
@@ -52,6 +63,7 @@ static const pd_kernels tv_kernels = {
     .max_f32 = tv_max,
     .exp_sum_f32 = tv_exp_sum,
     .rope = tv_rope,
+    .quad_f32 = tv_quad,
 };
 
 enum { TV_H_MAX = 8 };
