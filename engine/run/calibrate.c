@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK_MIN = 32, ERROR_PROMPTS = 4 };
+enum { CHUNK_MIN = 32, ERROR_PROMPTS = 4, TRAIN_LAYERS = 4 };
 
 static const char ask[] = "\n\nRepeat the previous context exactly.";
 
@@ -175,13 +175,30 @@ static pd_status cut(run *r, pd_err *err) {
     return PD_OK;
 }
 
+/* Gates, some layers at a time, when all prompts were read; `done` steps were before that. */
+static pd_status train_all(run *r, pd_press_data *d, size_t done, size_t all, void (*progress)(void *, size_t, size_t),
+                           void *arg, pd_err *err) {
+    const size_t n_layer = pd_engine_get_info(r->e)->press_model.n_layer;
+    pd_workers *workers = NULL;
+    PD_TRY(pd_workers_open(&workers, pd_engine_get_info(r->e)->n_threads, err));
+    pd_status rc = PD_OK;
+    for (size_t l = 0; l < n_layer && rc == PD_OK; l += TRAIN_LAYERS) {
+        rc = pd_calib_train(r->calib, l, pd_min_size(TRAIN_LAYERS, n_layer - l), workers, d, err);
+        if (rc == PD_OK && progress) progress(arg, ++done, all);
+    }
+    pd_workers_close(workers);
+    return rc;
+}
+
 static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, size_t, size_t),
                           void *arg, pd_err *err) {
     PD_TRY(cut(r, err));
-    PD_TRY(pd_calib_open(&r->calib, &pd_engine_get_info(r->e)->press_model, r->o->sets, err));
+    const pd_press_model *model = &pd_engine_get_info(r->e)->press_model;
+    PD_TRY(pd_calib_open(&r->calib, model, r->o->sets, r->n_repeat * r->chunk, err));
+    const size_t trained = r->o->sets & 1u << PD_SET_FASTKVZIP ? pd_div_up(model->n_layer, TRAIN_LAYERS) : 0;
     const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, twice = n_text + r->n_error,
-                 all = twice + r->n_repeat;
-    for (size_t i = 0; i < all; i++) {
+                 prompts = twice + r->n_repeat, all = prompts + trained;
+    for (size_t i = 0; i < prompts; i++) {
         if (i == n_text && r->n_error) PD_TRY(pd_calib_bases(r->calib, d, err));
         if (i < n_text)
             PD_TRY(read_text(r, i, pd_calib_text, err));
@@ -191,6 +208,7 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
             PD_TRY(read_repeat(r, (i - twice) * r->n_chunk / r->n_repeat, err));
         if (progress) progress(arg, i + 1, all);
     }
+    if (trained) PD_TRY(train_all(r, d, prompts, all, progress, arg, err));
     return pd_calib_finish(r->calib, d, err);
 }
 

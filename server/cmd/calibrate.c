@@ -22,7 +22,7 @@ static const struct {
 } parts[] = {
     {"stats", PD_SET_STATS},        {"qfilter", PD_SET_QFILTER}, {"duo", PD_SET_DUO_CALIBRATED},
     {"kvzap", PD_SET_KVZAP_LINEAR}, {"lukv", PD_SET_LUKV},       {"eigen", PD_SET_EIGEN},
-    {"joint", PD_SET_JOINT},
+    {"joint", PD_SET_JOINT},        {"fastkvzip", PD_SET_FASTKVZIP},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
@@ -50,7 +50,7 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen"; /* by a press */
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,fastkvzip,eigen"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
@@ -63,7 +63,7 @@ static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
         if (i == N_PARTS)
             return pd_fail(
                 err, PD_EINVAL, "--only",
-                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint",
+                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, fastkvzip, eigen, joint",
                 (int)(n < 40 ? n : 40), p);
         sets |= 1u << parts[i].set;
         p += n + (p[n] == ',');
@@ -108,18 +108,19 @@ static int print_help(void) {
         "      --only LIST      some of the words below; without it all that a press reads\n"
         "      --tokens N       of the text, at most (default 100000)\n"
         "      --chunk N        tokens of one prompt (default 1024)\n"
-        "      --repeat-tokens N  at most so many are read twice, for kvzap and lukv (default "
-        "32768)\n"
+        "      --repeat-tokens N  at most so many are read twice, for kvzap, lukv and fastkvzip\n"
+        "                   (default 32768)\n"
         "  -t, --threads N      compute threads; 0 = chosen\n"
         "      --compute TYPE   int8 or f32 (default int8)\n"
         "\n"
-        "  stats    mean and covariance of queries      press expected_attention_stats\n"
-        "  qfilter  main direction of queries           press qfilter\n"
-        "  duo      how far back heads look             press duo_attention\n"
-        "  kvzap    linear regressors                   press kvzap, model_type linear\n"
-        "  lukv     budget curves of layers and heads   press lukv\n"
-        "  eigen    bases of keys and values            press eigen_attention\n"
-        "  joint    bases of all heads' keys together   no press yet: what each rank keeps and loses\n");
+        "  stats      mean and covariance of queries      press expected_attention_stats\n"
+        "  qfilter    main direction of queries           press qfilter\n"
+        "  duo        how far back heads look             press duo_attention\n"
+        "  kvzap      linear regressors                   press kvzap, model_type linear\n"
+        "  lukv       budget curves of layers and heads   press lukv\n"
+        "  fastkvzip  gates on each layer's input          press fastkvzip\n"
+        "  eigen      bases of keys and values            press eigen_attention\n"
+        "  joint      bases of all heads' keys together   no press yet: what each rank keeps and loses\n");
     return pd_cmd_print(&out);
 }
 
@@ -161,7 +162,7 @@ static void on_progress(void *arg, size_t done, size_t all) {
     const int tenth = (int)(done * 10 / all);
     if (tenth <= *last) return;
     *last = tenth;
-    pd_log(PD_LOG_INFO, "calibrating: %zu of %zu prompts", done, all);
+    pd_log(PD_LOG_INFO, "calibrating: step %zu of %zu", done, all);
 }
 
 static pd_status measure(const words *w, options *o, pd_err *err) {
