@@ -126,7 +126,7 @@ static void gates_learn_what_they_never_saw(void **state) {
         }
         const double rho = ranks_agree(got[h], want + h * NEW, NEW);
         print_message("head %zu: rank correlation %.3f, mean %.3f of %.3f\n", h, rho, mean, truth);
-        assert_true(rho > (h == 0 ? 0.98 : 0.9));
+        assert_true(rho > (h == 0 ? 0.98 : 0.967)); /* .960 and .958 with either gradient wrong */
         assert_true(fabs(mean - truth) < 0.04); /* heads are ranked against each other: their level counts */
         free(got[h]);
     }
