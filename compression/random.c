@@ -3,9 +3,8 @@
  *
  * kvpress' RandomPress.  With a `seed` the numbers are torch's (MT19937, 24 bits
  * per draw, row-major over heads and slots) and start anew in every layer, so
- * all layers keep the same pattern.
- * DIFFERS: without one the request's seed is used in the same way; the reference
- * draws from the process' global generator.
+ * all layers keep the same pattern; without one the request's seed is used in
+ * the same way, where the reference draws from the process' global generator.
  * Cost: H*L draws. */
 #include "compression/press.h"
 

@@ -62,7 +62,6 @@ DIFFERS_TESTS = {
     "merging": ["merging_is_the_formula"],
     "per_layer": ["per_layer_takes_its_layers_ratio", "layers_keep_what_they_are_told"],
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
-    "random": ["random_is_seeded"],
     "quest": ["pages_are_those_of_the_highest_bounds", "bounds_hold_for_what_is_stored"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
