@@ -15,7 +15,8 @@ enum {
     HAS_LUKV = 1u << PD_SET_LUKV,
     HAS_EIGEN = 1u << PD_SET_EIGEN,
     HAS_JOINT = 1u << PD_SET_JOINT,
-    HAS_CODES = 1u << PD_SET_CODES
+    HAS_CODES = 1u << PD_SET_CODES,
+    HAS_GATES = 1u << PD_SET_FASTKVZIP
 };
 
 static bool make(void *p, size_t n, size_t size) {
@@ -61,12 +62,12 @@ static bool make_all(pd_calib *c) {
     return ok;
 }
 
-pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned sets, pd_err *err) {
+pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned sets, size_t repeated, pd_err *err) {
     pd_calib *c = calloc(1, sizeof *c);
     if (c) {
         c->model = *model;
         c->sets = sets;
-        if (make_all(c)) {
+        if (make_all(c) && (!(sets & HAS_GATES) || pd__gates_open(&c->gates, model, repeated, NULL) == PD_OK)) {
             *ret = c;
             return PD_OK;
         }
@@ -85,6 +86,7 @@ void pd_calib_close(pd_calib *c) {
                    c->output, c->eigen_error, c->joint_error, c->code_seen, c->code_row, c->code_query,
                    c->overlap, c->overlap_rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    pd__gates_close(c->gates);
     free(c);
 }
 
@@ -186,6 +188,10 @@ pd_press_inst *pd_calib_repeat(pd_calib *c, size_t first, size_t n, size_t again
             return NULL;
     }
     return instance(&repeat_press, c);
+}
+
+pd_status pd_calib_train(pd_calib *c, size_t first, size_t n, pd_workers *workers, pd_press_data *d, pd_err *err) {
+    return pd__gates_train(c->gates, first, n, workers, d, err);
 }
 
 pd_status pd_calib_finish(pd_calib *c, pd_press_data *d, pd_err *err) {

@@ -9,10 +9,11 @@
  *
  *   text prompts      expected_attention's statistics, Q-filters, DuoAttention scores, bases, codebooks;
  *                     some of them again for what each rank of a basis costs
- *   repeat prompts    (a text, then the same text again) KVzap regressors, LU-KV curves
+ *   repeat prompts    (a text, then the same text again) KVzap regressors, LU-KV curves; rows
+ *                     that Fast KVzip's gates are trained on at the end
  *
  * Memory, in doubles: stats and filters NL*Hq*D^2 each, kvzap NL*d^2, eigen 4*NL*Hk*D^2,
- * joint NL*(Hk*D)^2; for codebooks 2 bytes NL*Hk*D*PD_CALIB_CODE_ROWS.
+ * joint NL*(Hk*D)^2; fastkvzip NL*8192*d/4; for codebooks 2 bytes NL*Hk*D*PD_CALIB_CODE_ROWS.
  * Thread: the hooks run in the engine's thread while a job runs, all else in the
  * caller's while none does. */
 #ifndef PD_COMPRESSION_CALIBRATE_H
@@ -31,11 +32,12 @@ enum {
                     1u << PD_SET_EIGEN | 1u << PD_SET_JOINT | 1u << PD_SET_CODES,
     PD_CALIB_CODES = 1u << PD_SET_CODES,
     PD_CALIB_BASES = 1u << PD_SET_EIGEN | 1u << PD_SET_JOINT,
-    PD_CALIB_REPEAT = 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_LUKV,
+    PD_CALIB_REPEAT = 1u << PD_SET_KVZAP_LINEAR | 1u << PD_SET_LUKV | 1u << PD_SET_FASTKVZIP,
 };
 
-/* For the sets in `sets` (1 << set).  Errors: ENOMEM. */
-pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned sets, pd_err *err);
+/* For the sets in `sets` (1 << set); `repeated`: tokens that repeat prompts will hold twice, all
+ * together.  Errors: ENOMEM. */
+pd_status pd_calib_open(pd_calib **ret, const pd_press_model *model, unsigned sets, size_t repeated, pd_err *err);
 void pd_calib_close(pd_calib *c); /* NULL is fine */
 
 /* The press for the next prompt; the caller's (pd_press_inst_close, or the job's).
@@ -52,6 +54,10 @@ pd_status pd_calib_codes(pd_calib *c, size_t layer, size_t positions, pd_press_d
 pd_press_inst *pd_calib_repeat(pd_calib *c, size_t first, size_t n, size_t again);
 /* After the prompt of pd_calib_repeat was read.  Errors: ENOMEM. */
 pd_status pd_calib_repeat_end(pd_calib *c, pd_err *err);
+
+/* FASTKVZIP, when the repeat prompts were read: trains the gates of layers [first, first + n) into
+ * d.  Every layer once; `workers` may be NULL, results do not depend on them.  Errors: ENOMEM. */
+pd_status pd_calib_train(pd_calib *c, size_t first, size_t n, pd_workers *workers, pd_press_data *d, pd_err *err);
 
 /* What was measured, into d.  Errors: EINVAL (nothing was read, too little text), ENOMEM,
  * EINTERNAL (a decomposition failed). */

@@ -7,7 +7,8 @@
  *   calibrate_codes.c    a sample of keys; codebooks of it
  *   calibrate_errors.c   what each rank of a basis costs a layer
  *   calibrate_overlap.c  what attention the tokens hold that joint latents choose
- *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves */
+ *   calibrate_repeat.c   KVzip's scores, the regressors' sums, LU-KV's curves
+ *   calibrate_gate.c     rows with their scores, and gates trained on them */
 #ifndef PD_COMPRESSION_CALIBRATE_INT_H
 #define PD_COMPRESSION_CALIBRATE_INT_H
 
@@ -64,6 +65,10 @@ struct pd_calib {
     float *score;   /* [NL][Hk][n] of the prompt at work */
     double *pruned; /* [99][NL][Hk] sum over prompts */
 
+    /* FASTKVZIP */
+    struct pd__gates *gates;
+    size_t repeated; /* tokens of the repeat prompts before this one */
+
     size_t first, n, again; /* of the repeat prompt */
 };
 
@@ -85,5 +90,15 @@ pd_status pd__calib_errors_finish(const pd_calib *c, pd_press_data *d, pd_err *e
 /* One layer of a repeat prompt. */
 pd_status pd__calib_repeat_layer(pd_calib *c, const pd_view *view, pd_err *err);
 pd_status pd__calib_repeat_finish(pd_calib *c, pd_press_data *d, pd_err *err);
+
+/* Gates, from `tokens` tokens of repeat prompts.  Errors: ENOMEM. */
+typedef struct pd__gates pd__gates;
+pd_status pd__gates_open(pd__gates **ret, const pd_press_model *m, size_t tokens, pd_err *err);
+void pd__gates_close(pd__gates *g); /* NULL is fine */
+/* Slots [first, first + n) of a layer, score[Hk][n], behind `before` tokens of other prompts. */
+pd_status pd__gates_add(pd__gates *g, const pd_view *view, size_t first, size_t n, size_t before, const float *score,
+                        pd_err *err);
+/* Layers [first, first + n) into d; the tensors are put there at the first call. */
+pd_status pd__gates_train(pd__gates *g, size_t first, size_t n, pd_workers *workers, pd_press_data *d, pd_err *err);
 
 #endif

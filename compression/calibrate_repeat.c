@@ -169,6 +169,7 @@ pd_status pd__calib_repeat_layer(pd_calib *c, const pd_view *view, pd_err *err) 
     over_group(view, j.zip, n);
     over_group(view, j.plus, n);
     if (c->score) memcpy(c->score + (size_t)view->layer * hk * n, j.zip, hk * n * sizeof *c->score);
+    if (c->gates) PD_TRY(pd__gates_add(c->gates, view, c->first, n, c->repeated, j.zip, err));
     if (!c->xx) return PD_OK;
     for (size_t i = 0; i < hk * n; i++) j.plus[i] = logf(fmaxf(j.plus[i], FLT_MIN));
     return add_rows(c, view, j.plus, err);
@@ -200,6 +201,7 @@ static size_t sort_slots(pd_calib *c, uint32_t *order) {
 
 pd_status pd_calib_repeat_end(pd_calib *c, pd_err *err) {
     c->n_repeat++;
+    c->repeated += c->n;
     if (!c->score) return PD_OK;
     const size_t heads = c->model.n_layer * c->model.n_head_kv;
     uint32_t *order = malloc(heads * c->n * sizeof *order);

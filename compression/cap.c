@@ -11,8 +11,9 @@
  *
  * averaged over the query heads of a KV head; sinks get the largest score + 1.
  *
- * While decoding the mean is that of the recent queries, as in expected_attention,
- * and with the same differences (sinks by position, the future begins at n_seen).
+ * While decoding the mean is that of the recent queries.  DIFFERS: as in
+ * expected_attention a sink is a position below n_sink and the future begins at n_seen;
+ * the reference takes the length of its buffer for the current position.
  * Cost: Hq * L * D^2 multiply-adds and Hq * D^3 / 6; scratch Hq * L floats. */
 #include "compression/shared.h"
 #include "compression/sketch.h"

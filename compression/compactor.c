@@ -10,7 +10,7 @@
  * get the largest score.  blending null is the ratio that is removed (of a budget by
  * count the one it comes to), so the score depends on the budget.
  *
- * A text no longer than the sinks is not pressed (min_tokens); the reference fails.
+ * DIFFERS: a text no longer than the sinks is not pressed; the reference fails.
  * Cost: that of both. */
 #include "compression/compactor.h"
 #include "compression/shared.h"

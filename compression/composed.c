@@ -11,7 +11,7 @@
  *
  * Queries and moments stay those of the whole text, and positions are true, so a
  * second window press sees its queries where they stand.  DIFFERS: in the reference
- * they are matched with slots, and a shrunken cache shifts them.
+ * queries are matched with slots, and a shrunken cache shifts them.
  * DIFFERS: if a child re-rotates keys, the kept keys of the end are moved; children
  * after it see them where they were.  In the reference the next position ignores it.
  * As in the reference, no child may give heads different lengths (PD_CAN_COMPOSE).

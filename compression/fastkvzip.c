@@ -11,7 +11,7 @@
  * The first n_sink tokens and a window at the end get 1: max(1, int(L window_ratio))
  * tokens of a context below 32,000, window_size of a longer one.  The lowest
  * int(all pairs * ratio) go, over all layers or (`layerwise`) in each.  The gates
- * come from press data.
+ * come from press data: trained here (calibrate_gate.c) or published.
  * DIFFERS: evicted pairs are gone, not masked.  Layers with a sliding window stay as
  * they are.
  * Cost: 16 d (Hq + Hk) + 272 Hq multiply-adds per token; all layers dense until the
@@ -150,7 +150,7 @@ const pd_press pd_press_fastkvzip = {
     .reference_class = "FastKVzipPress",
     .kind = "planner",
     .source = "arXiv 2601.17668",
-    .doc = "Keeps what published gates on each layer's input foretell KVzip to keep; one budget for all layers (press data).",
+    .doc = "Keeps what gates on each layer's input foretell KVzip to keep; one budget for all layers (press data).",
     .ratio_doc = "its own",
     .params = params,
     .n_params = sizeof params / sizeof *params,

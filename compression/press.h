@@ -66,7 +66,7 @@ typedef struct pd_budget {
     size_t n_protected; /* most protected slots of a head; for `most` alone, plans see which they are */
 } pd_budget;
 
-/* max(1, (int)(n * (1 - ratio))) in double, or min(count, n); presses.md 0.2.3. */
+/* max(1, (int)(n * (1 - ratio))) in double, as kvpress' ScorerPress; or min(count, n). */
 size_t pd_budget_keep(const pd_budget *b, size_t n);
 double pd_budget_ratio(const pd_budget *b, size_t n); /* the ratio, or the one that a count of n comes to */
 

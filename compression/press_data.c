@@ -83,7 +83,7 @@ static const struct {
     [PD_SET_KVZAP_MLP] = {"MLP regressors (model_type linear does without)",
                           "import-press-data -m MODEL --kind kvzap FILE"},
     [PD_SET_LUKV] = {"budget curves", "calibrate -m MODEL --text FILE --only lukv"},
-    [PD_SET_FASTKVZIP] = {"trained gates", "import-press-data -m MODEL --kind fastkvzip FILE"},
+    [PD_SET_FASTKVZIP] = {"gates", "calibrate -m MODEL --text FILE --only fastkvzip"},
     [PD_SET_EIGEN] = {"bases of keys and values", "calibrate -m MODEL --text FILE --only eigen"},
     [PD_SET_JOINT] = {"bases of all heads' keys", "calibrate -m MODEL --text FILE --only joint"},
     [PD_SET_CODES] = {"codebooks of keys", "calibrate -m MODEL --text FILE --only codes"},

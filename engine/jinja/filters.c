@@ -152,7 +152,7 @@ pd_jval pd__jreplace(pd__jev *e, pd_jval str, pd_jval from, pd_jval to, int64_t 
     return pd__jbuf_str(&b);
 }
 
-/* DIFFERS: one code point becomes one ("ß" stays in upper case; Python makes "SS"). */
+/* DIFFERS: one code point becomes one ("ß" in upper case is "ẞ"; Python makes "SS"). */
 pd_jval pd__jcase(pd__jev *e, pd_jval str, int how) {
     const pd__jstr *s = str.u.str;
     pd__jbuf b = {.h = e->h};

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK_MIN = 32, ERROR_PROMPTS = 4 };
+enum { CHUNK_MIN = 32, ERROR_PROMPTS = 4, TRAIN_LAYERS = 4 };
 
 static const char ask[] = "\n\nRepeat the previous context exactly.";
 
@@ -176,16 +176,33 @@ static pd_status cut(run *r, pd_err *err) {
     return PD_OK;
 }
 
-/* Codebooks, layer by layer; the engine's own threads sleep meanwhile. */
-static pd_status make_books(run *r, pd_press_data *d, size_t done, size_t all, void (*progress)(void *, size_t, size_t),
-                            void *arg, pd_err *err) {
-    const pd_engine_info *info = pd_engine_get_info(r->e);
-    pd_workers *workers = NULL;
-    pd_status rc = r->n_book ? pd_workers_open(&workers, info->n_threads, err) : PD_OK;
-    for (size_t l = 0; l < r->n_book && rc == PD_OK; l++) {
-        rc = pd_calib_codes(r->calib, l, info->ctx_size, d, workers, err);
-        if (progress && rc == PD_OK) progress(arg, done + l + 1, all);
+/* When all prompts were read, `done` steps: codebooks layer by layer, gates some layers at a time.  The
+ * engine's own threads sleep meanwhile. */
+static pd_status make_books(run *r, pd_press_data *d, pd_workers *workers, size_t *done, size_t all,
+                            void (*progress)(void *, size_t, size_t), void *arg, pd_err *err) {
+    for (size_t l = 0; l < r->n_book; l++) {
+        PD_TRY(pd_calib_codes(r->calib, l, pd_engine_get_info(r->e)->ctx_size, d, workers, err));
+        if (progress) progress(arg, ++*done, all);
     }
+    return PD_OK;
+}
+
+static pd_status train_all(run *r, pd_press_data *d, pd_workers *workers, size_t done, size_t all,
+                           void (*progress)(void *, size_t, size_t), void *arg, pd_err *err) {
+    const size_t n_layer = pd_engine_get_info(r->e)->press_model.n_layer;
+    for (size_t l = 0; l < n_layer && r->o->sets & 1u << PD_SET_FASTKVZIP; l += TRAIN_LAYERS) {
+        PD_TRY(pd_calib_train(r->calib, l, pd_min_size(TRAIN_LAYERS, n_layer - l), workers, d, err));
+        if (progress) progress(arg, ++done, all);
+    }
+    return PD_OK;
+}
+
+static pd_status make_late(run *r, pd_press_data *d, size_t done, size_t all, void (*progress)(void *, size_t, size_t),
+                           void *arg, pd_err *err) {
+    pd_workers *workers = NULL;
+    PD_TRY(pd_workers_open(&workers, pd_engine_get_info(r->e)->n_threads, err));
+    pd_status rc = make_books(r, d, workers, &done, all, progress, arg, err);
+    if (rc == PD_OK) rc = train_all(r, d, workers, done, all, progress, arg, err);
     pd_workers_close(workers);
     return rc;
 }
@@ -193,9 +210,11 @@ static pd_status make_books(run *r, pd_press_data *d, size_t done, size_t all, v
 static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, size_t, size_t),
                           void *arg, pd_err *err) {
     PD_TRY(cut(r, err));
-    PD_TRY(pd_calib_open(&r->calib, &pd_engine_get_info(r->e)->press_model, r->o->sets, err));
+    const pd_press_model *model = &pd_engine_get_info(r->e)->press_model;
+    PD_TRY(pd_calib_open(&r->calib, model, r->o->sets, r->n_repeat * r->chunk, err));
+    const size_t trained = r->o->sets & 1u << PD_SET_FASTKVZIP ? pd_div_up(model->n_layer, TRAIN_LAYERS) : 0;
     const size_t n_text = r->o->sets & PD_CALIB_TEXT ? r->n_chunk : 0, twice = n_text + r->n_error,
-                 prompts = twice + r->n_repeat, all = prompts + r->n_book;
+                 prompts = twice + r->n_repeat, all = prompts + r->n_book + trained;
     for (size_t i = 0; i < prompts; i++) {
         if (i == n_text && r->n_error) PD_TRY(pd_calib_bases(r->calib, d, err));
         if (i < n_text)
@@ -206,7 +225,7 @@ static pd_status read_all(run *r, pd_press_data *d, void (*progress)(void *, siz
             PD_TRY(read_repeat(r, (i - twice) * r->n_chunk / r->n_repeat, err));
         if (progress) progress(arg, i + 1, all);
     }
-    PD_TRY(make_books(r, d, prompts, all, progress, arg, err));
+    if (r->n_book || trained) PD_TRY(make_late(r, d, prompts, all, progress, arg, err));
     return pd_calib_finish(r->calib, d, err);
 }
 

@@ -19,8 +19,8 @@ typedef struct pd_calibrate_opts {
 /* Read the text with an engine that has nothing else to do, put what was measured
  * into d.  With a chat template the repeat prompts are a user's message (the text
  * and "Repeat the previous context exactly.") and the answer (the text again).
- * `progress` (may be NULL) is called after each prompt and
- * each layer's codebooks.  Takes minutes.
+ * `progress` (may be NULL) is called after each prompt, each layer's codebooks and, of gates that
+ * are trained, after every few layers.  Takes minutes.
  * Errors: EINVAL (options, too little text), what pd_engine_submit says, ENOMEM. */
 pd_status pd_calibrate(pd_engine *e, const pd_calibrate_opts *o, pd_press_data *d,
                        void (*progress)(void *arg, size_t done, size_t all), void *arg, pd_err *err);

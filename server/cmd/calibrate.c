@@ -23,7 +23,7 @@ static const struct {
 } parts[] = {
     {"stats", PD_SET_STATS},        {"qfilter", PD_SET_QFILTER}, {"duo", PD_SET_DUO_CALIBRATED},
     {"kvzap", PD_SET_KVZAP_LINEAR}, {"lukv", PD_SET_LUKV},       {"eigen", PD_SET_EIGEN},
-    {"joint", PD_SET_JOINT},        {"codes", PD_SET_CODES},
+    {"joint", PD_SET_JOINT},        {"codes", PD_SET_CODES},     {"fastkvzip", PD_SET_FASTKVZIP},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
@@ -51,7 +51,7 @@ static pd_status number(const char *text, const char *name, size_t min, size_t m
     return PD_OK;
 }
 
-static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,eigen,joint,codes"; /* by a press */
+static const char read_parts[] = "stats,qfilter,duo,kvzap,lukv,fastkvzip,eigen,joint,codes"; /* by a press */
 
 /* "stats,duo" -> bits. */
 static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
@@ -64,7 +64,7 @@ static pd_status parse_only(const char *list, unsigned *ret, pd_err *err) {
         if (i == N_PARTS)
             return pd_fail(
                 err, PD_EINVAL, "--only",
-                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint, codes",
+                "--only has the word '%.*s'; it lists some of stats, qfilter, duo, kvzap, lukv, eigen, joint, codes, fastkvzip",
                 (int)(n < 40 ? n : 40), p);
         sets |= 1u << parts[i].set;
         p += n + (p[n] == ',');
@@ -109,19 +109,20 @@ static int print_help(void) {
         "      --only LIST      some of the words below; without it all that a press reads\n"
         "      --tokens N       of the text, at most (default 100000)\n"
         "      --chunk N        tokens of one prompt (default 1024)\n"
-        "      --repeat-tokens N  at most so many are read twice, for kvzap and lukv (default "
-        "32768)\n"
+        "      --repeat-tokens N  at most so many are read twice, for kvzap, lukv and fastkvzip\n"
+        "                   (default 32768)\n"
         "  -t, --threads N      compute threads; 0 = chosen\n"
         "      --compute TYPE   int8 or f32 (default int8)\n"
         "\n"
-        "  stats    mean and covariance of queries      press expected_attention_stats\n"
-        "  qfilter  main direction of queries           press qfilter\n"
-        "  duo      how far back heads look             press duo_attention\n"
-        "  kvzap    linear regressors                   press kvzap, model_type linear\n"
-        "  lukv     budget curves of layers and heads   press lukv\n"
-        "  eigen    bases of keys and values            press eigen_attention\n"
-        "  joint    bases of all heads' keys together   press sals\n"
-        "  codes    codebooks of keys                   press hcattention, sub_vector\n"
+        "  stats      mean and covariance of queries      press expected_attention_stats\n"
+        "  qfilter    main direction of queries           press qfilter\n"
+        "  duo        how far back heads look             press duo_attention\n"
+        "  kvzap      linear regressors                   press kvzap, model_type linear\n"
+        "  lukv       budget curves of layers and heads   press lukv\n"
+        "  fastkvzip  gates on each layer's input         press fastkvzip\n"
+        "  eigen      bases of keys and values            press eigen_attention\n"
+        "  joint      bases of all heads' keys together   press sals\n"
+        "  codes      codebooks of keys                   press hcattention, sub_vector\n"
         "\n"
         "For eigen and joint a table is printed: what share of the energy a quarter, half and three quarters\n"
         "of the directions keep, and what share of a layer's output goes with the others.\n");

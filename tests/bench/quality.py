@@ -21,6 +21,10 @@ stand at their bytes.  Press data are measured first, from texts that are not sc
 
 A press that the server lists and that is neither here nor in NOT_HERE is an error.  CSV on standard output;
 --markdown FILE and --png FILE write a table and a picture of the means over texts.
+
+Presses that drop nothing and read less are told apart in generated tokens alone: --reads PROGRAM runs golden_reads
+(tests/golden/reads.c) on the same texts instead, which forces the text behind a context token by token.  Their
+controls read as many pages, random ones or the first and most recent.  CSV of its own, for --reads-csv.
 """
 
 import argparse
@@ -71,7 +75,7 @@ NOT_HERE = {
     "decoding": "prunes while tokens are generated; scored tokens are read, not generated",
     "compression_ratio_decoding": "as decoding",
     "cam": "as decoding",
-    "hcattention": "reads less while tokens are generated: tests/golden/reads.c",
+    "hcattention": "reads less while tokens are generated: --reads",
     "quest": "as hcattention",
     "prefill_decoding": "its first press is what happens to a context"}
 
@@ -278,6 +282,52 @@ def measure(a, model, out):
     return [f"{name}: {w}" for w in wrong]
 
 
+# ---- presses that read less ----
+
+READS = ("model", "press", "text", "context", "kl", "top1", "keys", "values", "kl_random", "kl_recent")
+
+
+def measure_reads(a, model, out):
+    """Rows of one model to out(); lines of what went wrong."""
+    name, wrong, found = os.path.basename(model), [], {}
+    os.makedirs(a.work, exist_ok=True)
+    for kind in a.kinds:
+        path = os.path.join(a.work, f"{kind}.txt")
+        with open(path, "w") as f:
+            f.write(KINDS[kind]())
+        for mode, context in (("values", 1536), ("pages", 3840)):
+            with a.turns:
+                r = subprocess.run([a.reads, model, mode, path], capture_output=True, text=True)
+            rows = [line.split(",") for line in r.stdout.splitlines() if line.startswith(path)]
+            if not rows:
+                wrong.append(f"{name}, {kind}: {r.stderr.strip()}")
+            for _, press, kl_mean, _, top1, keys, values, *_ in rows:
+                found[press, kind] = {"model": name, "press": press, "text": kind, "context": context, "kl": float(kl_mean),
+                                      "top1": float(top1), "keys": float(keys), "values": float(values)}
+            say(f"{name}: {kind}, {mode}")
+    for (press, kind), row in found.items():
+        if press.split()[0] in ("random", "recent") or row["keys"] == row["values"] == 1:
+            continue
+        for control in ("random", "recent"):  # of as many pages
+            same = found.get((press.replace("quest", control), kind)) if re.fullmatch(r"quest \d+", press) else None
+            row["kl_" + control] = same["kl"] if same else ""
+        out(row)
+    return wrong
+
+
+def reads_markdown(rows, f):
+    for model in dict.fromkeys(r["model"] for r in rows):
+        print(f"**{model}**, presses that drop nothing and read less of the cache in each step\n\n"
+              "| press | keys, values read | KL / first token | random, first and recent pages, as many |\n|---|---|---|---|", file=f)
+        mine = [r for r in rows if r["model"] == model]
+        for press in dict.fromkeys(r["press"] for r in mine):
+            some = [r for r in mine if r["press"] == press]
+            mean = lambda k: statistics.fmean(r[k] for r in some)
+            controls = f"{mean('kl_random'):.3f}, {mean('kl_recent'):.3f}" if some[0]["kl_random"] != "" else ""
+            print(f"| {press} | {mean('keys'):.2f}, {mean('values'):.2f} | {mean('kl'):.4f} / {mean('top1'):.2f} | {controls} |", file=f)
+        print(file=f)
+
+
 # ---- what people look at ----
 
 def read(path):
@@ -377,6 +427,8 @@ def main():
     p.add_argument("--server-args", default="", help='e.g. "--compute f32"')
     p.add_argument("--resume", help="CSV of a run with these settings that was cut off: measure what it lacks")
     p.add_argument("--from-csv", action="append", help="draw from earlier runs' CSVs")
+    p.add_argument("--reads", metavar="PROGRAM", help="golden_reads: measure what presses cost that read less, nothing else")
+    p.add_argument("--reads-csv", help="an earlier --reads run's CSV, for --markdown")
     p.add_argument("--markdown")
     p.add_argument("--png")
     a = p.parse_args()
@@ -387,7 +439,7 @@ def main():
         for path in a.from_csv:
             rows += read(path)
     else:
-        w = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+        w = csv.DictWriter(sys.stdout, READS if a.reads else FIELDS, lineterminator="\n")
         w.writeheader()
 
         def out(row):
@@ -396,10 +448,12 @@ def main():
             sys.stdout.flush()
 
         for model in a.models:
-            wrong += measure(a, model, out)
-    if a.markdown:
+            wrong += (measure_reads if a.reads else measure)(a, model, out)
+    if a.markdown and not a.reads:
         with open(a.markdown, "w") as f:
             markdown(rows, f)
+            if a.reads_csv:
+                reads_markdown(read(a.reads_csv), f)
     if a.png:
         picture(rows, a.png)
     for w in wrong:

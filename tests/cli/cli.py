@@ -293,7 +293,7 @@ def readme_names_files_that_exist():
 @test
 def every_press_is_checked_and_every_difference_told():
     env = {"PRESSD_BIN": os.path.abspath(BIN)}
-    for name, path in (("checks", "tests/golden/README.md"), ("differs", "compression/README.md")):
+    for name, path in (("checks", "tests/golden/README.md"), ("differs", "compression/README.md"), ("elsewhere", "compression/README.md")):
         rc, out, err = run(sys.executable, "tests/golden/coverage.py", f"--{name}", env=env)
         eq((rc, err), (0, ""), name)
         with open(path, encoding="utf-8") as f:

@@ -31,11 +31,10 @@ def cases(suite):
         yield from cases(item) if isinstance(item, unittest.TestSuite) else [item]
 
 
-def main():
+def end(suite):
+    """Run those whose name contains a word of the command line; the exit code."""
     wanted = sys.argv[1:]
-    found = list(cases(unittest.defaultTestLoader.discover(HERE, "test_*.py")))
-    if wanted:
-        found = [c for c in found if any(w in c.id() for w in wanted)]
+    found = [c for c in cases(suite) if not wanted or any(w in c.id() for w in wanted)]
     r = unittest.TextTestRunner(sys.stderr, verbosity=2, resultclass=Result).run(unittest.TestSuite(found))
     bad = len(r.failures) + len(r.errors)
     for test, why in r.skipped:
@@ -49,4 +48,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end(unittest.defaultTestLoader.discover(HERE, "test_*.py")))

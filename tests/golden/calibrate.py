@@ -6,8 +6,8 @@
 
 The text is LICENSE, cut as the arguments in CUT say.  Everything is computed straight from its definition: the
 model runs in f32 with materialised attention, sums are numpy's in f64, singular vectors come from the queries
-themselves and the ridge from scikit-learn's formula on all rows at once.  Of large tensors every STRIDE-th number
-is kept.  --against compares a file of press data number by number instead of writing.
+themselves and the ridge from scikit-learn's formula on all rows at once; gates are trained by autograd in f64, with
+the draws and steps of compression/calibrate_gate.c.  Of large tensors every STRIDE-th number is kept.  --against compares a file of press data number by number instead of writing.
 check_calibrate.py does that without torch.  Needs torch, transformers, gguf, safetensors, and pressd for the ids
 ($PRESSD_BIN; the tokenizer has goldens of its own); a minute.
 """
@@ -29,6 +29,7 @@ PRESSD = os.environ.get("PRESSD_BIN") or os.path.join(ROOT, "build/server/pressd
 CUT = {"--tokens": 1024, "--chunk": 256, "--repeat-tokens": 512}
 SINK, ALPHA, DUO_POSITIONS = 4, 1.0, 500
 EVERY, STEPS = 32, 16  # rows that are looked at, points of a curve of errors
+GATES = [(0, 1), (14, 0), (29, 2)]  # layer and KV head of those that are trained here too
 MOST = 4000  # numbers kept of one tensor
 
 # SmolLM2's template, written out: this must not come from the code under test.
@@ -231,6 +232,66 @@ def curves(scores):
     return out
 
 
+class Draws:
+    """engine/base/rng.h's splitmix64."""
+
+    def __init__(self, seed):
+        self.state = seed
+
+    def u64(self):
+        mask = (1 << 64) - 1
+        self.state = (self.state + 0x9E3779B97F4A7C15) & mask
+        z = self.state
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+        return z ^ z >> 31
+
+    def f32(self, n):
+        """n in [-1, 1)."""
+        return np.array([(self.u64() >> 11) * 2.0**-53 * 2 - 1 for _ in range(n)], np.float32)
+
+
+def gate(x, score, seed, group, steps=400, batch=256, warm=20, rate=0.01, b1=0.9, b2=0.99, size=16):
+    """A gate's parameters after training on rows x [n][d] with scores in [0, 1]."""
+    n, d = x.shape
+    rows = torch.from_numpy(x.astype(np.float32).astype(np.float16).astype(np.float64))
+    want, draws = torch.logit(torch.from_numpy(score.astype(np.float64)).clamp(1e-6, 1 - 1e-6)), Draws(seed)
+    start = lambda a: torch.from_numpy(a.astype(np.float64)).requires_grad_()
+    w = start(draws.f32((group + 1) * size * d).reshape(group + 1, size, d) * np.float32((3 / d) ** 0.5))
+    base = start(draws.f32(size * size).reshape(size, size) * np.float32(0.1))
+    bias, b = start(np.zeros((group, size))), start(np.full(group, float(want.mean()) + np.log(size)))
+    params = [w, bias, base, b]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in params]
+    unit = lambda t: t * (t.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    order, at, batch = list(range(n)), n, min(batch, n)
+    for step in range(steps):
+        if at + batch > n:
+            for i in range(n, 1, -1):
+                k = draws.u64() % i
+                order[i - 1], order[k] = order[k], order[i - 1]
+            at = 0
+        pick, at = order[at:at + batch], at + batch
+        z = torch.einsum("nd,god->ngo", rows[pick], w)
+        q, k = 2 * unit(z[:, :-1] + bias), unit(z[:, -1])
+        logit = (q * k[:, None]).sum(-1) / 4 + b - torch.logsumexp(q @ base.T / 4, -1)
+        y = torch.sigmoid(logit).mean(-1).clamp(1e-6, 1 - 1e-6)
+        loss = (torch.logit(y) - want[pick]).square().mean() / 2
+        lr = rate * min(1, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * step / steps)) / (1 - b1**(step + 1))
+        with torch.no_grad():
+            for p, g, (m, v) in zip(params, torch.autograd.grad(loss, params), moments):
+                m.mul_(b1).add_(g, alpha=1 - b1)
+                v.mul_(b2).addcmul_(g, g, value=1 - b2)
+                p -= lr * m / ((v / (1 - b2**(step + 1))).sqrt() + 1e-8)
+    w = w.detach().numpy()
+    return {"q_proj.weight": w[:-1], "k_proj.weight": w[-1], "q_proj.bias": bias.detach().numpy(),
+            "k_base": base.detach().numpy(), "b": b.detach().numpy()}
+
+
+def gates(scores, xs, cfg):
+    heads, group = cfg.num_key_value_heads, cfg.num_attention_heads // cfg.num_key_value_heads
+    return [gate(xs[i], np.concatenate([s[i][h] for s in scores]), i * heads + h, group) for i, h in GATES]
+
+
 def measure(path):
     model = ref_model.load_model(path, attn="eager")
     ids = encode(path, open(os.path.join(ROOT, "LICENSE"), encoding="utf-8").read())[:CUT["--tokens"]]
@@ -246,7 +307,7 @@ def measure(path):
     mean, cov, filters = stats_and_filters(passes, model.config)
     scores, xs, ys = repeats(model, prompts)
     fits = [ridge(x, y) for x, y in zip(xs, ys)]
-    return {
+    return gates(scores, xs, model.config), {
         "expected_attention.query_mean": mean,
         "expected_attention.query_cov": cov,
         "qfilter.filters": filters,
@@ -269,6 +330,28 @@ def against(path, want):
         print(f"{name:32} {str(w.shape):20} largest difference {abs(g - w).max():.3g}, largest number {abs(w).max():.3g}")
 
 
+def of_head(t, at, n):
+    """The n numbers of a head's gate in a tensor of the file: layers, then KV heads, one behind the other."""
+    layer = t[at[0]].reshape(-1)
+    return layer[at[1] * n:(at[1] + 1) * n]
+
+
+def against_gates(path, trained):
+    from safetensors.numpy import load_file
+
+    got = load_file(path)
+    for at, g in zip(GATES, trained):
+        for name, w in g.items():
+            t = of_head(got["fastkvzip." + name], at, w.size)
+            print(f"gate {at} {name:16} {str(w.shape):16} largest difference {abs(t - w.reshape(-1)).max():.3g}, largest number {abs(w).max():.3g}")
+
+
+def sampled(t):
+    stride = max(1, t.size // MOST) | 1  # odd: no power-of-two axis is met in one place only
+    return {"shape": t.shape, "stride": stride, "scale": float(f"{abs(t).max():.6g}"),
+            "values": [float(f"{x:.8g}") for x in t.reshape(-1)[::stride]]}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
@@ -276,15 +359,14 @@ def main():
     p.add_argument("--against")
     a = p.parse_args()
     torch.set_num_threads(1)
-    tensors = measure(a.model)
+    trained, tensors = measure(a.model)
     if a.against:
         against(a.against, tensors)
+        against_gates(a.against, trained)
         return
-    doc = {"format": 1, "model": os.path.basename(a.model), "text": "LICENSE", "cut": CUT, "tensors": {}}
-    for name, t in tensors.items():
-        stride = max(1, t.size // MOST) | 1  # odd: no power-of-two axis is met in one place only
-        doc["tensors"][name] = {"shape": t.shape, "stride": stride, "scale": float(f"{abs(t).max():.6g}"),
-                                "values": [float(f"{x:.8g}") for x in t.reshape(-1)[::stride]]}
+    doc = {"format": 1, "model": os.path.basename(a.model), "text": "LICENSE", "cut": CUT,
+           "tensors": {name: sampled(t) for name, t in tensors.items()},
+           "gates": [{"at": at, "tensors": {"fastkvzip." + name: sampled(t) for name, t in g.items()}} for at, g in zip(GATES, trained)]}
     path = os.path.join(a.out, "calibrate_smollm2.json.gz")
     recorded.save(path, doc)
 

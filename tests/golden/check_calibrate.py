@@ -10,6 +10,7 @@ Runs $PRESSD_BIN in f32.  Standard library only; about a minute.
 import argparse
 import gzip
 import json
+import math
 import os
 import struct
 import subprocess
@@ -24,9 +25,10 @@ import pressd  # noqa: E402
 # has about as many rows as columns and magnifies that; near-equal scores may change places in a curve (one slot of
 # two texts of 256 is 0.002).
 BOUND = {"kvzap.linear.weight": 1e-3, "kvzap.linear.bias": 1e-3, "lukv.curves": 0.01}
+GATE_BOUND = 0.02  # 400 steps of training carry the rounding on: here up to 0.003 of a tensor's largest number
 DEFAULT_BOUND = 1e-5
 
-PRESSES = ["expected_attention_stats@0.5", "qfilter@0.5", "kvzap:model_type=linear@0.5", "lukv(knorm)@0.5",
+PRESSES = ["expected_attention_stats@0.5", "qfilter@0.5", "kvzap:model_type=linear@0.5", "lukv(knorm)@0.5", "fastkvzip@0.5",
            "duo_attention:head_compression_ratio=0.5"]
 
 results = []
@@ -55,6 +57,17 @@ def compare(data, name, want):
     worst = max(range(len(got)), key=lambda i: abs(got[i] - want["values"][i]))
     diff = abs(got[worst] - want["values"][worst])
     return "" if diff <= bound else f"number {worst * want['stride']} is {got[worst]}, torch {want['values'][worst]}"
+
+
+def compare_gate(data, at, name, want):
+    """A KV head's numbers stand one behind the other in its layer."""
+    shape, got = read_tensor(data, name)
+    each, n = len(got) // shape[0], math.prod(want["shape"])
+    got = got[at[0] * each + at[1] * n:][:n][::want["stride"]]
+    if len(got) != len(want["values"]):
+        return f"{len(got)} numbers, not {len(want['values'])}"
+    worst = max(abs(a - b) for a, b in zip(got, want["values"]))
+    return "" if worst <= GATE_BOUND * want["scale"] else f"off by {worst:g}, the largest number is {want['scale']:g}"
 
 
 def use(model, path):
@@ -91,13 +104,16 @@ def main():
         path = os.path.join(tmp, "data")
         cut = [str(x) for pair in doc["cut"].items() for x in pair]
         r = subprocess.run([pressd.binary(), "calibrate", "-m", a.model, "--text", os.path.join(pressd.ROOT, doc["text"]),
-                            "--only", "stats,qfilter,duo,kvzap,lukv,eigen,joint",
+                            "--only", "stats,qfilter,duo,kvzap,lukv,fastkvzip,eigen,joint",
                             "-o", path, "--compute", "f32", *cut], capture_output=True, text=True)
         check("calibrate", r.stderr if r.returncode else "")
         if r.returncode == 0:
             data = open(path, "rb").read()
             for name, want in doc["tensors"].items():
                 check(name, compare(data, name, want))
+            for gate in doc["gates"]:
+                for name, want in gate["tensors"].items():
+                    check(f"{name} of {gate['at']}", compare_gate(data, gate["at"], name, want))
             use(a.model, path)
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return not all(results)

@@ -4,12 +4,14 @@
 
     coverage.py --checks    the table of tests/golden/README.md
     coverage.py --differs   the table of compression/README.md
-    coverage.py --write     put both between their markers
+    coverage.py --elsewhere the one below it: files that are no press
+    coverage.py --write     put all between their markers
 
 Counted, not claimed: goldens are the cases in the recorded files of data/, the model's the presses that
-check_presses.py is given, and the differences the `DIFFERS:` sentences at the head of each press's file.  An
-error, and exit code 1, is a press without any golden of kvpress and not in NO_GOLDEN, a difference without a test
-in DIFFERS_TESTS, and a test named here that does not exist.  The cli suite compares the tables.  Standard library only.
+check_presses.py is given, and the differences the `DIFFERS:` sentences of each file.  An error, and exit code 1, is
+a press without any golden of kvpress and not in NO_GOLDEN, a difference without a test in DIFFERS_TESTS or (of a file
+that is no press) ELSEWHERE, and a test named here that does not exist.  The cli suite compares the tables.  Standard
+library only.
 """
 import glob
 import gzip
@@ -36,9 +38,11 @@ NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
 # Which tests would fail without the difference; one or more for each press that differs.
 DIFFERS_TESTS = {
     "adakv": ["adakv_shares_a_layer_unevenly", "pressed_equals_the_masked_reference"],
+    "cap": ["cap_is_the_formula"],
     "block": ["children_are_chosen_by_what_they_can", "block_is_the_plain_choice_of_a_local_score"],
     "cam": ["cam_draws_are_seeded", "children_are_chosen_by_what_they_can"],
     "chunk": ["chunk_queries_stand_where_they_are", "chunks_have_no_sinks_of_their_own", "chunks_cover_the_text"],
+    "compactor": ["each_says_what_it_can"],
     "composed": ["composed_windows_stay_in_place", "composed_hands_on_what_it_gets"],
     "critical_adakv": ["critical_adakv_weighs_by_the_effect"],
     "cur": ["cur_of_nothing"],
@@ -66,6 +70,16 @@ DIFFERS_TESTS = {
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
     "think": ["bytes_fall_by_the_channels"],
+}
+
+# The same for files that are no press: a unit test, or a file of tests/golden and a word in it.
+ELSEWHERE = {
+    "compression/calibrate_gate.c": ["only_shown_layers_are_trained"],
+    "compression/calibrate_repeat.c": ["calibrate.py: p.weights[i][:, again:, first:first + n]"],
+    "compression/global.c": ["every_head_keeps_a_slot_of_one_budget"],
+    "engine/jinja/eval.c": ["hostile_templates_end"],
+    "engine/jinja/filters.c": ["one_letter_stays_one"],
+    "engine/model/rope.c": ["arch_models.py: phi3-short"],
 }
 
 
@@ -114,9 +128,24 @@ def tests():
     return found
 
 
-def differences(name):
-    """The DIFFERS sentences at the head of a press's file."""
-    with open(os.path.join(TOP, "compression", name + ".c"), encoding="utf-8") as f:
+def marked():
+    """The files of the tree that say DIFFERS, but tests."""
+    paths = [p for top in ("compression", "config", "engine", "server") for kind in "ch"
+             for p in glob.glob(os.path.join(TOP, top, "**", "*." + kind), recursive=True)]
+    return sorted(os.path.relpath(p, TOP) for p in paths if "DIFFERS" in open(p, encoding="utf-8").read())
+
+
+def exists(test, known):
+    name, _, word = test.partition(": ")
+    if not word:
+        return name in known
+    path = os.path.join(HERE, name)
+    return os.path.exists(path) and word in open(path, encoding="utf-8").read()
+
+
+def differences(path):
+    """The DIFFERS sentences of a file."""
+    with open(os.path.join(TOP, path), encoding="utf-8") as f:
         text = f.read()
     out = []
     for comment in re.findall(r"/\*.*?\*/", text, re.S):
@@ -157,19 +186,26 @@ def collect():
         checks.append(f"| `{n}` | " + " | ".join(row) + " | every_press_keeps_its_promises |")
     differs = ["| press | DIFFERS | tests |", "|---|---|---|"]
     for n in names:
-        some = differences(n)
+        some = differences(f"compression/{n}.c")
         if bool(some) != (n in DIFFERS_TESTS):
             wrong.append(f"{n}: {'a difference without a test' if some else 'no DIFFERS in its file any more'}; see DIFFERS_TESTS")
         if some:
             where = ", ".join(f"`{t}`" for t in DIFFERS_TESTS.get(n, []))
             differs.append(f"| `{n}` | " + " — ".join(upper(d) for d in some).replace("|", "\\|") + f". | {where} |")
-    used = [t for some in DIFFERS_TESTS.values() for t in some] + [t for _, t in NO_GOLDEN.values()]
-    wrong += [f"there is no test {t}" for t in used + ["every_press_keeps_its_promises"] if t not in known]
+    others = [p for p in marked() if p not in [f"compression/{n}.c" for n in names]]
+    wrong += [f"{p}: {'a difference without a test' if p in others else 'no DIFFERS any more'}; see ELSEWHERE"
+              for p in sorted(set(others) ^ set(ELSEWHERE))]
+    elsewhere = ["| file | DIFFERS | tests |", "|---|---|---|"]
+    for p in others:
+        where = ", ".join(f"`{t.split(': ')[0]}`" for t in ELSEWHERE.get(p, []))
+        elsewhere.append(f"| `{p}` | " + " — ".join(upper(d) for d in differences(p)).replace("|", "\\|") + f". | {where} |")
+    used = [t for table in (DIFFERS_TESTS, ELSEWHERE) for some in table.values() for t in some] + [t for _, t in NO_GOLDEN.values()]
+    wrong += [f"there is no test {t}" for t in used + ["every_press_keeps_its_promises"] if not exists(t, known)]
     wrong += [f"there is no press {n}" for n in (*NO_GOLDEN, *DIFFERS_TESTS) if n not in names]
-    return "\n".join(checks) + "\n", "\n".join(differs) + "\n", wrong
+    return {"checks": checks, "differs": differs, "elsewhere": elsewhere}, wrong
 
 
-PLACES = {"checks": "tests/golden/README.md", "differs": "compression/README.md"}
+PLACES = {"checks": "tests/golden/README.md", "differs": "compression/README.md", "elsewhere": "compression/README.md"}
 
 
 def between(name, text, new=None):
@@ -180,8 +216,8 @@ def between(name, text, new=None):
 
 
 def main():
-    checks, differs, wrong = collect()
-    tables = {"checks": checks, "differs": differs}
+    tables, wrong = collect()
+    tables = {name: "\n".join(rows) + "\n" for name, rows in tables.items()}
     for arg in sys.argv[1:]:
         if arg == "--write":
             for name, path in PLACES.items():

@@ -43,8 +43,9 @@ static pd_press_data *must_measure(pd_engine *e) {
     pd_err err = {0};
     assert_int_equal(pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, 1, &err), PD_OK);
     if (measure(e, ALL, TEXT_LEN, 50, d, &err) != PD_OK) fail_msg("%s", err.msg);
-    /* 256 / 50 texts, some once more for bases, 100 / 50 repeated; each layer's codebooks */
-    assert_int_equal(n_progress, 5 + 4 + 2 + pd_engine_get_info(e)->press_model.n_layer);
+    /* 256 / 50 texts, some once more for bases, 100 / 50 repeated; each layer's codebooks; gates, 4 layers at a time */
+    const size_t n_layer = pd_engine_get_info(e)->press_model.n_layer;
+    assert_int_equal(n_progress, 5 + 4 + 2 + n_layer + (n_layer + 3) / 4);
     case_expect_idle(e);
     return d;
 }
@@ -73,6 +74,12 @@ static void expect_sound(const pd_press_data *d, const pd_press_model *m, const 
             assert_true(pressed[l] ? duo[h] > 0.0f && duo[h] <= 1.0f : duo[h] == -1.0f);
             assert_true(pressed[l] == (any > 0.0f));
         }
+    }
+    const float *gate = pd_press_data_get(d, PD_DATA_GATE_K);
+    for (size_t l = 0, each = hk * PD_GATE_DIM * m->n_embd; l < m->n_layer; l++) {
+        float any = 0.0f;
+        for (size_t i = l * each; i < (l + 1) * each; i++) any += fabsf(gate[i]);
+        assert_true(pressed[l] == (any > 0.0f));
     }
     for (size_t i = 0; i < PD_LUKV_ROWS; i++) {
         double sum = 0.0;

@@ -197,11 +197,35 @@ static void no_number_is_no_score(void **state) {
         }
 }
 
+/* A head whose every score is below all others' keeps its best slot; the others keep what the
+ * budget says, as kvpress would have it. */
+static void every_head_keeps_a_slot_of_one_budget(void **state) {
+    (void)state;
+    replayed *p = open_context(0);
+    pd_err err = {0};
+    pd_plan plan[LAYERS] = {0};
+    pd_rng rng = {5};
+    for (size_t i = 0; i < LAYERS * H; i++) {
+        p->score[i] = p->values[i];
+        for (size_t s = 0; s < N; s++) p->values[i][s] = pd_rng_f32(&rng) + (i == 3 ? -3.0f : 0.0f);
+    }
+    p->values[3][17] = -1.5f;
+    const pd_budget b = {.ratio = 0.75};
+    if (pd__plan_global(&p->c, &b, false, plan, &err) != PD_OK) fail_msg("%s", err.msg);
+    size_t kept = 0;
+    for (size_t i = 0; i < LAYERS * H; i++) kept += plan[i / H].n_keep[i % H];
+    assert_int_equal(plan[1].n_keep[1], 1);
+    assert_int_equal(plan[1].keep[1][0], 17);
+    assert_int_equal(kept, LAYERS * H * N / 4 + 1);
+    close_context(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kvzip_is_the_most_looked_at),
         cmocka_unit_test(kvcompose_joins_rows_groups_and_heads),
         cmocka_unit_test(no_number_is_no_score),
+        cmocka_unit_test(every_head_keeps_a_slot_of_one_budget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,6 +120,12 @@ static void bytes_know_their_source(void **state) {
     shows("{{ (extra | list)[::-1] | join }}", "[65535:artxe]");
 }
 
+static void one_letter_stays_one(void **state) {
+    (void)state;
+    shows("{{ 'stra\xC3\x9F' | upper }}", "STRA\xE1\xBA\x9E"); /* Python: STRASS */
+    shows("{{ 'stra\xC3\x9F' | capitalize }}", "Stra\xC3\x9F");
+}
+
 /* The output with what turns wrote in brackets. */
 static void turns(const char *template, const char *want) {
     pd_jheap given = {0}, h = {0};
@@ -285,7 +291,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(writes_as_jinja2_does),    cmocka_unit_test(bytes_know_their_source),
         cmocka_unit_test(loops_over_messages_are_turns), cmocka_unit_test(texts_grow_in_place),
-        cmocka_unit_test(hostile_templates_end),
+        cmocka_unit_test(hostile_templates_end), cmocka_unit_test(one_letter_stays_one),
         cmocka_unit_test(bad_text_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -191,8 +191,8 @@ static void a_press_says_what_it_lacks(void **state) {
         {"duo_attention", "--only duo"},
         {"lukv(knorm)", "--only lukv"},
         {"eigen_attention", "calibrate -m MODEL --text FILE --only eigen -o DATA"},
-        {"fastkvzip", "needs trained gates of this model"},
-        {"fastkvzip:layerwise=true", "import-press-data -m MODEL --kind fastkvzip FILE"},
+        {"fastkvzip", "needs gates of this model"},
+        {"fastkvzip:layerwise=true", "calibrate -m MODEL --text FILE --only fastkvzip"},
     };
     pd_press_data *all = pd_case_data(5, &model);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
