@@ -1,21 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tool calls read from a model's text (see tool_calls.h).
  *
- *   TEXT --marker--> CALL --end of the JSON--> BETWEEN --another--> CALL
- *     ^                |not a call                |nothing more
- *     '----------------'--------------------------'                           */
+ *   TEXT --mark--> HEAD --> NAME --> CALL, PARAMS --its end--> BETWEEN --another--> ...
+ *     ^              |not a call                                  |nothing more
+ *     '--------------'--------------------------------------------'
+ *
+ * A CALL is JSON: an object with name and arguments, or behind a NAME these alone.  PARAMS
+ * are names and values between tags, which become the members of an object. */
 #include "server/tool_calls.h"
 
 #include "engine/base/utf8.h"
+#include "server/tool_forms.h"
+#include "server/tool_param.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
-typedef enum { TEXT, HEAD, NAME, CALL, BETWEEN } state;
+typedef enum { TEXT, HEAD, NAME, CALL, PARAMS, BETWEEN } state;
 
 /* Where the reader of one JSON object stands. */
 typedef enum { J_OPEN, J_KEY, J_IN_KEY, J_COLON, J_VALUE, J_IN_STRING, J_IN_NESTED, J_IN_SCALAR, J_DONE, J_BAD } json_state;
+
+/* Where the reader of tags stands: at a parameter or the end, in its name, at its value, in it. */
+typedef enum { P_OPEN, P_KEY, P_BETWEEN, P_VALUE } param_state;
 
 struct pd_tool_reader {
     const pd_tools *t;
@@ -27,10 +35,14 @@ struct pd_tool_reader {
     size_t n_taken, turn; /* pieces: bytes of the content, and calls that are over */
     state at;
     bool bare;            /* the call in progress has no marker: its name must be known */
-    bool array;           /* Mistral's list of calls */
+    bool array;           /* a list of calls */
+    bool closed;          /* BETWEEN: a closing mark was there */
     bool only_arguments;  /* the name came before the object */
     bool spoken;          /* something of the content is out */
     bool failed;
+
+    param_state param;    /* PARAMS; the name is in `key` */
+    size_t n_seen;        /* bytes of `held` in which the end of the value is not */
 
     json_state json;
     pd_buf key;
@@ -41,21 +53,6 @@ struct pd_tool_reader {
     unsigned n_unicode;   /* 0: none */
     uint32_t high;        /* first half of a surrogate pair */
 };
-
-static const char *const hermes[] = {"<tool_call>", NULL};
-static const char *const llama3[] = {"<|python_tag|>", NULL};
-static const char *const mistral[] = {"[TOOL_CALLS]", NULL};
-static const char *const any[] = {"<tool_call>", "<|python_tag|>", "[TOOL_CALLS]", NULL};
-
-static const char *const *markers(const pd_tool_reader *r) {
-    switch (r->t->format) {
-    case PD_TOOL_HERMES: return hermes;
-    case PD_TOOL_LLAMA3: return llama3;
-    case PD_TOOL_MISTRAL: return mistral;
-    case PD_TOOL_ANY: break;
-    }
-    return any;
-}
 
 static bool takes_bare(const pd_tool_reader *r) {
     return r->t->format == PD_TOOL_LLAMA3 || r->t->format == PD_TOOL_ANY;
@@ -104,6 +101,9 @@ static bool new_call(pd_tool_reader *r) {
     r->json = J_OPEN;
     r->depth = 0;
     r->in_string = r->escaped = r->is_name = r->is_arguments = r->named = r->got_arguments = r->only_arguments = false;
+    r->param = P_OPEN;
+    r->n_seen = 0;
+    r->closed = false;
     r->n_unicode = 0;
     r->high = 0;
     pd_buf_clear(&r->key);
@@ -180,7 +180,8 @@ static bool string_byte(pd_tool_reader *r, char c) {
 
 static void value_begins(pd_tool_reader *r, char c) {
     /* Of a member that comes twice the first one counts: it may be told already. */
-    r->is_name = !r->named && r->key.len == 4 && memcmp(r->key.data, "name", 4) == 0;
+    r->is_name = !r->named && ((r->key.len == 4 && memcmp(r->key.data, "name", 4) == 0) ||
+                               (r->t->format == PD_TOOL_LIST && r->key.len == 9 && memcmp(r->key.data, "tool_name", 9) == 0));
     r->is_arguments = !r->got_arguments && ((r->key.len == 9 && memcmp(r->key.data, "arguments", 9) == 0) ||
                                             (r->key.len == 10 && memcmp(r->key.data, "parameters", 10) == 0));
     if (c == '"') {
@@ -275,6 +276,15 @@ static void not_a_call(pd_tool_reader *r) {
     r->at = TEXT;
 }
 
+/* What follows its brace is the arguments, and all of the call. */
+static void only_arguments(pd_tool_reader *r) {
+    r->is_arguments = r->only_arguments = true;
+    arguments(r, "{", 1);
+    r->json = J_IN_NESTED;
+    r->depth = 1;
+    r->at = CALL;
+}
+
 static void call_done(pd_tool_reader *r) {
     if (!r->got_arguments) pd_buf_puts(&current(r)->arguments, "{}");
     r->at = BETWEEN;
@@ -293,16 +303,43 @@ static int starts(const pd_tool_reader *r, const char *s) {
     return k == n ? 1 : 0;
 }
 
+/* Space that is text if no call follows. */
+static void keep_white(pd_tool_reader *r) {
+    size_t n = 0;
+    while (n < r->held.len && is_white(r->held.data[n])) n++;
+    pd_buf_add(&r->raw, r->held.data, n);
+    if (n) pd_buf_drop(&r->held, n);
+}
+
 static void drop_white(pd_tool_reader *r, const char *more) {
     size_t n = 0;
     while (n < r->held.len && (is_white(r->held.data[n]) || (r->held.data[n] && strchr(more, r->held.data[n])))) n++;
     if (n) pd_buf_drop(&r->held, n);
 }
 
-/* Up to the next marker; false: more text is needed. */
+/* Behind the mark. */
+static void marked(pd_tool_reader *r, pd_tool_behind then) {
+    switch (then) {
+    case PD_TOOL_AT_OBJECT: begin(r, false); break;
+    case PD_TOOL_AT_HEAD: r->at = HEAD; break;
+    case PD_TOOL_AT_NAME:
+        begin(r, false);
+        if (r->at == CALL) r->at = NAME;
+        break;
+    case PD_TOOL_AT_LIST:
+        r->array = true;
+        r->at = BETWEEN;
+        break;
+    case PD_TOOL_AT_SECTION: pd_buf_clear(&r->raw); break; /* it is a control token, and no text */
+    }
+}
+
+/* Up to the next mark; false: more text is needed. */
 static bool text_step(pd_tool_reader *r) {
     const char *s = r->held.data;
     size_t n = r->held.len, at = n, len = 0, white = 0;
+    pd_tool_behind then = PD_TOOL_AT_OBJECT;
+    pd_tool_mark m;
     const bool first = !r->spoken && r->n_call == 0;
     while (white < n && is_white(s[white])) white++;
     if (white == n) return false;
@@ -312,73 +349,171 @@ static bool text_step(pd_tool_reader *r) {
         begin(r, true);
         return true;
     }
-    for (const char *const *m = markers(r); *m; m++) {
-        const char *p = memmem(s, n, *m, strlen(*m));
+    for (size_t i = 0; (m = pd_tool_mark_of(r->t, i)).text; i++) {
+        const char *p = memmem(s, n, m.text, strlen(m.text));
         if (p && (size_t)(p - s) < at) {
             at = (size_t)(p - s);
-            len = strlen(*m);
+            len = strlen(m.text);
+            then = m.then;
         }
     }
     const bool found = at < n;
     if (!found) { /* the longest end that may be the start of one */
-        for (const char *const *m = markers(r); *m; m++)
-            for (size_t k = strlen(*m) - 1; k > 0; k--)
-                if (k <= n && memcmp(s + n - k, *m, k) == 0 && n - k < at) at = n - k;
+        for (size_t i = 0; (m = pd_tool_mark_of(r->t, i)).text; i++)
+            for (size_t k = strlen(m.text) - 1; k > 0; k--)
+                if (k <= n && memcmp(s + n - k, m.text, k) == 0 && n - k < at) at = n - k;
     }
     size_t said = at;
     while (said > 0 && is_white(s[said - 1])) said--;
-    if (!found) {
-        say(r, said);
-        return false;
-    }
     say(r, said);
+    if (!found) return false;
     pd_buf_add(&r->raw, r->held.data, at - said + len);
-    r->at = r->held.data[at - said] == '[' ? HEAD : CALL;
     pd_buf_drop(&r->held, at - said + len);
-    if (r->at == CALL) begin(r, false);
+    marked(r, then);
     return true;
 }
 
-/* Behind [TOOL_CALLS]: a list of objects, an object, or a name. */
+/* What was said behind a mark is no call. */
+static bool unmark(pd_tool_reader *r) {
+    r->spoken = true;
+    pd_buf_add(&r->content, r->raw.data, r->raw.len);
+    pd_buf_clear(&r->raw);
+    r->array = false;
+    r->at = TEXT;
+    return true;
+}
+
+/* Behind a mark: a list of objects, an object, or a name as the form has it. */
 static bool head_step(pd_tool_reader *r) {
-    drop_white(r, "");
+    const pd_tool_format f = r->t->format;
+    keep_white(r);
     if (r->held.len == 0) return false;
-    if (*r->held.data == '[') {
+    const char c = *r->held.data;
+    if (c == '{') {
+        begin(r, false);
+        return true;
+    }
+    if (c == '[' && (f == PD_TOOL_MISTRAL || f == PD_TOOL_ANY || f == PD_TOOL_LIST)) {
         pd_buf_puts(&r->raw, "[");
         pd_buf_drop(&r->held, 1);
         r->array = true;
         r->at = BETWEEN;
-    } else if (*r->held.data == '{') {
-        begin(r, false);
-    } else {
-        begin(r, false);
-        if (r->at == CALL) r->at = NAME;
+        return true;
     }
+    if (f == PD_TOOL_LIST) return unmark(r);
+    if (f == PD_TOOL_FUNCTION) {
+        const char tag[] = "<function=";
+        const int is = starts(r, tag);
+        if (is == 0) return false;
+        if (is < 0) return unmark(r);
+        pd_buf_puts(&r->raw, tag);
+        pd_buf_drop(&r->held, sizeof tag - 1);
+    }
+    marked(r, PD_TOOL_AT_NAME);
     return true;
 }
 
-/* name[CALL_ID]id[ARGS]{...} or name{...}: the object alone is the arguments. */
+/* name[CALL_ID]id[ARGS]{...} or name{...} or <function=name>{...} ...: the object alone is
+ * the arguments.  In the forms of tags, what the first of them stands before. */
 static bool name_step(pd_tool_reader *r) {
     enum { HEAD_MAX = 4 * PD_TOOL_NAME_MAX };
+    const pd_tool_format f = r->t->format;
+    const bool tags = f == PD_TOOL_FUNCTION || f == PD_TOOL_ARG_KEYS;
     const char *s = r->held.data;
     const size_t n = r->held.len < HEAD_MAX ? r->held.len : HEAD_MAX;
-    size_t name = 0, end = 0;
-    while (name < n && s[name] != '[' && s[name] != '{' && !is_white(s[name])) name++;
-    while (end < n && s[end] != '{') end++;
+    size_t end = 0;
+    while (end < n && (f == PD_TOOL_FUNCTION ? s[end] != '>' : tags ? s[end] != '<' : s[end] != '{')) end++;
     if (end == n && n < HEAD_MAX) return false;
-    if (end == n || name == 0 || name > PD_TOOL_NAME_MAX) {
+    const pd_str name = pd_tool_name_in(f, s, end);
+    size_t rest = (size_t)(name.data - s) + name.len; /* a tag has nothing else in it */
+    while (tags && rest < end && is_white(s[rest])) rest++;
+    if (end == n || !pd_tools_good_name(name.data, name.len) || (tags && rest < end) ||
+        (f == PD_TOOL_ARG_KEYS && !pd_tools_knows(r->t, name.data, name.len))) { /* any word may stand behind that mark */
         not_a_call(r);
         return true;
     }
-    pd_buf_add(&current(r)->name, s, name);
-    pd_buf_drop(&r->held, end + 1);
+    pd_buf_add(&current(r)->name, name.data, name.len);
+    pd_buf_drop(&r->held, end + (f != PD_TOOL_ARG_KEYS));
     name_done(r);
-    r->is_arguments = r->only_arguments = true;
-    arguments(r, "{", 1);
-    r->json = J_IN_NESTED;
-    r->depth = 1;
-    r->at = CALL;
+    if (tags) r->at = PARAMS;
+    else only_arguments(r);
     return true;
+}
+
+/* ---- names and values between tags ---- */
+
+/* The object they became ends. */
+static void params_done(pd_tool_reader *r) {
+    if (r->got_arguments) pd_buf_putc(&current(r)->arguments, '}');
+    call_done(r);
+}
+
+/* Up to `end`, which is dropped, to *text; false: more is needed.  Each byte is looked at once. */
+static bool up_to(pd_tool_reader *r, const char *end, pd_str *text) {
+    const size_t n = strlen(end), from = r->n_seen;
+    const char *p = memmem(r->held.data + from, r->held.len - from, end, n);
+    if (!p) {
+        r->n_seen = r->held.len >= n ? r->held.len - n + 1 : 0;
+        return false;
+    }
+    r->n_seen = 0;
+    *text = (pd_str){r->held.data, (size_t)(p - r->held.data)};
+    return true;
+}
+
+/* A line break on each side belongs to the tags. */
+static void add_param(pd_tool_reader *r, pd_str value) {
+    pd_buf *out = &current(r)->arguments;
+    if (value.len && value.data[0] == '\n') value = (pd_str){value.data + 1, value.len - 1};
+    if (value.len && value.data[value.len - 1] == '\n') value.len--;
+    pd_buf_puts(out, r->got_arguments ? ", " : "{");
+    r->got_arguments = true;
+    pd_json_str(out, r->key.len ? r->key.data : "", r->key.len);
+    pd_buf_puts(out, ": ");
+    pd_tool_param(r->t, current(r)->name.data, r->key.len ? r->key.data : "", value.data, value.len, out);
+}
+
+static bool params_step(pd_tool_reader *r) {
+    const bool function = r->t->format == PD_TOOL_FUNCTION;
+    const char *open = function ? "<parameter=" : "<arg_key>", *key_end = function ? ">" : "</arg_key>";
+    const char *value_open = "<arg_value>", *value_end = function ? "</parameter>" : "</arg_value>";
+    pd_str text;
+    int is = 1;
+    switch (r->param) {
+    case P_OPEN:
+    case P_BETWEEN:
+        drop_white(r, "");
+        if (r->held.len == 0) return false;
+        if (function && !r->got_arguments && *r->held.data == '{') {
+            pd_buf_drop(&r->held, 1);
+            only_arguments(r);
+            return true;
+        }
+        if (r->param == P_BETWEEN) open = value_open;
+        is = starts(r, open);
+        if (is == 0) return false;
+        if (is < 0) {
+            params_done(r);
+            return true;
+        }
+        pd_buf_drop(&r->held, strlen(open));
+        r->param = r->param == P_OPEN ? P_KEY : P_VALUE;
+        return true;
+    case P_KEY:
+        if (!up_to(r, key_end, &text)) return false;
+        pd_buf_clear(&r->key);
+        pd_buf_add(&r->key, text.data, text.len);
+        pd_buf_drop(&r->held, text.len + strlen(key_end));
+        r->param = function ? P_VALUE : P_BETWEEN;
+        return true;
+    case P_VALUE:
+        if (!up_to(r, value_end, &text)) return false;
+        add_param(r, text);
+        pd_buf_drop(&r->held, text.len + strlen(value_end));
+        r->param = P_OPEN;
+        return true;
+    }
+    return false;
 }
 
 static bool call_step(pd_tool_reader *r) {
@@ -395,25 +530,38 @@ static bool call_step(pd_tool_reader *r) {
     return true;
 }
 
-/* Behind a call: its closing mark, another call, or text. */
-static bool between_step(pd_tool_reader *r) {
-    drop_white(r, r->array ? "," : r->bare ? ";," : "");
+/* Behind an object of a list. */
+static bool array_step(pd_tool_reader *r) {
+    if (r->raw.len) keep_white(r); /* no call has come of it */
+    else drop_white(r, ",");
     if (r->held.len == 0) return false;
-    const bool object = *r->held.data == '{';
-    if (r->array) {
-        if (object) {
-            begin(r, false);
-        } else {
-            if (*r->held.data == ']') pd_buf_drop(&r->held, 1);
-            r->array = false;
-            r->at = TEXT;
-        }
+    if (*r->held.data == '{') {
+        begin(r, false);
         return true;
     }
-    const int closed = starts(r, "</tool_call>");
-    if (closed == 0) return false;
-    if (closed > 0) pd_buf_drop(&r->held, strlen("</tool_call>"));
-    if (closed < 0 && object && takes_bare(r)) begin(r, true);
+    if (r->raw.len) return unmark(r);
+    if (*r->held.data == ']') pd_buf_drop(&r->held, 1);
+    r->array = false;
+    return true;
+}
+
+/* Behind a call: its closing marks, another call, or text.  Space behind the last mark is text's. */
+static bool between_step(pd_tool_reader *r) {
+    size_t white = 0;
+    if (r->array) return array_step(r);
+    if (!r->closed) drop_white(r, r->bare ? ";," : "");
+    while (white < r->held.len && is_white(r->held.data[white])) white++;
+    if (white == r->held.len) return false;
+    const int len = pd_tool_close(r->t->format, r->held.data + white, r->held.len - white);
+    if (len < 0) return false;
+    if (len > 0) {
+        pd_buf_drop(&r->held, white + (size_t)len);
+        r->closed = true;
+        return true;
+    }
+    const bool object = r->held.data[white] == '{';
+    if (object && !r->closed && takes_bare(r)) begin(r, true);
+    else if (object && !r->closed && r->t->format == PD_TOOL_LIST) begin(r, false);
     else r->at = TEXT;
     return true;
 }
@@ -426,6 +574,7 @@ static void go(pd_tool_reader *r) {
         case HEAD: more = head_step(r); break;
         case NAME: more = name_step(r); break;
         case CALL: more = r->held.len && call_step(r); break;
+        case PARAMS: more = params_step(r); break;
         case BETWEEN: more = between_step(r); break;
         }
     }
@@ -467,8 +616,9 @@ void pd_tool_reader_end(pd_tool_reader *r) {
         not_a_call(r); /* cut off before its name */
         if (r->held.len) say(r, r->held.len);
     }
-    if (r->at == CALL) return; /* cut off in its arguments: told as far as they go */
-    if (r->at == BETWEEN) return; /* a part of its closing mark */
+    if (r->at == CALL || r->at == PARAMS) return; /* cut off in its arguments: told as far as they go */
+    if (r->at == BETWEEN && !r->raw.len && !r->closed) return; /* a part of its closing mark */
+    if (r->at == BETWEEN) unmark(r); /* a list without a call, or text */
     size_t white = 0;
     while (white < r->held.len && is_white(r->held.data[white])) white++;
     if (r->held.len && (white < r->held.len || r->n_done == 0)) say(r, r->held.len);

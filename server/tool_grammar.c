@@ -5,9 +5,9 @@
  *   prompt  ...<tool_call>\n{"name": "f", "arguments":
  *   answer                                             {"x": 1}}
  *
- * Each form of tools.h is continued as its models write it.  Only text can be asked for:
- * where a form parts its calls by a control token (Mistral's second) or knows one call
- * alone (Llama 3), one is made.  A single call is over with its last brace, so that the
+ * Each form of tools.h is continued as its models write it (pd_tool_begin).  Only text can
+ * be asked for: where a form parts its calls by a control token (Mistral's second,
+ * DeepSeek's) or knows one call alone (Llama 3), one is made.  A single call is over with its last brace, so that the
  * answer ends there. */
 #include "server/tools.h"
 
@@ -46,34 +46,47 @@ static pd_status write_arguments(const pd_tools *t, const json_t *tools, size_t 
     return pd_schema_rules(parameters, path, next, !is_strict(function), out, err);
 }
 
-/* How a call's object begins, up to its name. */
-#define OBJECT "\"{\\\"name\\\": \\\"\" "
-
-static const char *arguments_key(const pd_tools *t) {
-    return t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
+/* `text` as a literal; nothing for none. */
+static void literal(const char *text, pd_buf *out) {
+    if (text && text[0]) pd_gbnf_text(out, text, strlen(text));
 }
 
 /* Behind the name where that stands in the prompt already, else from the name on. */
 static void write_call(const pd_tools *t, size_t i, bool named, pd_buf *out) {
-    char text[PD_TOOL_NAME_MAX + 32];
-    const int n = snprintf(text, sizeof text, t->args_mark ? "%s" : "%s\", \"%s\":", t->name[i], arguments_key(t));
-    if (!named) pd_gbnf_text(out, text, (size_t)n);
-    pd_buf_printf(out, t->args_mark ? " ws a%zu" : " ws a%zu ws \"}\"", i);
+    if (!named) {
+        literal(t->name[i], out);
+        pd_buf_putc(out, ' ');
+        literal(t->begin.spoken, out);
+    }
+    pd_buf_printf(out, t->begin.close ? " ws a%zu ws " : " ws a%zu", i);
+    literal(t->begin.close, out);
 }
 
 /* `call`: one of the tools from its name on; `more`: what parts it from the one before, and it. */
 static void write_root(const pd_tools *t, const json_t *form, pd_buf *out) {
-    const bool list = t->format == PD_TOOL_MISTRAL && !t->args_mark;
+    const pd_tool_begin *b = &t->begin;
     const bool named = t->choice == PD_TOOL_NAMED;
-    const bool several = t->parallel && !named && t->format != PD_TOOL_LLAMA3 && !t->args_mark;
+    const bool several = t->parallel && !named && b->between;
+    const bool after = b->after && (several || !b->after_may); /* a single one is over with its last brace if it can be */
     pd_buf_puts(out, "root ::= ");
-    if (form) pd_buf_puts(out, t->format == PD_TOOL_LLAMA3 ? "form | " OBJECT : "form | \"<tool_call>\\n\" " OBJECT);
+    if (form) {
+        pd_buf_puts(out, "form | ");
+        literal(b->open, out);
+        pd_buf_putc(out, ' ');
+    }
     if (!form && (named || t->n == 1)) write_call(t, named ? t->named : 0, true, out);
     else pd_buf_puts(out, "call");
     if (several) pd_buf_printf(out, " more{0,%d}", PD_TOOL_CALLS_MAX - 1);
-    if (list) pd_buf_puts(out, " \"]\"");
-    else if (several) pd_buf_puts(out, " \"\\n</tool_call>\"?");
-    if (several) pd_buf_puts(out, list ? "\nmore ::= \", \" " OBJECT "call" : "\nmore ::= \"\\n</tool_call>\\n<tool_call>\\n\" " OBJECT "call");
+    if (after) {
+        pd_buf_putc(out, ' ');
+        literal(b->after, out);
+        if (b->after_may) pd_buf_putc(out, '?');
+    }
+    if (several) {
+        pd_buf_puts(out, "\nmore ::= ");
+        literal(b->between, out);
+        pd_buf_puts(out, " call");
+    }
     pd_buf_puts(out, "\ncall ::= ");
     for (size_t i = 0; i < t->n && !named; i++) {
         if (i) pd_buf_puts(out, " | ");
@@ -108,7 +121,7 @@ pd_status pd_tools_grammar(const pd_tools *t, const json_t *tools, const json_t 
     *ret = NULL;
     if (t->begun) form = NULL;
     else if (!form) return PD_OK;
-    if (form && t->format == PD_TOOL_MISTRAL)
+    if (form && t->begin.control)
         return pd_fail(err, PD_EINVAL, "response_format",
                        "response_format with tools is not served for this model, whose calls begin with a control token: "
                        "leave one out, or give tool_choice \"none\" or \"required\"");

@@ -2,6 +2,8 @@
 /* The tools of a request (see tools.h). */
 #include "server/tools.h"
 
+#include "server/tool_forms.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +11,11 @@
 /* ---- decoding ---- */
 
 /* OpenAI's rule: letters, digits, "_" and "-"; dots too, which others use. */
-bool pd_tools_good_name(const char *s) {
-    const size_t n = strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.");
-    return n > 0 && n <= PD_TOOL_NAME_MAX && s[n] == '\0';
+bool pd_tools_good_name(const char *s, size_t n) {
+    static const char set[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    for (size_t i = 0; i < n; i++)
+        if (!memchr(set, s[i], sizeof set - 1)) return false;
+    return n > 0 && n <= PD_TOOL_NAME_MAX;
 }
 
 static pd_status decode_tool(const json_t *tool, size_t i, pd_tools *t, pd_err *err) {
@@ -22,7 +26,7 @@ static pd_status decode_tool(const json_t *tool, size_t i, pd_tools *t, pd_err *
     const char *name = json_string_value(pd_json_get(function, "name"));
     if (!type || strcmp(type, "function") != 0)
         return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"function\" is served", at, type ? type : "");
-    if (!name || !pd_tools_good_name(name))
+    if (!name || !pd_tools_good_name(name, strlen(name)))
         return pd_fail(err, PD_EINVAL, at,
                        "%s.function.name must be a string of 1 to %d letters, digits, \"_\", \"-\" and \".\"", at,
                        PD_TOOL_NAME_MAX);
@@ -89,6 +93,7 @@ pd_status pd_tools_decode(const json_t *body, pd_tools **ret, pd_err *err) {
     pd_tools *t = calloc(1, sizeof *t);
     if (!t) return pd_fail(err, PD_ENOMEM, NULL, "no memory for the tools");
     t->parallel = parallel;
+    t->list = json_incref((json_t *)(uintptr_t)list);
     const pd_status rc = decode(body, list, t, &none, err);
     if (rc == PD_OK && !none) *ret = t;
     else pd_tools_close(t);
@@ -100,6 +105,7 @@ void pd_tools_close(pd_tools *t) {
     for (size_t i = 0; i < t->n; i++) free(t->name[i]);
     free(t->name);
     free(t->begun);
+    json_decref(t->list);
     free(t);
 }
 
@@ -111,35 +117,18 @@ bool pd_tools_knows(const pd_tools *t, const char *name, size_t n) {
 
 /* ---- the model's form ---- */
 
-static pd_tool_format format_of(const pd_chat *chat) {
-    const char *text = pd_chat_text(chat);
-    if (!pd_chat_uses(chat, "tools")) return PD_TOOL_HERMES; /* as pd_tools_describe asks for */
-    if (strstr(text, "[TOOL_CALLS]")) return PD_TOOL_MISTRAL;
-    if (strstr(text, "<tool_call>")) return PD_TOOL_HERMES;
-    if (strstr(text, "<|python_tag|>") || strstr(text, "\"parameters\": dictionary of argument name")) return PD_TOOL_LLAMA3;
-    return PD_TOOL_ANY;
-}
-
-/* A call that must be made is begun for the model: it can only go on with it. */
-static int begin_call(const pd_tools *t, char *dst, size_t cap) {
-    const char *name = t->choice == PD_TOOL_NAMED ? t->name[t->named] : t->n == 1 ? t->name[0] : NULL;
-    const char *key = t->format == PD_TOOL_LLAMA3 ? "parameters" : "arguments";
-    if (t->args_mark)
-        return snprintf(dst, cap, name ? "[TOOL_CALLS]%s[ARGS]" : "[TOOL_CALLS]", name ? name : "");
-    const char *open = t->format == PD_TOOL_MISTRAL ? "[TOOL_CALLS][" : t->format == PD_TOOL_LLAMA3 ? "" : "<tool_call>\n";
-    if (name) return snprintf(dst, cap, "%s{\"name\": \"%s\", \"%s\":", open, name, key);
-    return snprintf(dst, cap, "%s{\"name\": \"", open);
-}
-
 pd_status pd_tools_fit(pd_tools *t, const pd_chat *chat, const char *schema, pd_err *err) {
-    char text[PD_TOOL_NAME_MAX + 80];
     t->schema = schema ? schema : "function.parameters";
-    t->format = format_of(chat);
+    pd_tool_find_form(t, chat);
     if (t->choice == PD_TOOL_AUTO) return PD_OK;
-    t->args_mark = t->format == PD_TOOL_MISTRAL && strstr(pd_chat_text(chat), "[ARGS]");
-    begin_call(t, text, sizeof text);
+    const char *name = t->choice == PD_TOOL_NAMED ? t->name[t->named] : t->n == 1 ? t->name[0] : NULL;
+    pd_buf text = {0};
+    pd_buf_puts(&text, t->begin.open);
+    if (name) pd_buf_puts(&text, name);
+    if (name) pd_buf_puts(&text, t->begin.behind);
     free(t->begun);
-    t->begun = strdup(text);
+    t->begun = text.failed ? NULL : strndup(text.data, text.len);
+    pd_buf_done(&text);
     return t->begun ? PD_OK : pd_fail(err, PD_ENOMEM, NULL, "no memory for the tools");
 }
 

@@ -17,11 +17,29 @@ enum { PD_TOOLS_MAX = 128, PD_TOOL_NAME_MAX = 64 };
 
 /* How a model writes a call down. */
 typedef enum {
-    PD_TOOL_HERMES,  /* <tool_call>{"name": ..., "arguments": {...}}</tool_call> (Hermes, Qwen, SmolLM3 ...) */
-    PD_TOOL_LLAMA3,  /* {"name": ..., "parameters": {...}} as the whole answer, or behind <|python_tag|> */
-    PD_TOOL_MISTRAL, /* [TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name[ARGS]{...} */
-    PD_TOOL_ANY,     /* the template does not tell: Hermes' and Llama's are understood */
+    PD_TOOL_HERMES,   /* <tool_call>{"name": ..., "arguments": {...}}</tool_call> (Hermes, Qwen, SmolLM3 ...) */
+    PD_TOOL_LLAMA3,   /* {"name": ..., "parameters": {...}} as the whole answer, or behind <|python_tag|> */
+    PD_TOOL_MISTRAL,  /* [TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name[ARGS]{...} */
+    PD_TOOL_ANY,      /* the template does not tell: Hermes' and Llama's are understood */
+    PD_TOOL_FUNCTION, /* <tool_call><function=name><parameter=key>value</parameter></function></tool_call>
+                         (Qwen3-Coder, Nemotron 3), or <function=name>{...}</function> (Functionary) */
+    PD_TOOL_ARG_KEYS, /* <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call> (GLM) */
+    PD_TOOL_DEEPSEEK, /* <｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>, in R1 function<｜tool▁sep｜>name and fences */
+    PD_TOOL_KIMI,     /* <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}<|tool_call_end|> */
+    PD_TOOL_LIST,     /* t->mark[{"name": ..., "arguments": {...}}] (Granite 3, Command R7B, Nemotron 2, FireFunction ...) */
+    PD_TOOL_FORMATS,
 } pd_tool_format;
+
+/* How a call that must be made is written; static texts. */
+typedef struct {
+    const char *open;   /* up to its name */
+    const char *behind; /* the name, up to the arguments; `spoken`: the same without control tokens, which no grammar allows */
+    const char *spoken;
+    const char *close;  /* behind the arguments */
+    const char *between, *after; /* it and the next one's name; the last one, "" = nothing.  between NULL: only one can be made */
+    bool after_may;     /* `after` may be left out */
+    bool control;       /* `open` has control tokens: no grammar can begin with it */
+} pd_tool_begin;
 
 typedef enum { PD_TOOL_AUTO, PD_TOOL_REQUIRED, PD_TOOL_NAMED } pd_tool_choice;
 
@@ -30,9 +48,11 @@ typedef struct pd_tools {
     size_t named;    /* PD_TOOL_NAMED: which */
     bool parallel;   /* more than one call in an answer */
     pd_tool_format format;
-    bool args_mark;  /* PD_TOOL_MISTRAL: the second form */
+    const char *mark; /* PD_TOOL_LIST: what the list stands behind, static */
+    pd_tool_begin begin;
     char **name;     /* [n] */
     size_t n;
+    json_t *list;    /* the request's, NULL = nothing is known of parameters; one reference */
     const char *schema; /* where errors say a tool's schema is: tools[i].THIS */
     char *begun;     /* what the answer begins with, already in the prompt; NULL: nothing */
 } pd_tools;
@@ -42,7 +62,7 @@ typedef struct pd_tools {
 pd_status pd_tools_decode(const json_t *body, pd_tools **ret, pd_err *err);
 void pd_tools_close(pd_tools *t); /* NULL is fine */
 
-bool pd_tools_good_name(const char *s); /* 1 to PD_TOOL_NAME_MAX letters, digits, "_", "-" and "." */
+bool pd_tools_good_name(const char *s, size_t n); /* 1 to PD_TOOL_NAME_MAX letters, digits, "_", "-" and "." */
 
 /* For this model's template: t->format, and for a call that must be made t->begun.  `schema`
  * becomes t->schema, NULL = "function.parameters". */

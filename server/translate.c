@@ -51,7 +51,7 @@ static pd_status check_tool(const json_t *tool, const char *at, const char *type
         return pd_fail(err, PD_EINVAL, at, "%s is %s; an object is expected", at, pd_json_type_name(tool));
     if (word ? strcmp(word, type) != 0 : kind || !type_optional)
         return pd_fail(err, PD_EINVAL, at, "%s has type \"%.40s\"; only \"%s\" is served", at, word ? word : "", type);
-    if (!name || !pd_tools_good_name(name))
+    if (!name || !pd_tools_good_name(name, strlen(name)))
         return pd_fail(err, PD_EINVAL, at, "%s.name must be a string of 1 to %d letters, digits, \"_\", \"-\" and \".\"",
                        at, PD_TOOL_NAME_MAX);
     if (description && !json_is_string(description))

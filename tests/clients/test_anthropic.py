@@ -144,12 +144,11 @@ class Tools(unittest.TestCase):
             asked.append(zone)
             return "noon"
 
-        runner = self.c.beta.messages.tool_runner(model="any", max_tokens=60, tools=[get_time], max_iterations=2, messages=self.ask["messages"],
-                                                  tool_choice={"type": "any"}, extra_body={"temperature": 0})
+        says = 'root ::= "<tool_call>\\n{\\"name\\": \\"get_time\\", \\"arguments\\": {\\"zone\\": \\"UTC\\"}}\\n</tool_call>"'
+        runner = self.c.beta.messages.tool_runner(model="any", max_tokens=80, tools=[get_time], max_iterations=2,
+                                                  messages=self.ask["messages"], extra_body={"temperature": 0, "grammar": says})
         said = list(runner)
-        self.assertEqual(said[0].stop_reason, "tool_use")
-        self.assertEqual(len(said), 2)
-        self.assertTrue(asked)
+        self.assertEqual((said[0].stop_reason, len(said), asked[0]), ("tool_use", 2, "UTC"))
 
     def test_refusals(self):
         for bad, words in (({"tool_choice": {"type": "tool", "name": "other"}}, "other"), ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]")):

@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
     } while (0)
 
 static const char *const forms[] = {"{{ messages }}", "{{ tools }}<|python_tag|>", "{{ tools }}[TOOL_CALLS]",
-                                    "{{ tools }}[TOOL_CALLS][ARGS]"};
+                                    "{{ tools }}[TOOL_CALLS][ARGS]", "{{ tools }}<function=", "{{ messages }}<｜tool▁call▁begin｜>```json", "{{ messages }}<｜tool▁call▁begin｜>",
+                                    "{{ tools }}<|tool_call_argument_begin|>", "{{ tools }}<|START_ACTION|>", "{{ tools }}functools["};
 enum { N_FORM = sizeof forms / sizeof *forms, WALK_MAX = 2000 };
 
 /* Calls that are whole have JSON objects as their arguments. */

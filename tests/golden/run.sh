@@ -84,17 +84,19 @@ architectures() {
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
 }
 
-# Published chat templates by our interpreter and by Jinja2.
+# Published chat templates by our interpreter and by Jinja2, and the calls that they write by our reader.
 templates() {
-    local out vocabs=${PRESSD_TEST_VOCABS:-} program
-    program=$(dirname "${PRESSD_BIN:-build/server/pressd}")/../tests/unit/render_template
+    local out vocabs=${PRESSD_TEST_VOCABS:-} tests script
+    tests=$(dirname "${PRESSD_BIN:-build/server/pressd}")/../tests/unit
     if [ -z "$vocabs" ]; then
         echo "skipped templates: no PRESSD_TEST_VOCABS"
         return
     fi
-    out=$("$python" "$here/test_templates.py" "$program" "$vocabs"/templates* 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    for script in test_templates.py:render_template test_calls.py:read_calls; do
+        out=$("$python" "$here/${script%:*}" "$tests/${script#*:}" "$vocabs"/templates* 2>&1 | tee >(cat >&2))
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    done
 }
 
 templates

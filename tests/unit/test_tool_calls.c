@@ -238,6 +238,105 @@ static void in_the_order_they_were_said(void **state) {
     is("cut off", 1, &got, "|now({\"x\": 2)");
 }
 
+/* Tools with parameters of every kind: what stands between tags is what they say. */
+#define PARAMETERS                                                                                                      \
+    "[{\"type\": \"function\", \"function\": {\"name\": \"weather\", \"parameters\": {\"type\": \"object\", \"properties\": {"  \
+    "\"s\": {\"type\": \"string\"}, \"i\": {\"type\": \"integer\"}, \"b\": {\"type\": \"boolean\"}, \"o\": {\"type\": \"object\"}, " \
+    "\"sn\": {\"type\": [\"string\", \"null\"]}, \"e\": {\"enum\": [\"1\", \"2\"]}}}}}]"
+
+static pd_tools tools_of_tags(pd_tool_format f, json_t **list) {
+    pd_tools t = tools_of(f);
+    t.list = *list = json_loads(PARAMETERS, 0, NULL);
+    assert_non_null(t.list);
+    return t;
+}
+
+static void function_tags(void **state) {
+    (void)state;
+    json_t *list;
+    const pd_tools t = tools_of_tags(PD_TOOL_FUNCTION, &list);
+    reads(&t, "<tool_call>\n<function=weather>\n<parameter=s>\n5\n</parameter>\n<parameter=i>\n5\n</parameter>\n</function>\n</tool_call>",
+          "|weather({\"s\": \"5\", \"i\": 5})");
+    reads(&t, "I look.\n<tool_call>\n<function=now>\n</function>\n</tool_call>\n<tool_call>\n<function=weather>\n<parameter=o>\n{\"a\": [1]}\n"
+              "</parameter>\n<parameter=sn>\nnull\n</parameter>\n</function>\n</tool_call> Done.",
+          "I look. Done.|now({})|weather({\"o\": {\"a\": [1]}, \"sn\": null})");
+    reads(&t, "<function=weather><parameter=s>two\nlines <b>\n\n</parameter><parameter=e>1</parameter><parameter=b>True</parameter></function>",
+          "|weather({\"s\": \"two\\nlines <b>\\n\", \"e\": \"1\", \"b\": true})");
+    reads(&t, "<seed:tool_call>\n<function=weather>\n<parameter=i>not a number</parameter>\n<parameter=other>[1,</parameter>\n</function>\n</seed:tool_call>\n",
+          "|weather({\"i\": \"not a number\", \"other\": \"[1,\"})");
+    reads(&t, "<function=weather>{\"s\": {\"}\": 1}}</function> x", " x|weather({\"s\": {\"}\": 1}})"); /* Functionary */
+    reads(&t, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>", "|now({})");            /* one that was begun */
+    reads(&t, "<tool_call>\n nothing", "<tool_call>\n nothing");
+    reads(&t, "a <function and <function=two words> b", "a <function and <function=two words> b");
+    /* Cut off. */
+    reads(&t, "<function=weather>\n<parameter=s>\nx\n</parameter>\n<parameter=i>\n4", "|weather({\"s\": \"x\")");
+    reads(&t, "<tool_call>\n<function=wea", "<tool_call>\n<function=wea");
+    reads(&t, "<function=now></func", "|now({})");
+    reads(&t, "<function=now> ", "|now()");
+    json_decref(list);
+}
+
+static void arg_keys(void **state) {
+    (void)state;
+    json_t *list;
+    const pd_tools t = tools_of_tags(PD_TOOL_ARG_KEYS, &list);
+    reads(&t, "\n<tool_call>weather\n<arg_key>s</arg_key>\n<arg_value>Bern</arg_value>\n<arg_key>i</arg_key>\n<arg_value>-7</arg_value>\n</tool_call>\n",
+          "|weather({\"s\": \"Bern\", \"i\": -7})");
+    reads(&t, "So: <tool_call>now</tool_call><tool_call>weather<arg_key>b</arg_key><arg_value> false </arg_value></tool_call>",
+          "So:|now({})|weather({\"b\": false})");
+    reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": {}}", "|now({})");
+    reads(&t, "<tool_call> is a mark, <b>", "<tool_call> is a mark, <b>");
+    reads(&t, "<tool_call>now<arg_key>x</arg_key> no value", "no value|now({})");
+    json_decref(list);
+}
+
+#define D "<\xef\xbd\x9ctool\xe2\x96\x81"
+#define D_BEGIN "\xe2\x96\x81" "begin\xef\xbd\x9c>"
+#define D_END "\xe2\x96\x81" "end\xef\xbd\x9c>"
+#define D_SEP D "sep\xef\xbd\x9c>"
+
+static void deepseek(void **state) {
+    (void)state;
+    const pd_tools t = tools_of(PD_TOOL_DEEPSEEK);
+    reads(&t, "Well.\n\n" D "calls" D_BEGIN D "call" D_BEGIN "function" D_SEP "weather\n```json\n{\"a\": {}}\n```" D "call" D_END "\n" D "call" D_BEGIN
+              "function" D_SEP "now\n```json\n{}\n```" D "call" D_END D "calls" D_END, "Well.|weather({\"a\": {}})|now({})");
+    reads(&t, D "calls" D_BEGIN D "call" D_BEGIN "weather" D_SEP "{\"a\": \"}\"}" D "call" D_END D "call" D_BEGIN "now" D_SEP "{}" D "call" D_END D "calls" D_END " x",
+          " x|weather({\"a\": \"}\"})|now({})");
+    reads(&t, "<tool_call>{\"name\": \"now\"}</tool_call>", "|now({})"); /* as the system message asks for */
+    reads(&t, D "call" D_BEGIN "no call", D "call" D_BEGIN "no call");
+    reads(&t, D "call" D_BEGIN "now" D_SEP "\"{}\" {", D "call" D_BEGIN "now" D_SEP "\"{}\" {"); /* no name is a quote */
+    reads(&t, "a <\xef\xbd\x9c b", "a <\xef\xbd\x9c b");
+}
+
+static void kimi(void **state) {
+    (void)state;
+    const pd_tools t = tools_of(PD_TOOL_KIMI);
+    reads(&t, "ok<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{\"a\": 1}<|tool_call_end|>"
+              "<|tool_call_begin|>functions.now:1<|tool_call_argument_begin|> {}<|tool_call_end|><|tool_calls_section_end|>",
+          "ok|weather({\"a\": 1})|now({})");
+    reads(&t, "<|tool_call_begin|>now<|tool_call_argument_begin|>{}", "|now({})");
+}
+
+static void lists(void **state) {
+    (void)state;
+    pd_tools t = tools_of(PD_TOOL_LIST);
+    t.mark = "<|START_ACTION|>";
+    reads(&t, "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"weather\", \"parameters\": {\"a\": 1}},\n    {\"tool_call_id\": \"1\", "
+              "\"tool_name\": \"now\", \"parameters\": {}}\n]<|END_ACTION|>", "|weather({\"a\": 1})|now({})");
+    t.mark = "<|tool_call|>";
+    reads(&t, "<|tool_call|>[{\"name\": \"now\", \"arguments\": {}}]", "|now({})");
+    reads(&t, "<|tool_call|> [ ] x", "<|tool_call|> [ ] x");
+    t.mark = "<TOOLCALL>";
+    reads(&t, "<TOOLCALL>[{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"weather\", \"arguments\": {}}]</TOOLCALL> x", " x|now({})|weather({})");
+    t.mark = "<tool_calls>";
+    reads(&t, "<tool_calls>\n{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_calls>", "|now({})|weather({})");
+    t.mark = "functools[";
+    reads(&t, "I see. functools[{\"name\": \"weather\", \"arguments\": {\"a\": [1]}}, {\"name\": \"now\", \"arguments\": {}}]",
+          "I see.|weather({\"a\": [1]})|now({})");
+    reads(&t, "import functools\nfunctools[ 1, 2]", "import functools\nfunctools[ 1, 2]");
+    reads(&t, "functools[", "functools[");
+}
+
 static void one_call_alone(void **state) {
     (void)state;
     pd_tools t = tools_of(PD_TOOL_HERMES);
@@ -342,6 +441,10 @@ static void fits(const char *template, pd_tool_format format, const char *requir
     pd_tool_reader *r = pd_tool_reader_open(t);
     pd_tool_reader_add(r, "{\"a\": 1}", 8);
     assert_int_equal(pd_tool_reader_calls(r), 1);
+    pd_tool_piece p;
+    assert_true(pd_tool_reader_take(r, &p));
+    assert_string_equal(p.call->name.data, "f");
+    assert_memory_equal(p.text + p.len - 8, "{\"a\": 1}", 8);
     pd_tool_reader_close(r);
     pd_tools_close(t);
     json_decref(body);
@@ -355,6 +458,19 @@ static void templates_tell_the_form(void **state) {
     fits("{{ tools }}<|python_tag|>", PD_TOOL_LLAMA3, "{\"name\": \"", "{\"name\": \"f\", \"parameters\":");
     fits("{{ tools }}[TOOL_CALLS]", PD_TOOL_MISTRAL, "[TOOL_CALLS][{\"name\": \"", "[TOOL_CALLS][{\"name\": \"f\", \"arguments\":");
     fits("{{ tools }}[TOOL_CALLS][ARGS]", PD_TOOL_MISTRAL, "[TOOL_CALLS]", "[TOOL_CALLS]f[ARGS]");
+    fits("{{ tools }}<tool_call><function=<parameter=", PD_TOOL_FUNCTION, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
+    fits("{{ tools }}<function=", PD_TOOL_FUNCTION, "<function=", "<function=f>");
+    fits("{{ tools }}<tool_call><arg_key>", PD_TOOL_ARG_KEYS, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
+    fits("{{ messages }}" D "call" D_BEGIN D_SEP "```json", PD_TOOL_DEEPSEEK, D "calls" D_BEGIN D "call" D_BEGIN "function" D_SEP,
+         D "calls" D_BEGIN D "call" D_BEGIN "function" D_SEP "f\n```json\n");
+    fits("{{ tools }}" D "call" D_BEGIN D_SEP, PD_TOOL_DEEPSEEK, D "calls" D_BEGIN D "call" D_BEGIN, D "calls" D_BEGIN D "call" D_BEGIN "f" D_SEP);
+    fits("{{ tools }}<|tool_call_argument_begin|>", PD_TOOL_KIMI, "<|tool_calls_section_begin|><|tool_call_begin|>functions.",
+         "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>");
+    fits("{{ tools }}<|START_ACTION|>", PD_TOOL_LIST, "<|START_ACTION|>[{\"tool_call_id\": \"0\", \"tool_name\": \"",
+         "<|START_ACTION|>[{\"tool_call_id\": \"0\", \"tool_name\": \"f\", \"parameters\":");
+    fits("{{ tools }}functools[", PD_TOOL_LIST, "functools[{\"name\": \"", "functools[{\"name\": \"f\", \"arguments\":");
+    fits("{{ tools }}<tool_calls>", PD_TOOL_LIST, "<tool_calls>[{\"name\": \"", "<tool_calls>[{\"name\": \"f\", \"arguments\":");
+    fits("{{ messages }}<tool_calls>", PD_TOOL_HERMES, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
     fits("{{ tools }}", PD_TOOL_ANY, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
 }
 
@@ -387,7 +503,9 @@ static pd_status grammar_of(const char *template, const char *text, pd_tools **t
 static void begun_calls_are_held_to_their_schema(void **state) {
     (void)state;
     static const char hermes_form[] = "{{ messages }}", llama[] = "{{ tools }}<|python_tag|>", list[] = "{{ tools }}[TOOL_CALLS]",
-                      marks[] = "{{ tools }}[TOOL_CALLS][ARGS]";
+                      marks[] = "{{ tools }}[TOOL_CALLS][ARGS]", tags[] = "{{ tools }}<function=", r1[] = "{{ messages }}" D "call" D_BEGIN "```json",
+                      v3[] = "{{ messages }}" D "call" D_BEGIN, kimi_form[] = "{{ tools }}<|tool_call_argument_begin|>", action[] = "{{ tools }}<|START_ACTION|>",
+                      functools[] = "{{ tools }}functools[";
     static const struct {
         const char *template, *body, *answer;
         const char *want; /* what is read of it; NULL: it is not allowed */
@@ -417,6 +535,16 @@ static void begun_calls_are_held_to_their_schema(void **state) {
         {marks, "{\"tools\": [" F "]" NAMED "}", "{\"x\": 1}", "|f({\"x\": 1})", true},
         {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
         {marks, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "h{\"x\": 1}", NULL, false},
+        {tags, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}", "|f({\"x\": 1})", true},
+        {tags, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "g>{}", "|g({})", true},
+        {r1, "{\"tools\": [" F "]" NAMED "}", "{\"x\": 1}", "|f({\"x\": 1})", true},
+        {r1, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f\n```json\n{\"x\": 1}", "|f({\"x\": 1})", true},
+        {v3, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
+        {kimi_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
+        {action, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}",
+         "g\", \"parameters\": {}}, {\"tool_name\": \"f\", \"parameters\": {\"x\": 1}}]", "|g({})|f({\"x\": 1})", true},
+        {functools, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}]", "|f({\"x\": 1})", true},
+        {functools, "{\"tools\": [" F "]" FORM "}", "functools[{\"name\": \"f\", \"arguments\": {\"x\": 1}}]", "|f({\"x\": 1})", true},
         /* May be called, or the answer is of a form. */
         {hermes_form, "{\"tools\": [" F "]" FORM "}", "{\"y\": true}", "{\"y\": true}", true},
         {hermes_form, "{\"tools\": [" F "]" FORM "}", "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>", "|f({\"x\": 1})", false},
@@ -500,6 +628,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hermes),           cmocka_unit_test(llama3),
         cmocka_unit_test(mistral),          cmocka_unit_test(any_form),
+        cmocka_unit_test(function_tags),    cmocka_unit_test(arg_keys),
+        cmocka_unit_test(deepseek),         cmocka_unit_test(kimi),
+        cmocka_unit_test(lists),
         cmocka_unit_test(one_call_alone),
         cmocka_unit_test(in_the_order_they_were_said),   cmocka_unit_test(begun_calls_go_on),
         cmocka_unit_test(many_calls_end),   cmocka_unit_test(bodies_are_checked),
