@@ -24,8 +24,8 @@
  * threshold of the singular values' running sum, one for keys and values, until the budget is passed.
  * DIFFERS: nothing is folded into the weights, which are quantised: keys and values are projected when
  * they are stored, and outputs unfolded when they are read.
- * DIFFERS: values stay whole unless asked: they have no few directions, so a rank costs far more than
- * it does on keys (README), and more than dropping tokens; kv_type stores them in few bits.
+ * DIFFERS: values stay whole unless asked: they have no few directions, so at the same bytes they cost
+ * several times what keys do (tests/bench/README.md); kv_type stores them in few bits.
  * Cost: (rank_k + rank_v) * D multiply-adds to project a token and, at every step, rank_k * D for each key
  * to rebuild it: it saves memory, not time. */
 #include "compression/press_data.h"

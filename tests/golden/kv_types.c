@@ -3,7 +3,7 @@
  *
  *     golden_kv_types MODEL [--press-data DATA] TEXT...
  *
- * Types of numbers; or, with press data, keys in fewer numbers (eigen_attention).
+ * Types of numbers; or, with press data, keys and values in fewer numbers (eigen_attention).
  *
  * Of each text 1,536 tokens are read and 512 more are forced (forced.h), in each kind of
  * cache; compared with the native one: f32 with PRESSD_KV_COMPUTE=f32, else f16, where
@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CONTEXT = 1536, FORCED = 512, KINDS = 8 };
+enum { CONTEXT = 1536, FORCED = 512, KINDS = 12 };
 
 static const forced_kind types[] = {
     {.name = "native"},
@@ -35,6 +35,9 @@ static const forced_kind presses[] = {
     {.name = "score 32", .press = "eigen_attention", .limit = 0.045},
     {.name = "shared 32", .press = "eigen_attention:basis=shared", .over = true},
     {.name = "rotated 32", .press = "eigen_attention:basis=rotated", .over = true},
+    /* as many bytes of both, as the authors have it; of values alone */
+    {.name = "shared 48/48", .press = "eigen_attention:rank_k=48,rank_v=48,basis=shared", .limit = 0.1},
+    {.name = "values 32", .press = "eigen_attention:rank_k=64,rank_v=32", .over = true},
 };
 
 int main(int argc, char **argv) {
