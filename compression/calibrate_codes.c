@@ -6,8 +6,9 @@
  * goes to the end of the context: keys are therefore kept before RoPE, a sample of each layer's,
  * and turned to positions drawn from the whole context when the books are made.
  *
- * A pair of channels weighs as much as the queries there are large (their moments). The two numbers that RoPE turns together stand next to each other in a part (cache/codes.h): on
- * a circle they need fewer centroids than two numbers of different circles.
+ * A pair of channels weighs as much as queries are large there (from their moments), since a score's
+ * error is the key's times the query.  The two channels that RoPE turns together stand next to each
+ * other in a part (cache/codes.h): on a circle they need fewer centroids than two of different circles.
  *
  * Cost: ROWS keys of 2 bytes a number; at the end k-means of each head's parts in six ways. */
 #include "compression/calibrate_int.h"

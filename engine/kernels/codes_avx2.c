@@ -10,7 +10,7 @@
 
 #define FORCE_INLINE static inline __attribute__((always_inline))
 
-enum { N = PD_PAGE_TOKENS };
+enum { N = PD_PAGE_TOKENS, AHEAD = 8 /* pages: each is a line or a few, and the hardware does not guess the next */ };
 
 static size_t nearest_f32(const float *x, const float *book, size_t sub, size_t n) {
     __m256 best = _mm256_set1_ps(__builtin_inff());
@@ -106,6 +106,8 @@ static void scores_codes4(const pd_code_pass *p) {
     const size_t half = p->n_code / 2;
     for (size_t page = 0; page < p->n_page; page++) {
         const uint8_t *codes = p->pages[page];
+        for (size_t i = 0; page + AHEAD < p->n_page + p->n_next && i < half * N; i += 64)
+            _mm_prefetch((const char *)p->pages[page + AHEAD] + i, _MM_HINT_T0);
         for (size_t g = 0; g < p->n_group; g++) {
             const uint8_t *table = p->table + g * p->n_code * 16;
             __m256i lo = _mm256_setzero_si256(), hi = lo;

@@ -61,6 +61,7 @@ typedef struct pd_part_pass {
 typedef struct pd_code_pass {
     const void *const *pages;
     size_t n_page, n_code, n_group; /* n_code <= 256; of 16 centroids even; 1 <= n_group <= 16 */
+    size_t n_next;             /* pages behind those that are read next, a hint */
     const uint8_t *table;      /* [n_group][n_code][256 or 16] as code_table makes them */
     const float *least, *step; /* [n_group] */
     float *tmp;                /* [n_group][tmp_stride], set: slot s of page p at 16 p + s */

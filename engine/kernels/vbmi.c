@@ -58,6 +58,9 @@ static void scores_codes8(const pd_code_pass *p) {
         const size_t left = p->n_page - at, n = left < QUAD * MAX_QUADS ? left : QUAD * MAX_QUADS;
         const uint8_t *page[QUAD * MAX_QUADS];
         for (size_t i = 0; i < QUAD * MAX_QUADS; i++) page[i] = p->pages[at + (i < n ? i : n - 1)];
+        const size_t next = at + QUAD * MAX_QUADS, end = next + QUAD * MAX_QUADS;
+        for (size_t k = next; k < end && k < p->n_page + p->n_next; k++)
+            for (size_t i = 0; i < p->n_code * N; i += 64) _mm_prefetch((const char *)p->pages[k] + i, _MM_HINT_T0);
         for (size_t g = 0; g < p->n_group; g++) {
             float *tmp = p->tmp + g * p->tmp_stride + at * N;
             switch ((n + QUAD - 1) / QUAD) {

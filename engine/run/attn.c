@@ -291,8 +291,8 @@ static void unfold(const step_job *j, const pd_attn_chunk *c, size_t first, size
 }
 
 /* Scores of pages of codes by the head's tables, less off [G] (NULL = 0): tmp [G][stride]. */
-static void table_scores(const step_job *j, const pd_attn_chunk *c, const pd_book *book, const void *const *pages, const float *off, float *tmp,
-                         size_t stride) {
+static void table_scores(const step_job *j, const pd_attn_chunk *c, const pd_book *book, const void *const *pages, size_t n_next, const float *off,
+                         float *tmp, size_t stride) {
     const pd_attn *a = j->a;
     const size_t group = a->model->hp.n_head / a->model->hp.n_head_kv, n_code = pd_book_codes(book);
     const size_t q0 = c->seq * a->model->hp.n_head + c->head * group;
@@ -301,20 +301,20 @@ static void table_scores(const step_job *j, const pd_attn_chunk *c, const pd_boo
         least[g] = a->table_scale[2 * (q0 + g)];
         step[g] = a->table_scale[2 * (q0 + g) + 1];
     }
-    const pd_code_pass p = {.pages = pages, .n_page = c->n_page, .n_code = n_code, .n_group = group, .table = a->table + q0 * a->table_bytes,
+    const pd_code_pass p = {.pages = pages, .n_page = c->n_page, .n_next = n_next, .n_code = n_code, .n_group = group, .table = a->table + q0 * a->table_bytes,
                             .least = least, .step = step, .tmp = tmp, .tmp_stride = stride};
     for (size_t g = 0; g < group && off; g++) least[g] -= off[g];
     (book->n_centroid > 16 ? a->kern->scores_codes8 : a->kern->scores_codes4)(&p);
 }
 
 /* Scores of keys in codes, but for those of sinks, which are there: tmp [G][stride].  q [G][D]. */
-static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t first, size_t n,
+static void code_scores(const step_job *j, const pd_attn_chunk *c, const void *const *pages, size_t n_next, size_t first, size_t n,
                         const float *q, float *tmp, size_t stride) {
     const pd_attn *a = j->a;
     const pd_kv *kv = j->kv[c->seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, c->head);
     const size_t d = kv->head_dim, group = a->model->hp.n_head / kv->n_head_kv;
-    table_scores(j, c, &pd_kv_latent(kv, j->layer, c->head)->book, pages, NULL, tmp, stride);
+    table_scores(j, c, &pd_kv_latent(kv, j->layer, c->head)->book, pages, n_next, NULL, tmp, stride);
     const float *sink = pd_kv_sinks(kv, j->layer, c->head);
     for (size_t s = first; s < first + n; s++) { /* positions rise */
         const size_t pos = (size_t)pd_kvpool_pos(pd_kv_pack_pool(kv, kh), kh->page[c->page0 + s / N])[s % N];
@@ -330,7 +330,7 @@ static void latent_chunk(const step_job *j, const pd_attn_chunk *c, const void *
     const pd_latent *latent = pd_kv_latent(kv, j->layer, c->head);
     const size_t d = kv->head_dim, group = j->a->model->hp.n_head / kv->n_head_kv;
     if (latent->book.n_centroid)
-        code_scores(j, c, pages, first, n, q, tmp, stride);
+        code_scores(j, c, pages, n_next, first, n, q, tmp, stride);
     else if (latent->project)
         latent_scores(j, c, pages, first, n, q, tmp, stride, lat);
     else
@@ -429,13 +429,13 @@ static void step_chunk(const step_job *j, size_t chunk, bool more, unsigned thre
         float off[GROUP_MAX];
         for (size_t g = 0; g < group && centre; g++) off[g] = a->kern->dot_f32(q + g * d, centre, d);
         tmp = pd_select_at(sel, c->head, (size_t)c->page0 * N);
-        table_scores(j, c, &book, pages, centre ? off : NULL, tmp, sel->stride);
+        table_scores(j, c, &book, pages, 0, centre ? off : NULL, tmp, sel->stride);
         pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, tmp, sel->stride);
         return;
     }
     if (sel && packed) { /* in codes */
         float *at = pd_select_at(sel, c->head, (size_t)c->page0 * N);
-        code_scores(j, c, pages, first, end - first, q, at, sel->stride);
+        code_scores(j, c, pages, n_next, first, end - first, q, at, sel->stride);
         pd_codec_scored(a->kern, group, first, end - first, hp->attn_softcap, at, sel->stride);
         return;
     }

@@ -324,7 +324,8 @@ static void run_keys(void *p) {
             pd_book_table(&a->book, a->k, a->q + g * a->book.head_dim, a->table + g * a->k_dim * a->book.n_centroid, &least[g], &step[g]);
         for (size_t i = 0; i < n_page; i += CHUNK) {
             const void **pages = a->pages + h * n_page + i;
-            const pd_code_pass pass = {.pages = pages, .n_page = CHUNK, .n_code = a->k_dim, .n_group = a->n_group, .table = a->table,
+            const pd_code_pass pass = {.pages = pages, .n_page = CHUNK, .n_code = a->k_dim, .n_group = a->n_group,
+                                       .n_next = n_page - i - CHUNK < CHUNK ? n_page - i - CHUNK : CHUNK, .table = a->table,
                                        .least = least, .step = step, .tmp = a->tmp, .tmp_stride = 16 * CHUNK};
             if (!a->book.n_centroid)
                 pd_codec_scores(&a->codec, a->k, a->q, a->n_group, a->k_dim, pages, 0, 16 * CHUNK, 0, 0.0f, a->tmp, 16 * CHUNK, a->scratch);

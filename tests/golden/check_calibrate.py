@@ -85,12 +85,19 @@ def use(model, path):
             # duo's streaming heads hold 384 of some 1,350 tokens, the others all
             low, high = (0.5, 0.75) if press.startswith("duo") else (0.45, 0.55)
             check(press, "" if status == 200 and low < kept < high else f"{status}, {kept}, {body}")
+        dense = ask(s, "none")[2]["kv_cache"]["bytes"]
+        for press, most in (("hcattention:sub_vector=4", 0.65), ("hcattention:sub_vector=2,centroids=16,codes=index", 1)):
+            status, _, body = ask(s, press)
+            kv = body.get("kv_cache", {})
+            index = "codes_bytes" in kv.get("read", {})
+            check(press, "" if status == 200 and kv["bytes"] <= most * dense and index == ("index" in press) else f"{status}, {body}")
         status, _, body = ask(s, "duo_attention@0.5")
         check("duo takes no ratio", "" if status == 400 and "neither ratio nor budget" in body["error"]["message"] else body)
     with pressd.Server(model) as s:
-        status, _, body = ask(s, "qfilter@0.5")
-        said = body.get("error", {}).get("message", "")
-        check("without data", "" if status == 400 and "pressd calibrate" in said else f"{status}: {said}")
+        for press in ("qfilter@0.5", "hcattention:sub_vector=4"):
+            status, _, body = ask(s, press)
+            said = body.get("error", {}).get("message", "")
+            check(f"{press} without data", "" if status == 400 and "pressd calibrate" in said else f"{status}: {said}")
 
 
 def main():
@@ -104,7 +111,7 @@ def main():
         path = os.path.join(tmp, "data")
         cut = [str(x) for pair in doc["cut"].items() for x in pair]
         r = subprocess.run([pressd.binary(), "calibrate", "-m", a.model, "--text", os.path.join(pressd.ROOT, doc["text"]),
-                            "--only", "stats,qfilter,duo,kvzap,lukv,fastkvzip,eigen,joint",
+                            "--only", "stats,qfilter,duo,kvzap,lukv,fastkvzip,eigen,joint,codes",
                             "-o", path, "--compute", "f32", *cut], capture_output=True, text=True)
         check("calibrate", r.stderr if r.returncode else "")
         if r.returncode == 0:

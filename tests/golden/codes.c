@@ -211,16 +211,18 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: golden_codes MODEL DATA TEXT...\n");
         return 2;
     }
-    pd_engine *e = forced_open(argv[1], argv[2], CONTEXT, FORCED, KINDS);
+    pd_engine *e = forced_open(argv[1], argv[2], CONTEXT, 0, 1);
     if (!(pd_press_data_have(e->press_data) & 1u << PD_SET_CODES)) {
         fprintf(stderr, "%s has no codebooks\n", argv[2]);
         return 2;
     }
     double total[KINDS] = {0};
     printf("text,what,spearman median or mean KL,10th or 99th percentile,same_top,bytes,keys read\n");
+    for (int i = 3; i < argc; i++) probe_text(e, argv[i]);
+    pd_engine_close(e);
+    e = forced_open(argv[1], argv[2], CONTEXT, FORCED, KINDS);
     for (int i = 3; i < argc; i++) {
         forced_result r[KINDS];
-        probe_text(e, argv[i]);
         forced_run(e, argv[i], CONTEXT, FORCED, kinds, KINDS, r);
         for (size_t k = 1; k < KINDS; k++) {
             total[k] += r[k].kl_mean;

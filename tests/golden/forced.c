@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void stop(const char *what, const pd_err *err) {
     fprintf(stderr, "%s: %s\n", what, err->msg);
@@ -28,6 +29,7 @@ pd_engine *forced_open(const char *model, const char *press_data, size_t context
     pd_engine *e;
     if (mask && pd_cpu_mask_parse(mask, &o.cpu_mask, &err) != PD_OK) stop(mask, &err);
     if (pd_engine_open(&e, &o, NULL, NULL, &err) != PD_OK) stop(model, &err);
+    while (!atomic_load(&e->c_alive)) usleep(100); /* its thread trims the pools once, and then sleeps */
     return e;
 }
 

@@ -157,7 +157,7 @@ static void scores_are_sums_of_lookups(void **state) {
                     least[g] = pd_rng_f32(&rng);
                     step[g] = fabsf(pd_rng_f32(&rng));
                 }
-                const pd_code_pass p = {.pages = pages, .n_page = n_page, .n_code = codes[i], .n_group = n_group, .table = table,
+                const pd_code_pass p = {.pages = pages, .n_page = n_page > 3 ? n_page - 3 : n_page, .n_next = n_page > 3 ? 3 : 0, .n_code = codes[i], .n_group = n_group, .table = table,
                                         .least = least, .step = step, .tmp_stride = n_page * 16 + i % 7};
                 FOR_EACH_ROW(k, check_scores(&k, &p, n));
                 for (size_t j = 0; j < n_page; j++) block_free(page[j]);

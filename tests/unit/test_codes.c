@@ -143,6 +143,8 @@ static void bytes_fall_by_the_codes(void **state) {
                 assert_true(fabs(kv->ratio - (double)(before * less) / (double)(n * 4 * d)) < 1e-12);
                 assert_true(kv->tokens_kept == full->tokens_kept && kv->tokens_evicted == 0);
                 assert_true(kv->bytes_peak <= pd__job_reserved(a->job) + a->job->staging_bytes);
+                /* what is promised: besides, the last piece and what it waits for */
+                if (!gemma) assert_true(pd__job_reserved(a->job) <= kv->bytes + heads * 4 * pd_engine_get_info(e)->page_bytes);
                 if (packed == 0 && b % 2 == 0) case_expect_same(a, dense); /* the window is whole */
                 if (b % 2) assert_true(kv->rows_value > 0 && kv->rows_value < kv->rows);
                 case_drop(a);
@@ -259,11 +261,12 @@ static void read_types(pd_engine *e, const char *press, pd_kv_type type, size_t 
         fail_msg("%s", err.msg);
     pd_arena_done(&arena);
     c->kv_key = c->kv_value = type;
-    const pd_job_params p = {.tokens = prompt, .n_tokens = n, .max_tokens = 4, .max_given = true, .n_logprobs = -1, .compression = c};
+    const pd_job_params p = {.tokens = prompt, .n_tokens = n, .max_tokens = MORE, .max_given = true, .n_logprobs = -1, .compression = c};
     pd_job *job;
     pd_prefill pre;
     bool done = false;
-    if (pd__job_new(&job, &p, e->tok, 4, &err) != PD_OK || pd_admit_plan(job, &e->model->hp, &p, e->run.codec.key, &err) != PD_OK ||
+    while (!atomic_load(&e->c_alive)) usleep(100); /* the engine's thread trims the pools once, and then sleeps */
+    if (pd__job_new(&job, &p, e->tok, MORE, &err) != PD_OK || pd_admit_plan(job, &e->model->hp, &p, e->run.codec.key, &err) != PD_OK ||
         pd_seq_open(s, &e->run, job, &err) != PD_OK || pd_prefill_open(&pre, s, &err) != PD_OK)
         fail_msg("%s", err.msg);
     pd_job_unref(job);
@@ -377,7 +380,7 @@ static void an_index_of_everything_changes_nothing(void **state) {
         const size_t d = pd_engine_get_info(e)->head_dim;
         for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
             for (size_t t = 0; t < (d % PD_KV_GROUP ? 1 : 3); t++) {
-                ask q = {.tokens = prompt, .n = N, .max_tokens = MORE, .logprobs = 5, .press = presses[i][0], .kv_key = types[t], .kv_value = types[t]};
+                ask q = {.tokens = prompt, .n = i == 2 ? 400 : N, .max_tokens = MORE, .logprobs = 5, .press = presses[i][0], .kv_key = types[t], .kv_value = types[t]};
                 answer *plain_one = case_run(e, &q);
                 q.press = presses[i][1];
                 answer *a = case_run(e, &q);
@@ -385,10 +388,9 @@ static void an_index_of_everything_changes_nothing(void **state) {
                 assert_true(a->r->kv.bytes == plain_one->r->kv.bytes && a->r->kv.rows_key == plain_one->r->kv.rows_key &&
                             a->r->kv.rows_value == plain_one->r->kv.rows_value);
                 assert_true(plain_one->r->kv.bytes_codes == 0 && a->r->kv.bytes_codes > 0);
-                if (i == 0) { /* blocks of 16 pages of 16 slots */
-                    const size_t heads = gemma ? 1 : 6, blocks = pd_div_up(N + MORE - 1, PAGE * PAGE);
-                    assert_int_equal(a->r->kv.bytes_codes, heads * blocks * PAGE * PAGE * (d / 4));
-                }
+                /* blocks of 16 pages of 16 slots; those of slots that went are gone */
+                const size_t heads = gemma ? 1 : 6, blocks = i ? 1 : pd_div_up(N + MORE - 1, PAGE * PAGE);
+                assert_int_equal(a->r->kv.bytes_codes, heads * blocks * PAGE * PAGE * (i == 2 ? d / 8 : d / 4));
                 case_drop(plain_one);
                 case_drop(a);
                 case_expect_idle(e);
@@ -444,10 +446,10 @@ static void an_index_finds_the_pages(void **state) {
     (void)state;
     pd_engine *e = open_codes(TINY_LLAMA, PD_COMPUTE_F32, 2, 0, 0);
     const pd_hparams *hp = &e->model->hp;
-    const size_t d = hp->head_dim, heads = hp->n_head_kv, group = hp->n_head / heads, n_page = pd_div_up(N, PAGE);
-    float *k = malloc(N * d * sizeof *k), *v = malloc(N * d * sizeof *v), *q = malloc(hp->n_head * d * sizeof *q),
+    const size_t d = hp->head_dim, heads = hp->n_head_kv, group = hp->n_head / heads, n = N + 40, n_page = pd_div_up(n, PAGE);
+    float *k = malloc(n * d * sizeof *k), *v = malloc(n * d * sizeof *v), *q = malloc(hp->n_head * d * sizeof *q),
           *out = malloc(hp->n_head * d * sizeof *out);
-    double *score = malloc(group * N * sizeof *score);
+    double *score = malloc(group * n * sizeof *score);
     size_t many = 0;
     for (size_t b = 0; b < PD_BOOKS; b++) {
         const pd_book_kind kind = pd_books[b];
@@ -460,10 +462,15 @@ static void an_index_finds_the_pages(void **state) {
         pd_rng rng = {b + 70};
         for (size_t i = 0; i < hp->n_head * d; i++) q[i] = 3.0f * pd_rng_f32(&rng);
         pd_kv *kv = &s.kv;
+        for (size_t i = N; i < n; i++) { /* as tokens come: one at a time */
+            const int32_t pos = (int32_t)i;
+            for (size_t c = 0; c < d; c++) k[c] = 2.0f * pd_rng_f32(&rng);
+            for (size_t h = 0; h < heads; h++) assert_int_equal(pd_kv_append(kv, 1, h, k, k, d, &pos, NULL, 1, NULL), PD_OK);
+        }
         pd_select *sel = &s.select;
         pd_attn_step(&e->run.attn, &kv, &sel, 1, 1, q, out);
-        assert_int_equal(sel->rows[1], heads * N);
-        assert_int_equal(sel->keys[1], heads * (N - (n_page - n_exact) * PAGE));
+        assert_int_equal(sel->rows[1], heads * n);
+        assert_int_equal(sel->keys[1], heads * (n - (n_page - n_exact) * PAGE));
         for (size_t h = 0; h < heads; h++) {
             double bound[64], sorted[64], step = 0.0;
             for (size_t p = 0; p < n_page; p++) bound[p] = -INFINITY;
@@ -474,15 +481,15 @@ static void an_index_finds_the_pages(void **state) {
             for (size_t g = 0; g < group; g++) {
                 double most = -INFINITY;
                 const float *qg = q + (h * group + g) * d;
-                for (size_t i = 0; i < N; i++) {
+                for (size_t i = 0; i < n; i++) {
                     float code[64], row[64];
                     pd_book_encode(&book, &e->kern, k + i * d, code);
                     pd_book_decode(&book, code, row);
-                    score[g * N + i] = 0.0;
-                    for (size_t c = 0; c < d; c++) score[g * N + i] += (double)(qg[c] * hp->attn_scale) * (double)row[c];
-                    most = fmax(most, score[g * N + i]);
+                    score[g * n + i] = 0.0;
+                    for (size_t c = 0; c < d; c++) score[g * n + i] += (double)(qg[c] * hp->attn_scale) * (double)row[c];
+                    most = fmax(most, score[g * n + i]);
                 }
-                for (size_t i = 0; i < N; i++) bound[i / PAGE] = fmax(bound[i / PAGE], score[g * N + i] - most);
+                for (size_t i = 0; i < n; i++) bound[i / PAGE] = fmax(bound[i / PAGE], score[g * n + i] - most);
                 step = fmax(step, (double)e->run.attn.table_scale[2 * (h * group + g) + 1]);
             }
             bound[0] = bound[n_page - 1] = bound[n_page - 2] = INFINITY;
@@ -495,21 +502,21 @@ static void an_index_finds_the_pages(void **state) {
                 assert_true(i == 0 || chosen[i] > chosen[i - 1]);
                 if (!(bound[chosen[i]] >= sorted[n_exact - 1] - 2.0 * off)) fail_msg("%s: page %u of %g is read", text, chosen[i], bound[chosen[i]]);
                 for (size_t g = 0; g < group; g++)
-                    for (size_t t = chosen[i] * PAGE; t < N && t < (chosen[i] + 1) * (size_t)PAGE; t++) {
+                    for (size_t t = chosen[i] * PAGE; t < n && t < (chosen[i] + 1) * (size_t)PAGE; t++) {
                         double want = 0.0;
                         for (size_t c = 0; c < d; c++) want += (double)(q[(h * group + g) * d + c] * hp->attn_scale) * (double)k[t * d + c];
-                        many += fabs(want - score[g * N + t]) > 0.05;
-                        score[g * N + t] = want;
+                        many += fabs(want - score[g * n + t]) > 0.05;
+                        score[g * n + t] = want;
                     }
             }
             for (size_t g = 0; g < group; g++) { /* and the softmax over what came of it */
                 double most = -INFINITY, sum = 0.0, large = 0.0;
-                for (size_t i = 0; i < N; i++) most = fmax(most, score[g * N + i]);
-                for (size_t i = 0; i < N; i++) sum += exp(score[g * N + i] - most);
-                for (size_t i = 0; i < N * d; i++) large = fmax(large, fabs((double)v[i]));
+                for (size_t i = 0; i < n; i++) most = fmax(most, score[g * n + i]);
+                for (size_t i = 0; i < n; i++) sum += exp(score[g * n + i] - most);
+                for (size_t i = 0; i < n * d; i++) large = fmax(large, fabs((double)v[i]));
                 for (size_t c = 0; c < d; c++) {
                     double want = 0.0;
-                    for (size_t i = 0; i < N; i++) want += exp(score[g * N + i] - most) / sum * (double)v[i * d + c];
+                    for (size_t i = 0; i < n; i++) want += exp(score[g * n + i] - most) / sum * (double)v[i * d + c];
                     if (fabs(want - (double)out[(h * group + g) * d + c]) > (expm1(off) + 1e-5) * large)
                         fail_msg("%s head %zu channel %zu: %g, not %g", text, h * group + g, c, (double)out[(h * group + g) * d + c], want);
                 }
