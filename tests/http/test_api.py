@@ -357,7 +357,7 @@ class Replies(ServerTest):
                          ("number per layer", None, True, 0, 1))
         self.assertEqual({p for p in data if not data[p]["takes_ratio"]},  # a threshold, ratios or a target of their own
                          {"simlayerkv", "think", "eigen_attention", "duo_attention", "per_layer", "decoding", "compression_ratio_decoding", "cam", "dms",
-                          "hcattention", "quest"})
+                          "hcattention", "quest", "sals"})
         self.assertEqual([p for p in data if data[p]["accepts"] and data[p]["accepts"]["ratios"]],
                          ["composed", "prefill_decoding", "hcattention", "quest"])
         self.assertIn("score_part", data["block"]["accepts"]["must"])
