@@ -72,7 +72,7 @@ DIFFERS_TESTS = {
     "think": ["bytes_fall_by_the_channels"],
 }
 
-# The same for files that are no press: a unit test, or a file of tests/golden and a word in it.
+# The same for files that are no press: a unit test, or a file (of tests/golden, or by its whole path) and a word in it.
 ELSEWHERE = {
     "compression/calibrate_gate.c": ["only_shown_layers_are_trained"],
     "compression/calibrate_repeat.c": ["calibrate.py: p.weights[i][:, again:, first:first + n]"],
@@ -139,7 +139,7 @@ def exists(test, known):
     name, _, word = test.partition(": ")
     if not word:
         return name in known
-    path = os.path.join(HERE, name)
+    path = os.path.join(TOP if "/" in name else HERE, name)
     return os.path.exists(path) and word in open(path, encoding="utf-8").read()
 
 
