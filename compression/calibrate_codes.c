@@ -7,8 +7,7 @@
  * and turned to positions drawn from the whole context when the books are made.
  *
  * A pair of channels weighs as much as queries are large there (from their moments), since a score's
- * error is the key's times the query.  The two channels that RoPE turns together stand next to each
- * other in a part (cache/codes.h): on a circle they need fewer centroids than two of different circles.
+ * error is the key's times the query.
  *
  * Cost: ROWS keys of 2 bytes a number; at the end k-means of each head's parts in six ways. */
 #include "compression/calibrate_int.h"
@@ -76,7 +75,7 @@ pd_status pd__calib_codes_layer(pd_calib *c, const pd_view *view, pd_err *err) {
 typedef struct {
     const pd_calib *c;
     size_t layer, n;  /* rows */
-    const float *x;   /* [Hk][n][D] turned, in the order of parts */
+    const float *x;   /* [Hk][n][D] turned and weighed */
     float *book[PD_BOOKS];
     float *scratch;   /* [threads][n][PD_KMEANS_SUB_MAX + 1] */
 } book_job;
@@ -121,7 +120,7 @@ static void turn_rows(const pd_calib *c, size_t layer, size_t positions, size_t 
         for (size_t h = 0; h < heads; h++) {
             c->kern->f16_to_f32(c->code_row + ((layer * heads + h) * ROWS + i % n_row) * d, row, d);
             c->kern->rope(row, 1, d, cs, cs + d / 2);
-            pd_book_order(d, c->book_weight + (layer * heads + h) * (d / 2), row, x + (h * n + i) * d);
+            pd_book_weigh(d, c->book_weight + (layer * heads + h) * (d / 2), row, x + (h * n + i) * d);
         }
     }
 }

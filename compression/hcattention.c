@@ -21,8 +21,8 @@
  * the paper's).  Its default is 0.9, ours 0.97: a tenth of the KL.  It selects per
  * query head; here rows are shared by the heads of a group, as they are stored.
  * DIFFERS: Product codes are asked for (sub_vector), since q4 keys (5.5 bits a number; codes of
- * two numbers 4) cost half the KL. Keys of the first `sinks` tokens and of the last `window` stay whole, a part holds the channels
- * that RoPE turns together, and values stay in memory: the paper's 25% of the cache counts none of them,
+ * two numbers 4) cost less KL. Keys of the first `sinks` tokens and of the last `window` stay whole, a part is found by what queries
+ * make of an error in it, and values stay in memory: the paper's 25% of the cache counts none of them,
  * which is 62.5% where keys and values are in one.
  * Cost: per query head and slot one comparison in each of some 25 halvings of the
  * threshold's range; rows not read are memory traffic saved.  Codes: see cache/codes.h. */

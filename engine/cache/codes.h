@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Keys of one KV head as product codes (Jegou, Douze, Schmid 2011; HCAttention, 2507.19823).
  *
- * A rotated key is cut into parts of `sub` numbers, and each part is the nearest of its own
- * 256 or 16 centroids: one byte or half a byte.  Parts are not cut from the channels as they
- * stand but from
- *     0, d/2, 1, d/2 + 1, 2, d/2 + 2 ...
- * so that the two that RoPE turns together are in one part; and "nearest" weighs each such pair by
- * how large queries are in it, since an error there is multiplied by them.
+ * A rotated key is cut into parts of `sub` channels as they stand, and each part is the nearest of its
+ * own 256 or 16 centroids: one byte or half a byte.  "Nearest" weighs each pair of channels that RoPE
+ * turns together (i and i + d/2) by how large queries are in it, since an error there is multiplied by
+ * them.  Neighbours turn by nearly the same angle, so that a part of them is easier to tell than one of
+ * the two that turn together: with 2 numbers a code, Spearman's correlation with the keys' own scores is
+ * 0.995 against 0.990, and with 16 centroids 0.952 against 0.903 (SmolLM2).
  *
  * A query's product with every centroid of every part is a table; a key's score is the sum of
  * what its codes find there, whatever its position.  Thread: any. */
@@ -30,7 +30,7 @@ extern const pd_book_kind pd_books[PD_BOOKS];
 typedef struct pd_book {
     size_t head_dim, sub, n_centroid; /* head_dim % 16 == 0 */
     /* borrowed: */
-    const float *centroid; /* [head_dim][n_centroid]: rows in the order of parts, of weighed keys */
+    const float *centroid; /* [head_dim][n_centroid]: one row a channel, of weighed keys */
     const float *weight;   /* [head_dim / 2] > 0: a key's pair times this is what its centroid stands for */
 } pd_book;
 
@@ -38,8 +38,8 @@ static inline size_t pd_book_codes(const pd_book *b) {
     return b->head_dim / b->sub;
 }
 
-/* A key x[head_dim] in the order of parts, weighed. */
-void pd_book_order(size_t head_dim, const float *weight, const float *x, float *ret);
+/* A key x[head_dim], weighed. */
+void pd_book_weigh(size_t head_dim, const float *weight, const float *x, float *ret);
 
 /* A rotated key's codes [pd_book_codes], as whole numbers (a codec makes bytes of them), and the
  * key that they stand for. */

@@ -172,7 +172,7 @@ static void expect_books(const pd_press_data *d, const pd_press_model *m, const 
             for (size_t i = 0; i < m->head_dim / 2; i++) all += log((double)w[i]);
             assert_true(fabs(all) < 1e-3); /* 1 in the mean of the logarithm */
             all = 0.0;
-            for (size_t i = 0; i < row; i++) square += pow((double)book[h * row + i] / (double)w[i / n / 2], 2.0) / (double)n;
+            for (size_t i = 0; i < row; i++) square += pow((double)book[h * row + i] / (double)w[i / n % (m->head_dim / 2)], 2.0) / (double)n;
             for (size_t i = 0; i < row; i++) spread += fabs((double)book[h * row + i] - (double)book[h * row + i / n * n]);
             for (size_t i = 0; i < m->head_dim; i++) all += (double)energy[h * m->head_dim + i];
             assert_true(on ? square > 0.3 * all && square < 3.0 * all && spread > 0.0 : square == 0.0);
