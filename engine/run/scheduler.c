@@ -15,6 +15,10 @@
  * twice their usual distance, and the prompt takes about three times as long as alone.
  * One unit is always run, so that a prompt gets on however short the steps are.
  *
+ * While requests wait the share grows with their number, up to SHARE_MOST: each is worth a
+ * place in the batch, and a step costs little more for it.  With a half throughout, streams
+ * end before others have come in, and a pool that would hold twelve runs three.
+ *
  * Sequences whose press leaves that to the engine (pd_decode_rule, interval 0) are pruned when
  * the oldest waiting job finds no room, those first that went longest without, and none
  * unless all of them together make room enough. */
@@ -23,7 +27,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-static const double SHARE = 0.5;
+static const double SHARE = 0.5, SHARE_MOST = 6.0;
 
 /* ---- lists ---- */
 
@@ -301,6 +305,12 @@ static pd_status unit(pd_engine *e, size_t rows, bool *done, pd_err *err) {
     return PD_OK;
 }
 
+/* Of a step's time, what a prompt gets beside it. */
+static double share(pd_engine *e) {
+    const double s = SHARE * (1.0 + (double)atomic_load_explicit(&e->n_waiting, memory_order_relaxed));
+    return s < SHARE_MOST ? s : SHARE_MOST;
+}
+
 static void prefill_slice(pd_engine *e) {
     const uint64_t t0 = pd_now_ns();
     bool first = true;
@@ -313,7 +323,7 @@ static void prefill_slice(pd_engine *e) {
         pd_err err = {0};
         size_t rows = PD_TILE;
         if (e->n_seq) {
-            rows = rows_within(e, SHARE * e->step_ns - (double)(pd_now_ns() - t0));
+            rows = rows_within(e, share(e) * e->step_ns - (double)(pd_now_ns() - t0));
             if (rows == 0 && !first) return;
             if (rows == 0) rows = PD_TILE_CUT;
             first = false;

@@ -23,8 +23,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 import pressd  # noqa: E402
 
 PAGE = 16
-# What is pressed once grows again with every answer; the second goes on pressing it.
-PRESSES = ["kv_compress", "prefill_decoding(kv_compress,decoding:compression_interval=16,target_size=64(snapkv:window_size=16))"]
+# What is pressed once grows again with every answer; the others go on pressing it.
+PRESSES = ["kv_compress", "kv_compress:when=always", "prefill_decoding(kv_compress,decoding:compression_interval=16,target_size=64(snapkv:window_size=16))"]
 
 
 def work(a, s, press, rng):
@@ -57,7 +57,7 @@ def work(a, s, press, rng):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--press", action="append", help="beside the dense cache; default: kv_compress alone, and with a decode press")
+    p.add_argument("--press", action="append", help="beside the dense cache; default: kv_compress alone, going on, and with a decode press")
     p.add_argument("--ratio", type=float, default=0.9)
     p.add_argument("--count", type=int, default=16)
     p.add_argument("--prompt", type=int, default=1000)
