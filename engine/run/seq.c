@@ -129,7 +129,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     const pd_read_rule read = pd_compression_read(job->comp);
     if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
-    if (job->max_tokens && job->latent.joint) PD_TRY(pd_select_latents(&s->select, &job->latent, job->comp->seed, hp, slots, err));
+    if (job->max_tokens && job->latent.joint) PD_TRY(pd_select_latents(&s->select, &job->latent, job->comp->seed, hp, job->kv_key, slots, err));
     if (s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
     PD_TRY(open_decode(s, slots, err));
     /* A decode press watches every token, and what a step reads is chosen for one. */
@@ -144,7 +144,7 @@ static void report_reads(const pd_seq *s, pd_kv_report *r) {
         r->rows_key += sel->keys[l];
         r->rows_value += sel->values[l];
     }
-    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds);
+    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds) + sel->joint.bytes;
     const size_t n = 3 * sel->n_layer; /* rows, keys, values: one block */
     uint64_t *rows = s->job->verbose && r->rows ? pd_arena_alloc(&s->job->keep, n, sizeof *rows) : NULL;
     if (!rows) return;

@@ -129,10 +129,12 @@ fi
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     dir=$(mktemp -d)
     cat "$top"/*.md "$top"/compression/README.md "$top"/tests/*/README.md >"$dir/text"
-    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only eigen --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
-    out=$("$kv_types" "$PRESSD_TEST_MODEL" --press-data "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only eigen,joint --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
+    for run in "$kv_types $PRESSD_TEST_MODEL --press-data" "${PRESSD_SALS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_sals} $PRESSD_TEST_MODEL"; do
+        out=$($run "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    done
     rm -rf "$dir"
 fi
 if [ $models = 0 ]; then
