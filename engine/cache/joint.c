@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Joint latents (see joint.h): products by BLAS, rotations row by row. */
+/* Joint latents (see joint.h): rotations row by row. */
 #include "engine/cache/joint.h"
 
 #include <cblas.h>
@@ -22,8 +22,7 @@ void pd_joint_project(const pd_joint *j, const pd_kernels *kern, float *x, const
 
 void pd_joint_rebuild(const pd_joint *j, const pd_kernels *kern, const float *c, const int32_t *pos, size_t n, float *x) {
     const size_t row = pd_joint_row(j);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)row, (int)j->rank, 1.0f, c, (int)j->rank, j->basis,
-                (int)row, 0.0f, x, (int)row);
+    kern->matmul_f32(c, j->rank, n, j->rank, j->basis, row, row, x, row);
     for (size_t i = 0; i < n; i++) turn(j, kern, x + i * row, j->n_head, pos[i], 1.0f);
 }
 

@@ -126,10 +126,8 @@ pd_status pd_kv_append_joint(pd_kv *kv, size_t layer, const float *k, const floa
                              const int32_t *pos, size_t n, pd_err *err);
 /* The first n open slots of every head, whole pages of them. */
 pd_status pd_kv_pack_joint(pd_kv *kv, size_t layer, size_t n, pd_err *err);
-/* Latents c [n][rank] and positions of packed slots slot[0..n), ascending; NULL = n of them from `first` on.
- * tmp: 16 * head_dim floats. */
-void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos,
-                      float *tmp);
+/* Latents c [n][rank] and positions of packed slots slot[0..n); NULL = n of them from `first` on. */
+void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos);
 
 /* Which channels a head's packed keys keep: [n_channel], ascending.  Before any is packed. */
 void pd_kv_set_channels(pd_kv *kv, size_t layer, size_t head, const uint32_t *channel);

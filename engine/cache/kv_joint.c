@@ -86,25 +86,17 @@ float *pd__kv_joint_row(const pd_kv *kv, size_t layer, size_t p, size_t slot) {
     return c;
 }
 
-void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos,
-                      float *tmp) {
+void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos) {
     const pd_joint *j = pd_kv_joint(kv, layer);
     const size_t part = pd_joint_part(j);
-    for (size_t i = 0; i < n;) {
-        const size_t page = (slot ? slot[i] : first + i) / N; /* first is 0 in the lists: no window moves on here */
-        size_t end = i;
-        while (end < n && (slot ? slot[end] : first + end) / N == page) end++;
-        for (size_t h = 0; h < kv->n_head_kv; h++) {
-            const pd_kv_head *kh = pd_kv_at(kv, layer, h);
-            const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
-            const float *k = pd_codec_keys(&kv->codec, kv->kern, pd_kvpool_page(pool, kh->page[page]), part, tmp, NULL);
-            for (size_t t = i; t < end; t++) {
-                const size_t s = (slot ? slot[t] : first + t) % N;
-                float *row = c + t * j->rank + h * part;
-                for (size_t e = 0; e < part; e++) row[e] = k[e * N + s];
-                if (h == 0) pos[t] = pd_kvpool_pos(pool, kh->page[page])[s];
-            }
+    for (size_t h = 0; h < kv->n_head_kv; h++) {
+        const pd_kv_head *kh = pd_kv_at(kv, layer, h);
+        const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+        for (size_t i = 0; i < n; i++) {
+            const size_t at = slot ? slot[i] : first + i; /* no window moves on here: slot 0 is the list's first */
+            const uint32_t id = kh->page[at / N];
+            kv->codec.k->read(kv->kern, pd_kvpool_page(pool, id), part, at % N, c + i * j->rank + h * part);
+            if (h == 0) pos[i] = pd_kvpool_pos(pool, id)[at % N];
         }
-        i = end;
     }
 }

@@ -590,6 +590,7 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     k->values_f16 = values_f16;
     k->values_f32 = values_f32;
     pd__kernels_init_gemm_avx2(k);
+    pd__kernels_init_mat_avx2(k);
     pd__kernels_init_pick_avx2(k);
     pd__kernels_init_codes_avx2(k);
     pd__kernels_init_few_avx2(k);

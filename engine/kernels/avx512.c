@@ -726,6 +726,7 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     k->scores_f32 = scores_f32;
     k->values_f16 = values_f16;
     k->values_f32 = values_f32;
+    pd__kernels_init_mat_avx512(k);
     pd__kernels_init_pick_avx512(k);
     pd__kernels_init_codes_avx512(k);
     pd__kernels_init_quad_avx512(k);

@@ -253,6 +253,16 @@ static pd_status test_parts(st *t) {
     return PD_OK;
 }
 
+static pd_status test_matmul(st *t) {
+    enum { ROWS = 5, K = 7, COLS = 80, LD = 90 };
+    float a[ROWS * LD], b[K * LD], y[2][ROWS * LD] = {{0}};
+    fill(t, a, ROWS * LD);
+    fill(t, b, K * LD);
+    t->ref->matmul_f32(a, LD, ROWS, K, b, LD, COLS, y[0], LD);
+    t->k->matmul_f32(a, LD, ROWS, K, b, LD, COLS, y[1], LD);
+    return same(t, "matmul_f32", y[0], y[1], ROWS * LD, 1e-6f * K);
+}
+
 static pd_status test_pick(st *t) {
     float x[2 * ST_N];
     uint32_t row[2][ST_N + 16];
@@ -364,6 +374,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_attention(&t, false, 0.0f));
     PD_TRY(test_attention(&t, false, 3.0f));
     PD_TRY(test_parts(&t));
+    PD_TRY(test_matmul(&t));
     PD_TRY(test_pick(&t));
     PD_TRY(test_codes(&t, 256));
     PD_TRY(test_codes(&t, 16));

@@ -137,6 +137,12 @@ typedef struct pd_kernels {
     /* Row r as f32: dst[n_col]. */
     void (*panel_row)(const pd_panels *w, size_t r, float *dst);
 
+    /* ---- small products of f32 ----
+     * y[i][c] = sum over r < k, in this order, of a[i][r] * b[r][c],  i < n, c < m;  rows of a, b and y
+     * lie ld_a, ld_b and ld_y floats apart; m % 16 == 0.  For matrices that BLAS takes longer to prepare
+     * than to multiply, and results that do not depend on n. */
+    void (*matmul_f32)(const float *a, size_t ld_a, size_t n, size_t k, const float *b, size_t ld_b, size_t m, float *y, size_t ld_y);
+
     /* ---- attention over KV pages ----
      * A page holds PD_PAGE_TOKENS slots of one KV head:
      *     K: [k_dim][16]   then   V: [16][head_dim]       elements f16 or f32

@@ -16,6 +16,8 @@ void pd__kernels_init_vnni(pd_kernels *k);
 void pd__kernels_init_gemm_avx2(pd_kernels *k); /* called by their rows */
 void pd__kernels_init_few_avx2(pd_kernels *k);
 void pd__kernels_init_few_vnni(pd_kernels *k);
+void pd__kernels_init_mat_avx2(pd_kernels *k);
+void pd__kernels_init_mat_avx512(pd_kernels *k);
 void pd__kernels_init_pick_avx2(pd_kernels *k);
 void pd__kernels_init_pick_avx512(pd_kernels *k);
 void pd__kernels_init_codes_scalar(pd_kernels *k);

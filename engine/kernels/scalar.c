@@ -61,6 +61,14 @@ static void f16_to_f32(const uint16_t *x, float *y, size_t n) {
 
 /* ---- vectors of f32 ---- */
 
+static void matmul_f32(const float *a, size_t ld_a, size_t n, size_t k, const float *b, size_t ld_b, size_t m, float *y, size_t ld_y) {
+    for (size_t i = 0; i < n; i++) {
+        for (size_t c = 0; c < m; c++) y[i * ld_y + c] = 0.0f;
+        for (size_t r = 0; r < k; r++)
+            for (size_t c = 0; c < m; c++) y[i * ld_y + c] += a[i * ld_a + r] * b[r * ld_b + c];
+    }
+}
+
 static float dot_f32(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
     for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
@@ -482,6 +490,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .isa = "scalar",
         .dot_f32 = dot_f32,
         .axpy_f32 = axpy_f32,
+        .matmul_f32 = matmul_f32,
         .max_f32 = max_f32,
         .exp_sum_f32 = exp_sum_f32,
         .rmsnorm = rmsnorm,

@@ -255,7 +255,7 @@ typedef struct pd_kv_report {
     /* Where a request says what decode steps read (pd_read_rule), over steps, heads and layers
      * without a window: slots there were, and those whose key and value were read.  Else 0. */
     uint64_t rows, rows_key, rows_value;
-    uint64_t bytes_bounds; /* beside the pages: bounds of their keys */
+    uint64_t bytes_bounds; /* beside the pages: bounds of their keys, or lists and rebuilt keys of joint latents */
     uint64_t bytes_codes;  /* and codes of them */
     const uint64_t *layer_rows, *layer_rows_key, *layer_rows_value; /* [n_layer]; NULL unless verbose and there are any */
     size_t n_layer, n_head_kv;

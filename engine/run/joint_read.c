@@ -6,14 +6,13 @@
 #include "engine/base/rng.h"
 
 #include <assert.h>
-#include <cblas.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { N = PD_PAGE_TOKENS, SAMPLE = 16, SAMPLE_MAX = 4096, BLOCK = 32 /* pages of a scores task */, ROWS = PD_JOINT_ROWS, PIECE = PD_JOINT_PIECE };
 
-pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp,
+pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, pd_kv_type key,
                              const size_t *max_slots, pd_err *err) {
     *r = (pd_joint_read){.rule = rule->read, .n_sink = rule->n_sink, .seed = seed};
     size_t most = 0;
@@ -23,18 +22,24 @@ pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint6
     r->stride = pd_max_size(pd_div_up(most, N) * N + N, hp->n_head_kv * hp->head_dim);
     /* at most, whole pages and what is projected until the next choice */
     r->cap = pd_min_size(r->stride, pd_div_up((size_t)(rule->read.share * (double)r->stride) + 1, N) * N + rule->n_sink + 4 * N + rule->read.reuse);
-    const size_t lists = rule->read.reuse > 1 ? hp->n_layer : 1;
+    const size_t lists = 2 * (hp->n_layer + 1) * r->cap; /* slots and rows, and scratch */
+    r->key_bytes = hp->n_head_kv * hp->head_dim * (key == PD_KV_F16 ? 2 : 4);
     r->bytes = pd_div_up((2 * r->stride + N + rule->read.score) * sizeof *r->score, 64) * 64;
     r->score = aligned_alloc(64, r->bytes);
-    r->slot = malloc(lists * r->cap * sizeof *r->slot);
+    r->slot = malloc(lists * sizeof *r->slot);
+    r->keys = malloc(hp->n_layer * r->cap * r->key_bytes); /* not touched before it is used */
     r->n = calloc(3 * hp->n_layer, sizeof *r->n);
-    r->bytes += lists * r->cap * sizeof *r->slot + 3 * hp->n_layer * sizeof *r->n;
-    if (!r->score || !r->slot || !r->n) {
+    r->bytes += lists * sizeof *r->slot + hp->n_layer * r->cap * r->key_bytes + 3 * hp->n_layer * sizeof *r->n;
+    if (!r->score || !r->slot || !r->keys || !r->n) {
         pd_joint_read_done(r);
         return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");
     }
     r->room = (uint32_t *)(r->score + r->stride);
     r->query = (float *)(r->room + r->stride + N);
+    r->row = r->slot + hp->n_layer * r->cap;
+    r->list = r->row + hp->n_layer * r->cap;
+    r->spare = r->list + r->cap;
+    for (size_t i = 0; i < hp->n_layer * r->cap; i++) r->row[i] = (uint32_t)(i % r->cap);
     r->then = r->n + hp->n_layer;
     r->age = r->then + hp->n_layer;
     return PD_OK;
@@ -43,18 +48,16 @@ pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint6
 void pd_joint_read_done(pd_joint_read *r) {
     free(r->score);
     free(r->slot);
+    free(r->keys);
     free(r->n);
     *r = (pd_joint_read){0};
 }
 
-static uint32_t *list_of(const pd_joint_read *r, size_t layer) {
-    return r->slot + (r->rule.reuse > 1 ? layer * r->cap : 0);
-}
-
 pd_joint_look pd_joint_look_at(const pd_joint_read *r, const pd_kv *kv, size_t layer) {
     const size_t n_pack = pd_kv_at(kv, layer, 0)->n_pack;
-    if (!r || !r->score || n_pack == 0) return (pd_joint_look){NULL, n_pack};
-    return (pd_joint_look){list_of(r, layer), r->n[layer]};
+    if (!r || !r->score || n_pack == 0) return (pd_joint_look){.n = n_pack};
+    return (pd_joint_look){.slot = r->slot + layer * r->cap, .n = r->n[layer], .row = r->row + layer * r->cap,
+                           .keys = (char *)r->keys + layer * r->cap * r->key_bytes, .key_bytes = r->key_bytes};
 }
 
 /* ---- choosing ---- */
@@ -166,12 +169,31 @@ static void best(const pd_kernels *kern, const float *score, size_t n, size_t k,
     for (size_t i = 0; i < k; i++) list[i] = room[list[i]];
 }
 
+/* The k slots of r->list take the place of the layer's: those that were there keep their rows, the others
+ * get rows that are free now. */
+static void take_list(pd_joint_read *r, size_t layer, size_t k) {
+    uint32_t *slot = r->slot + layer * r->cap, *row = r->row + layer * r->cap;
+    const size_t n = r->n[layer];
+    size_t n_spare = 0, o = 0;
+    for (size_t i = 0; i < k; i++) { /* r->room: the rows of the new list */
+        while (o < n && slot[o] < r->list[i]) r->spare[n_spare++] = row[o++] & ~PD_JOINT_FRESH;
+        r->room[i] = o < n && slot[o] == r->list[i] ? row[o++] & ~PD_JOINT_FRESH : UINT32_MAX;
+    }
+    while (o < r->cap) r->spare[n_spare++] = row[o++] & ~PD_JOINT_FRESH; /* the rest, and those that were free */
+    for (size_t i = 0; i < k; i++) {
+        slot[i] = r->list[i];
+        row[i] = r->room[i] != UINT32_MAX ? r->room[i] : r->spare[--n_spare] | PD_JOINT_FRESH;
+    }
+    memcpy(row + k, r->spare, n_spare * sizeof *row);
+    r->n[layer] = (uint32_t)k;
+}
+
 static void choose(const choose_job *j, size_t seq) {
     pd_joint_read *r = &j->sel[seq]->joint;
     const pd_kv *kv = j->kv[seq];
     const pd_kv_head *kh = pd_kv_at(kv, j->layer, 0);
     const size_t n_pack = kh->n_pack;
-    uint32_t *list = list_of(r, j->layer);
+    uint32_t *list = r->list;
     float *score = r->score;
     size_t n = n_pack;
     for (size_t i = 0; r->rule.order != PD_PAGES_BOUND && i < n; i++)
@@ -197,17 +219,20 @@ static void choose(const choose_job *j, size_t seq) {
         k = end;
     }
     assert(k <= r->cap);
-    r->n[j->layer] = (uint32_t)k;
+    take_list(r, j->layer, k);
     r->then[j->layer] = (uint32_t)n_pack;
 }
 
 /* What was projected since the choice is read too. */
 static void add_new(pd_joint_read *r, const pd_kv *kv, size_t layer) {
     const size_t n_pack = pd_kv_at(kv, layer, 0)->n_pack;
-    uint32_t *list = list_of(r, layer);
+    uint32_t *slot = r->slot + layer * r->cap, *row = r->row + layer * r->cap;
+    const size_t n = r->n[layer];
+    for (size_t i = 0; i < n; i++) row[i] &= ~PD_JOINT_FRESH;
     for (size_t i = r->then[layer]; i < n_pack; i++) {
         assert(r->n[layer] < r->cap);
-        list[r->n[layer]++] = (uint32_t)i;
+        row[r->n[layer]] |= PD_JOINT_FRESH;
+        slot[r->n[layer]++] = (uint32_t)i;
     }
     r->then[layer] = (uint32_t)n_pack;
 }
@@ -241,39 +266,80 @@ static size_t up(size_t n) {
 
 size_t pd_joint_piece_floats(const pd_hparams *hp) {
     const size_t row = hp->n_head_kv * hp->head_dim, group = hp->n_head / hp->n_head_kv;
-    return 2 * ROWS * row + N * hp->head_dim + hp->n_head * (hp->head_dim + PIECE) + up(group * (PIECE * N + 16)) + 16;
+    return 3 * ROWS * row + row * N + ROWS * N + hp->n_head * PIECE + up(group * PIECE * N) + 16;
 }
 
-/* Scores [n_head][PIECE] of the tokens' rebuilt keys. */
-static void piece_scores(const pd_kv *kv, const pd_hparams *hp, size_t layer, const pd_joint_look *look, size_t first, size_t n,
-                         const float *q, float *c, float *s) {
+/* Keys x [n][row] of packed slots slot[0..n), or n from `first` on (NULL).  c: ROWS * rank floats. */
+static void rebuild(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, float *x) {
     const pd_joint *joint = pd_kv_joint(kv, layer);
-    const size_t d = kv->head_dim, row = pd_joint_row(joint), group = hp->n_head / hp->n_head_kv;
-    float *x = c + ROWS * row, *tmp = x + ROWS * row;
+    const size_t d = kv->head_dim, row = pd_joint_row(joint);
     int32_t pos[ROWS];
+    pd_kv_read_joint(kv, layer, slot, first, n, c, pos);
+    pd_joint_rebuild(joint, kv->kern, c, pos, n, x);
+    for (size_t t = 0; t < n; t++)
+        for (size_t h = 0; (size_t)pos[t] < kv->pack.n_sink && h < kv->n_head_kv; h++)
+            memcpy(x + t * row + h * d, pd_kv_sinks(kv, layer, h) + (size_t)pos[t] * d, d * sizeof *x);
+}
+
+/* The same of the look's tokens [first, first + n), of which those that are fresh are rebuilt.  tmp: 2 * ROWS * row. */
+static void look_keys(const pd_kv *kv, size_t layer, const pd_joint_look *look, size_t first, size_t n, float *tmp, float *x) {
+    const size_t row = kv->n_head_kv * kv->head_dim;
+    const bool f16 = kv->codec.key == PD_KV_F16;
+    float *y = tmp + ROWS * row;
+    uint32_t fresh[ROWS], at[ROWS];
+    size_t n_fresh = 0;
+    for (size_t i = first; i < first + n; i++) {
+        if (!(look->row[i] & PD_JOINT_FRESH)) continue;
+        at[n_fresh] = look->row[i] & ~PD_JOINT_FRESH;
+        fresh[n_fresh++] = look->slot[i];
+    }
+    if (n_fresh) rebuild(kv, layer, fresh, 0, n_fresh, tmp, y);
+    for (size_t i = 0; i < n_fresh; i++) {
+        void *key = (char *)look->keys + at[i] * look->key_bytes;
+        if (f16)
+            kv->kern->f32_to_f16(y + i * row, key, row);
+        else
+            memcpy(key, y + i * row, look->key_bytes);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const void *key = (const char *)look->keys + (look->row[first + i] & ~PD_JOINT_FRESH) * look->key_bytes;
+        if (f16)
+            kv->kern->f16_to_f32(key, x + i * row, row);
+        else
+            memcpy(x + i * row, key, look->key_bytes);
+    }
+}
+
+/* Scores s [n_head][PIECE] of the tokens' keys.  qt [Hk][D][16]: a group's queries side by side. */
+static void piece_scores(const pd_kv *kv, const pd_hparams *hp, size_t layer, const pd_joint_look *look, size_t first, size_t n,
+                         const float *qt, float *scratch, float *s) {
+    const size_t d = kv->head_dim, row = kv->n_head_kv * d, group = hp->n_head / hp->n_head_kv;
+    float *tmp = scratch, *x = tmp + 2 * ROWS * row, *st = x + ROWS * row;
     for (size_t i = 0; i < n; i += ROWS) {
         const size_t m = pd_min_size(ROWS, n - i);
-        pd_kv_read_joint(kv, layer, look->slot ? look->slot + first + i : NULL, first + i, m, c, pos, tmp);
-        pd_joint_rebuild(joint, kv->kern, c, pos, m, x);
-        for (size_t t = 0; t < m && (size_t)pos[t] < kv->pack.n_sink; t++) /* positions rise */
-            for (size_t h = 0; h < kv->n_head_kv; h++)
-                memcpy(x + t * row + h * d, pd_kv_sinks(kv, layer, h) + (size_t)pos[t] * d, d * sizeof *x);
-        for (size_t h = 0; h < kv->n_head_kv; h++)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)group, (int)m, (int)d, 1.0f, q + h * group * d, (int)d,
-                        x + h * d, (int)row, 0.0f, s + h * group * PIECE + i, PIECE);
+        if (look->slot)
+            look_keys(kv, layer, look, first + i, m, tmp, x);
+        else
+            rebuild(kv, layer, NULL, first + i, m, tmp, x);
+        for (size_t h = 0; h < kv->n_head_kv; h++) {
+            kv->kern->matmul_f32(x + h * d, row, m, d, qt + h * d * N, N, N, st, N);
+            for (size_t g = 0; g < group; g++)
+                for (size_t t = 0; t < m; t++) s[(h * group + g) * PIECE + i + t] = st[t * N + g];
+        }
     }
 }
 
 void pd_joint_piece(const pd_kv *kv, const pd_hparams *hp, size_t layer, const pd_joint_look *look, size_t first, size_t n,
                     const float *q, float *scratch, float *part, size_t part_stride) {
     const size_t d = kv->head_dim, group = hp->n_head / hp->n_head_kv, row = kv->n_head_kv * d;
-    float *c = scratch, *scaled = c + 2 * ROWS * row + N * d, *s = scaled + hp->n_head * d, *w = s + hp->n_head * PIECE;
+    float *qt = scratch + 3 * ROWS * row + ROWS * N, *s = qt + row * N, *w = s + hp->n_head * PIECE;
     uint32_t at[PIECE], page[PIECE]; /* a token's place among the pages of the piece; those pages */
     const void *pages[PIECE];
     size_t n_page = 0;
-    assert(n >= 1 && n <= PIECE);
-    for (size_t i = 0; i < hp->n_head * d; i++) scaled[i] = q[i] * hp->attn_scale;
-    piece_scores(kv, hp, layer, look, first, n, scaled, c, s);
+    assert(n >= 1 && n <= PIECE && group <= N); /* kernels have groups of 16 at most */
+    memset(qt, 0, row * N * sizeof *qt);
+    for (size_t i = 0; i < hp->n_head * d; i++) qt[(i / (group * d) * d + i % d) * N + i / d % group] = q[i] * hp->attn_scale;
+    piece_scores(kv, hp, layer, look, first, n, qt, scratch, s);
     for (size_t i = 0; i < n; i++) {
         const size_t slot = look->slot ? look->slot[first + i] : first + i;
         if (n_page == 0 || page[n_page - 1] != slot / N) page[n_page++] = (uint32_t)(slot / N);

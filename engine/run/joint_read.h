@@ -9,8 +9,11 @@
  * numbers of each token alone (pd_latent_read).  A piece rebuilds the keys of its tokens and leaves what a
  * chunk of pages leaves (attn.c).  Tokens projected since the last choice are read until the next one.
  *
- * Cost: 8 bytes a packed slot for the scores of one layer, 4 bytes a token read (of every layer, where a
- * choice serves several steps).  Thread: engine; tasks: workers. */
+ * Rebuilding is most of the work, and a step reads six tenths of what the one before did: rebuilt keys are
+ * kept, as pages store keys, while their tokens are chosen again.
+ *
+ * Cost: 8 bytes a packed slot for the scores of one layer; in every layer the keys of the tokens read and 8
+ * bytes for each.  Thread: engine; tasks: workers. */
 #ifndef PD_ENGINE_RUN_JOINT_READ_H
 #define PD_ENGINE_RUN_JOINT_READ_H
 
@@ -31,14 +34,16 @@ typedef struct pd_joint_read {
     float *query;        /* [rule.score] of the layer at work */
     float *score;        /* [stride] likewise; NULL = nothing is chosen */
     uint32_t *room;      /* [stride + 16] scratch of the choice */
-    uint32_t *slot;      /* [n_layer or 1][cap] chosen packed slots, ascending */
-    size_t cap;
+    uint32_t *slot, *row; /* [n_layer][cap] chosen packed slots, ascending, and the rows of their keys, then free rows: */
+    void *keys;          /* [n_layer][cap][n_head_kv * head_dim], f16, or f32 where pages are */
+    size_t cap, key_bytes; /* of a row */
+    uint32_t *list, *spare; /* [cap] scratch of the choice */
     uint32_t *n, *then, *age; /* [n_layer] how many; packed slots when they were chosen; steps since */
     size_t bytes;
 } pd_joint_read;
 
-/* max_slots[layer] as pd_kv_init.  A rule that reads everything leaves all zero.  Errors: ENOMEM. */
-pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp,
+/* max_slots[layer] as pd_kv_init; key: f16 or f32.  A rule that reads everything leaves all zero.  Errors: ENOMEM. */
+pd_status pd_joint_read_init(pd_joint_read *r, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, pd_kv_type key,
                              const size_t *max_slots, pd_err *err);
 void pd_joint_read_done(pd_joint_read *r); /* all-zero is fine */
 
@@ -46,7 +51,12 @@ void pd_joint_read_done(pd_joint_read *r); /* all-zero is fine */
 typedef struct pd_joint_look {
     const uint32_t *slot;
     size_t n;
+    const uint32_t *row; /* of a slot's key in keys; PD_JOINT_FRESH: it is to be rebuilt first */
+    void *keys;
+    size_t key_bytes;
 } pd_joint_look;
+
+#define PD_JOINT_FRESH (UINT32_C(1) << 31)
 
 pd_joint_look pd_joint_look_at(const pd_joint_read *r, const pd_kv *kv, size_t layer);
 

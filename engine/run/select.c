@@ -57,8 +57,9 @@ pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, 
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");
 }
 
-pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err) {
-    PD_TRY(pd_joint_read_init(&s->joint, rule, seed, hp, max_slots, err));
+pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, pd_kv_type key, const size_t *max_slots,
+                            pd_err *err) {
+    PD_TRY(pd_joint_read_init(&s->joint, rule, seed, hp, key, max_slots, err));
     s->bytes += s->joint.bytes;
     if (!s->joint.score || s->rows || open_counts(s)) return PD_OK;
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for what a sequence's steps read");

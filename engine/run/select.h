@@ -53,7 +53,8 @@ typedef struct pd_select {
  * everything leaves nothing chosen.  Errors: ENOMEM. */
 pd_status pd_select_init(pd_select *s, const pd_read_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err);
 /* Then, for joint latents: what is read of them.  Errors: ENOMEM. */
-pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, const size_t *max_slots, pd_err *err);
+pd_status pd_select_latents(pd_select *s, const pd_latent_rule *rule, uint64_t seed, const pd_hparams *hp, pd_kv_type key, const size_t *max_slots,
+                            pd_err *err);
 void pd_select_done(pd_select *s); /* all-zero is fine */
 
 /* What is read of the layer is counted, its values and its pages are chosen; false for NULL. */

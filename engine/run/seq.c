@@ -131,7 +131,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
     const pd_read_rule read = pd_compression_read(job->comp);
     if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
-    if (job->max_tokens && job->latent.joint) PD_TRY(pd_select_latents(&s->select, &job->latent, job->comp->seed, hp, slots, err));
+    if (job->max_tokens && job->latent.joint) PD_TRY(pd_select_latents(&s->select, &job->latent, job->comp->seed, hp, job->kv_key, slots, err));
     if (read.page_budget && s->select.bound) PD_TRY(pd_kv_bound(&s->kv, read.skip_layers, hp->window, err));
     if (read.exact > 0.0 && s->select.rows) {
         const pd_book kind = {hp->head_dim, read.sub, read.n_centroid, read.book, read.weight};
@@ -151,7 +151,7 @@ static void report_reads(const pd_seq *s, pd_kv_report *r) {
         r->rows_key += sel->keys[l];
         r->rows_value += sel->values[l];
     }
-    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds);
+    r->bytes_bounds = pd_bounds_bytes(&s->kv.bounds) + sel->joint.bytes;
     r->bytes_codes = pd_index_bytes(&s->kv.index);
     const size_t n = 3 * sel->n_layer; /* rows, keys, values: one block */
     uint64_t *rows = s->job->verbose && r->rows ? pd_arena_alloc(&s->job->keep, n, sizeof *rows) : NULL;

@@ -136,9 +136,11 @@ if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$("$python" "$here/check_energy.py" <"$dir/energy" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-    out=$("$kv_types" "$PRESSD_TEST_MODEL" --press-data "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    for run in "$kv_types $PRESSD_TEST_MODEL --press-data" "${PRESSD_SALS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_sals} $PRESSD_TEST_MODEL"; do
+        out=$($run "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
+        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    done
     rm -rf "$dir"
 fi
 # Keys as product codes, their books made from our own words and judged on a licence: some two minutes.

@@ -187,6 +187,11 @@ static void bad_quad(const float *k, size_t n, size_t d, const float *mu, const 
         for (size_t a = 0; a < d; a++) z[i] += k[i * d + a] * k[i * d + a] * u[a * d + a];
 }
 
+/* The last factor is left out. */
+static void bad_matmul(const float *a, size_t ld_a, size_t n, size_t k, const float *b, size_t ld_b, size_t m, float *y, size_t ld_y) {
+    scalar_row().matmul_f32(a, ld_a, n, k - 1, b, ld_b, m, y, ld_y);
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -213,6 +218,7 @@ static void a_broken_entry_is_named(void **state) {
     } while (0)
     BREAK(dot_f32, bad_dot);
     BREAK(axpy_f32, bad_axpy);
+    BREAK(matmul_f32, bad_matmul);
     BREAK(max_f32, bad_max);
     BREAK(exp_sum_f32, bad_exp_sum);
     BREAK(rmsnorm, bad_rmsnorm);

@@ -135,11 +135,9 @@ static void expect_bases(const pd_press_data *d, const pd_press_model *m, const 
             assert_true(on ? e[0] > 1e-4f && e[0] < 2.0f && e[PD_EIGEN_STEPS - 2] < e[0] : e[0] == 0.0f && e[3] == 0.0f);
         }
     }
-    /* more numbers choose better, if not by much */
+    /* these prompts are too short to choose from (test_sals has longer ones) */
     const float *overlap = pd_press_data_get(d, PD_DATA_JOINT_OVERLAP);
-    for (size_t l = 0; l < m->n_layer; l++, overlap += PD_OVERLAP_SETUPS)
-        for (size_t i = 0; i < PD_OVERLAP_SETUPS; i++)
-            assert_true(pressed[l] ? overlap[i] > 0.125f && overlap[i] <= 1.0f && overlap[i] <= overlap[0] + 0.05f : overlap[i] == 0.0f);
+    for (size_t i = 0; i < m->n_layer * PD_OVERLAP_SETUPS; i++) assert_true(overlap[i] == 0.0f);
     /* RoPE turns keys and leaves them as long as they are; the joint rows are the heads' side by side */
     const float *key = pd_press_data_get(d, PD_DATA_EIGEN_HEAD_ENERGY), *rotated = pd_press_data_get(d, PD_DATA_EIGEN_ROTATED_ENERGY);
     const float *shared = pd_press_data_get(d, PD_DATA_EIGEN_SHARED_ENERGY), *joint = pd_press_data_get(d, PD_DATA_JOINT_ENERGY);

@@ -180,6 +180,23 @@ static void reads_are_counted(void **state) {
     pd_engine_close(e);
 }
 
+/* Calibration says what the chosen tokens held, and layers where it was too little are left alone. */
+static void layers_are_skipped_by_their_overlap(void **state) {
+    (void)state;
+    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
+    const float *overlap = pd_press_data_get(pd_engine_get_info(e)->press_model.data, PD_DATA_JOINT_OVERLAP);
+    for (size_t i = 0; i < 3 * PD_OVERLAP_SETUPS; i++) assert_true(overlap[i] > 0.125f && overlap[i] < 1.0f);
+    ask q = {.tokens = prompt, .n = N, .max_tokens = 4, .logprobs = 5};
+    answer *dense = case_run(e, &q);
+    q.press = "sals:min_overlap=1,skip_first=0,skip_last=0,dense_below=0";
+    answer *a = case_run(e, &q);
+    case_expect_same(a, dense);
+    assert_int_equal(a->r->kv.bytes, dense->r->kv.bytes);
+    case_drop(a);
+    case_drop(dense);
+    pd_engine_close(e);
+}
+
 static void refused(pd_engine *e, const char *text, const char *says) {
     pd_arena arena = {0};
     pd_spec *spec;
@@ -306,6 +323,7 @@ int main(void) {
         cmocka_unit_test(latents_are_the_same_in_any_company),
         cmocka_unit_test(all_numbers_of_all_tokens_lose_nothing),
         cmocka_unit_test(reads_are_counted),
+        cmocka_unit_test(layers_are_skipped_by_their_overlap),
         cmocka_unit_test(what_does_not_go_together_is_refused),
         cmocka_unit_test(values_take_any_type),
         cmocka_unit_test(admission_counts_joint_pages),
