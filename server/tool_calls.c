@@ -522,6 +522,7 @@ static bool call_step(pd_tool_reader *r) {
         json_byte(r, r->held.data[i++]);
         if (r->only_arguments && r->json == J_KEY) r->json = J_DONE;
     }
+    while (r->json == J_BAD && i < r->held.len && ((unsigned char)r->held.data[i] & 0xC0) == 0x80) i++; /* the whole character is bad */
     if (!r->named) pd_buf_add(&r->raw, r->held.data, i);
     pd_buf_drop(&r->held, i);
     if (r->json == J_DONE) call_done(r);

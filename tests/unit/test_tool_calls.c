@@ -173,6 +173,7 @@ static void hermes(void **state) {
     reads(&t, "<tool_call>{\"name\": \"wea", "<tool_call>{\"name\": \"wea");
     reads(&t, "x <tool_call>", "x <tool_call>");
     reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool", "|now({})");
+    reads(&t, "<tool_call>{\"name\": \"now\", \"a\"\xc3\xa9 x", "x|now()"); /* a bad character is bad as a whole */
 }
 
 static void llama3(void **state) {
