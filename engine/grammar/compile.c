@@ -274,6 +274,27 @@ pd_status pd__g_compile(pd_grammar *g, pd__g_rules *r, pd_err *err) {
     return rc;
 }
 
+static uint64_t hash_of(const pd_grammar *g) { /* FNV-1a, by numbers */
+    uint64_t h = 0xCBF29CE484222325u ^ (uint64_t)g->start;
+    for (size_t i = 0; i < g->n_node; i++) {
+        const pd__g_node *n = &g->node[i];
+        h = (h ^ (uint64_t)(n->kind << 16 | n->lo << 8 | n->hi)) * 0x100000001B3u;
+        h = (h ^ (uint64_t)(uint32_t)n->next) * 0x100000001B3u;
+        h = (h ^ (uint64_t)(uint32_t)n->other) * 0x100000001B3u;
+    }
+    return h;
+}
+
+bool pd_grammar_same(const pd_grammar *a, const pd_grammar *b) {
+    if (a == b) return true;
+    if (a->hash != b->hash || a->n_node != b->n_node || a->start != b->start) return false;
+    for (size_t i = 0; i < a->n_node; i++) {
+        const pd__g_node *x = &a->node[i], *y = &b->node[i];
+        if (x->kind != y->kind || x->lo != y->lo || x->hi != y->hi || x->next != y->next || x->other != y->other) return false;
+    }
+    return true;
+}
+
 pd_status pd_grammar_parse(pd_grammar **ret, const char *text, size_t len, const char *field, pd_err *err) {
     pd__g_rules r = {.text = text, .text_len = len, .field = field};
     pd_grammar *g = calloc(1, sizeof *g);
@@ -282,6 +303,7 @@ pd_status pd_grammar_parse(pd_grammar **ret, const char *text, size_t len, const
     pd_status rc = pd__g_rules_parse(&r, err);
     if (rc == PD_OK) rc = pd__g_compile(g, &r, err);
     pd__g_rules_done(&r);
+    if (rc == PD_OK) g->hash = hash_of(g);
     pd_matcher *m = NULL; /* too many ways to begin are seen here, not at the first token */
     if (rc == PD_OK) rc = pd_matcher_open(&m, g, err);
     pd_matcher_close(m);

@@ -37,6 +37,8 @@ typedef struct pd_grammar pd_grammar;
 pd_status pd_grammar_parse(pd_grammar **ret, const char *text, size_t len, const char *field, pd_err *err);
 void pd_grammar_ref(pd_grammar *g);
 void pd_grammar_unref(pd_grammar *g); /* NULL is fine */
+/* The same automaton: what was found out of one holds for the other. */
+bool pd_grammar_same(const pd_grammar *a, const pd_grammar *b);
 
 /* ---- the vocabulary as a tree of bytes ---- */
 
@@ -46,6 +48,8 @@ typedef struct pd_token_tree pd_token_tree;
  * per node and 4 per token.  Errors: ENOMEM.  Thread: any, and read by any. */
 pd_status pd_token_tree_open(pd_token_tree **ret, const pd_tokenizer *tok, pd_err *err);
 size_t pd_token_tree_bytes(const pd_token_tree *t);
+size_t pd_token_tree_words(const pd_token_tree *t); /* of a mask: 64 tokens each */
+const int32_t *pd_token_tree_ends(const pd_token_tree *t, size_t *n); /* tokens that end an answer, which are in no mask */
 void pd_token_tree_close(pd_token_tree *t); /* NULL is fine */
 
 /* ---- one answer ---- */
@@ -56,6 +60,10 @@ typedef struct pd_matcher pd_matcher;
  * than PATHS_MAX ways to begin).  Thread: one at a time. */
 pd_status pd_matcher_open(pd_matcher **ret, pd_grammar *g, pd_err *err);
 void pd_matcher_close(pd_matcher *m); /* NULL is fine */
+/* For another answer: at the beginning again, with all that was found out and masks kept.
+ * False: it has failed, and is of no more use. */
+bool pd_matcher_restart(pd_matcher *m);
+const pd_grammar *pd_matcher_grammar(const pd_matcher *m);
 
 /* Would these bytes fit next?  A prefix of an answer is enough. */
 bool pd_matcher_fits(pd_matcher *m, const char *s, size_t n);

@@ -70,6 +70,7 @@ struct pd_grammar {
     pd__g_node *node;
     size_t n_node;
     int32_t start;
+    uint64_t hash; /* of the nodes and the start */
     pd__g_copies *copies;
     int32_t *in; /* [n_node] the innermost copies a node is in, -1 = none; NULL = no copies */
     size_t n_copies;
@@ -89,6 +90,8 @@ enum { PD__DEAD = -1, PD__UNKNOWN = 0xFFFF, PD__NOWHERE = 0xFFFE };
 /* The state that reads as the current one does for `bytes` bytes, one for all whose
  * repetitions are counted down to different numbers that none of them reaches. */
 int32_t pd__matcher_clamped(pd_matcher *m, size_t bytes);
+/* The same for one number of bytes that is always the same: kept with the state. */
+int32_t pd__matcher_whole(pd_matcher *m, size_t bytes);
 /* Around a call that takes steps: begin; steps; again() says whether to do it all
  * anew, since a step ran into a limit and everything but the current state was
  * forgotten.  `tried`: it was done anew already, so the matcher fails. */

@@ -31,6 +31,8 @@ struct pd_token_tree {
     size_t words;
     uint64_t *is_brief; /* [words] */
     int32_t *same;      /* [n_vocab] the next token of the same bytes, -1 = none */
+    int32_t *end;       /* [n_end] */
+    size_t n_end;
 };
 
 typedef struct {
@@ -87,6 +89,11 @@ pd_status pd_token_tree_open(pd_token_tree **ret, const pd_tokenizer *tok, pd_er
         t->is_brief = calloc(t->words, sizeof *t->is_brief);
     }
     bool ok = t && p && t->same && t->is_brief;
+    for (size_t i = 0; ok && i < n_vocab; i++) t->n_end += pd_token_is_eog(tok, (int32_t)i);
+    if (ok) t->end = malloc((t->n_end + 1) * sizeof *t->end);
+    ok = ok && t->end;
+    for (size_t i = 0, k = 0; ok && i < n_vocab; i++)
+        if (pd_token_is_eog(tok, (int32_t)i)) t->end[k++] = (int32_t)i;
     for (size_t i = 0; ok && i < n_vocab; i++) {
         const pd_str s = pd_token_bytes(tok, (int32_t)i, false);
         if (s.len == 0 || s.len > BYTES_MAX || pd_token_is_eog(tok, (int32_t)i)) continue;
@@ -109,6 +116,7 @@ void pd_token_tree_close(pd_token_tree *t) {
     free(t->lengthy.node);
     free(t->is_brief);
     free(t->same);
+    free(t->end);
     free(t);
 }
 
@@ -146,7 +154,7 @@ const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *t, bool skip
     if (pd_matcher_failed(m)) return NULL;
     for (bool tried = false;; tried = true) {
         pd__matcher_begin(m);
-        const int32_t from = pd__matcher_clamped(m, BYTES_MAX);
+        const int32_t from = pd__matcher_whole(m, BYTES_MAX);
         uint64_t *mask = skip_space ? NULL : pd__matcher_mask_find(m);
         if (mask) {
             for (size_t i = 0; i < t->words; i++) mask[i] &= t->is_brief[i];
@@ -165,4 +173,13 @@ const uint64_t *pd_matcher_mask(pd_matcher *m, const pd_token_tree *t, bool skip
 
 size_t pd_token_tree_bytes(const pd_token_tree *t) {
     return sizeof *t + (t->brief.n_node + t->lengthy.n_node) * sizeof *t->brief.node + t->words * (64 * sizeof *t->same + sizeof *t->is_brief);
+}
+
+size_t pd_token_tree_words(const pd_token_tree *t) {
+    return t->words;
+}
+
+const int32_t *pd_token_tree_ends(const pd_token_tree *t, size_t *n) {
+    *n = t->n_end;
+    return t->end;
 }

@@ -17,7 +17,8 @@ enum {
     STATES_KEPT = 4096, STATES_MAX = 16384, FRAMES_MAX = 1 << 17,
     STATE_SLOTS = 4 * STATES_MAX, FRAME_SLOTS = 2 * FRAMES_MAX,
     SEEN_MAX = 8 * PD_GRAMMAR_PATHS_MAX, SEEN_SLOTS = 4 * SEEN_MAX,
-    MASKS = 64,
+    MASKS = 256, MASKS_MIN = 64, MASKS_BYTES = 2 << 20, /* as many as fit, but some */
+    REACH_MAX = 32,
     WORK_MAX = 1 << 23, /* places visited by one call: tens of milliseconds */
 };
 
@@ -27,6 +28,8 @@ typedef struct { int32_t ret, parent, depth; } frame; /* frame 0: the bottom */
 
 typedef struct {
     uint32_t off, n;
+    int32_t whole; /* clamped to the longest token, DEAD = not looked for yet */
+    uint32_t mask, mask_made; /* which was found for it, if that one still is what was made then; 0 = none */
     bool may_end;
 } state;
 
@@ -53,8 +56,10 @@ struct pd_matcher {
     uint64_t *mask[MASKS];
     int32_t mask_state[MASKS]; /* as clamped to mask_reach bytes */
     size_t mask_reach[MASKS];
+    uint32_t mask_made[MASKS]; /* the number of the mask that is there now */
     size_t mask_bytes; /* of each */
-    unsigned next_mask;
+    unsigned next_mask, n_mask, n_held; /* the next to be made anew, how many there may be, those that have memory */
+    uint32_t made;
 };
 
 static uint32_t mix(uint32_t a, uint32_t b) {
@@ -188,7 +193,7 @@ static int32_t end_set(pd_matcher *m) {
         }
         memset(m->to + m->n_state * 256, 0xFF, 256 * sizeof *m->to);
         if (n) memcpy(m->place + m->n_place, m->found, n * sizeof *m->found);
-        m->state[m->n_state] = (state){(uint32_t)m->n_place, (uint32_t)n, m->may_end};
+        m->state[m->n_state] = (state){(uint32_t)m->n_place, (uint32_t)n, PD__DEAD, 0, 0, m->may_end};
         m->n_place += n;
         m->state_slot[s] = (int32_t)++m->n_state;
         return (int32_t)m->n_state - 1;
@@ -380,8 +385,22 @@ size_t pd_matcher_bytes(const pd_matcher *m) {
                SEEN_SLOTS * (sizeof *m->seen + sizeof *m->seen_at);
     n += m->cap_frame * sizeof *m->frame + m->cap_place * sizeof *m->place;
     n += m->cap_state * (sizeof *m->state + 256 * sizeof *m->to);
-    for (unsigned i = 0; i < MASKS; i++) n += m->mask[i] ? m->mask_bytes : 0;
-    return n;
+    return n + m->n_held * m->mask_bytes;
+}
+
+bool pd_matcher_restart(pd_matcher *m) {
+    if (m->failed) return false;
+    pd__matcher_begin(m);
+    begin_set(m);
+    reach(m, m->g->start, 0);
+    const int32_t to = end_set(m);
+    if (m->lost || to == PD__DEAD) return false;
+    m->now = to;
+    return true;
+}
+
+const pd_grammar *pd_matcher_grammar(const pd_matcher *m) {
+    return m->g;
 }
 
 bool pd_matcher_may_end(const pd_matcher *m) {
@@ -396,22 +415,46 @@ const uint16_t *pd__matcher_steps(const pd_matcher *m) {
     return m->to;
 }
 
+int32_t pd__matcher_whole(pd_matcher *m, size_t bytes) {
+    if (m->state[m->now].whole == PD__DEAD) {
+        const int32_t to = pd__matcher_clamped(m, bytes);
+        m->state[m->now].whole = to;
+    }
+    return m->state[m->now].whole;
+}
+
+/* The current state has mask i. */
+static uint64_t *note_mask(pd_matcher *m, unsigned i) {
+    m->state[m->now].mask = i;
+    m->state[m->now].mask_made = m->mask_made[i];
+    return m->mask[i];
+}
+
 uint64_t *pd__matcher_mask_find(pd_matcher *m) {
-    size_t bytes = SIZE_MAX;
-    int32_t at = m->now;
-    for (unsigned i = 0; i < MASKS; i++) {
-        if (m->mask_state[i] == PD__DEAD) continue;
-        if (m->mask_reach[i] != bytes) at = pd__matcher_clamped(m, bytes = m->mask_reach[i]);
-        if (m->mask_state[i] == at) return m->mask[i];
+    int32_t at[REACH_MAX + 1]; /* the state clamped to each number of bytes, once it is asked for */
+    const state *now = &m->state[m->now];
+    if (now->mask_made && m->mask_made[now->mask] == now->mask_made) return m->mask[now->mask];
+    for (unsigned i = 0; i <= REACH_MAX; i++) at[i] = PD__DEAD;
+    for (unsigned i = 0; i < m->n_mask; i++) {
+        const size_t bytes = m->mask_reach[i];
+        if (m->mask_state[i] == PD__DEAD || bytes > REACH_MAX) continue;
+        if (at[bytes] == PD__DEAD) at[bytes] = pd__matcher_clamped(m, bytes);
+        if (m->mask_state[i] == at[bytes]) return note_mask(m, i);
     }
     return NULL;
 }
 
 uint64_t *pd__matcher_mask_room(pd_matcher *m, size_t words) {
-    const unsigned i = m->next_mask++ % MASKS;
-    m->mask_bytes = words * sizeof(uint64_t);
-    if (!m->mask[i]) m->mask[i] = malloc(m->mask_bytes);
+    const size_t bytes = words * sizeof(uint64_t), most = MASKS_BYTES / bytes;
+    m->n_mask = most < MASKS_MIN ? MASKS_MIN : most < MASKS ? (unsigned)most : MASKS;
+    const unsigned i = m->next_mask++ % m->n_mask;
+    m->mask_bytes = bytes;
+    if (!m->mask[i]) {
+        m->mask[i] = malloc(m->mask_bytes);
+        m->n_held += m->mask[i] != NULL;
+    }
     m->mask_state[i] = PD__DEAD;
+    m->mask_made[i] = ++m->made ? m->made : ++m->made;
     if (m->mask[i]) memset(m->mask[i], 0, m->mask_bytes);
     return m->mask[i];
 }
@@ -421,5 +464,6 @@ void pd__matcher_mask_keep(pd_matcher *m, const uint64_t *mask, size_t reach) {
         if (m->mask[i] != mask) continue;
         m->mask_state[i] = pd__matcher_clamped(m, reach);
         m->mask_reach[i] = reach;
+        if (!m->lost) note_mask(m, i);
     }
 }

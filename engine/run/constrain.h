@@ -10,17 +10,20 @@
 
 #include "engine/grammar/grammar.h"
 #include "engine/run/job.h"
+#include "engine/run/matchers.h"
 #include "engine/run/sampler.h"
 
 typedef struct pd_constraint {
     pd_matcher *m;            /* NULL = anything goes */
     const pd_token_tree *tree;
+    pd_matchers *kept;        /* where it comes from and goes to */
+    uint64_t *allowed;        /* scratch: the tokens of a step */
     bool first_space;         /* the next token's leading space is not written */
 } pd_constraint;
 
 /* What `job` asks for; `tree` is of its vocabulary, and may be NULL if it has no
  * grammar.  ENOMEM. */
-pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, const pd_token_tree *tree, pd_err *err);
+pd_status pd_constraint_open(pd_constraint *c, const pd_job *job, const pd_token_tree *tree, pd_matchers *kept, pd_err *err);
 void pd_constraint_done(pd_constraint *c); /* all-zero is fine */
 size_t pd_constraint_bytes(const pd_constraint *c); /* without the tree */
 

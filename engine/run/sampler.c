@@ -18,7 +18,8 @@ pd_status pd_sampler_init(pd_sampler *s, size_t n_vocab, pd_err *err) {
     s->p = malloc(n_vocab * sizeof *s->p);
     s->cand = malloc(n_vocab * sizeof *s->cand);
     s->adjusted = malloc(n_vocab * sizeof *s->adjusted);
-    if (s->p && s->cand && s->adjusted) return PD_OK;
+    s->some = malloc(n_vocab * sizeof *s->some);
+    if (s->p && s->cand && s->adjusted && s->some) return PD_OK;
     pd_sampler_done(s);
     return pd_fail(err, PD_ENOMEM, NULL, "no memory for sampling");
 }
@@ -27,6 +28,7 @@ void pd_sampler_done(pd_sampler *s) {
     free(s->p);
     free(s->cand);
     free(s->adjusted);
+    free(s->some);
     *s = (pd_sampler){0};
 }
 
@@ -66,7 +68,7 @@ static void top_k(const float *x, size_t n, size_t k, pd_token_prob *out) {
 }
 
 /* The first of the largest: which piece has it, then where. */
-static int32_t argmax(const pd_kernels *kern, const float *x, size_t n) {
+static size_t argmax(const pd_kernels *kern, const float *x, size_t n) {
     enum { PIECE = 4096 };
     float max = -INFINITY;
     size_t best = 0;
@@ -77,11 +79,14 @@ static int32_t argmax(const pd_kernels *kern, const float *x, size_t n) {
         best = i;
     }
     while (best + 1 < n && x[best] < max) best++;
-    return (int32_t)best;
+    return best;
 }
 
 int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, const pd_sampling *how, pd_rng *rng) {
-    const size_t n = s->n_vocab;
+    return (int32_t)pd_sample_some(s, kern, logits, s->n_vocab, how, rng);
+}
+
+size_t pd_sample_some(pd_sampler *s, const pd_kernels *kern, const float *logits, size_t n, const pd_sampling *how, pd_rng *rng) {
     if (how->temperature <= 0.0f) return argmax(kern, logits, n);
     const float inv = 1.0f / how->temperature;
     for (size_t i = 0; i < n; i++) s->p[i] = logits[i] * inv;
@@ -91,7 +96,7 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
     if (plain) {
         for (size_t i = 0; i + 1 < n; i++) {
             u -= s->p[i];
-            if (u < 0.0) return (int32_t)i;
+            if (u < 0.0) return i;
         }
         return argmax(kern, s->p, n); /* rounding left a crumb: the likeliest */
     }
@@ -115,9 +120,9 @@ int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, co
     u = u / sum * mass;
     for (size_t i = 0; i + 1 < end; i++) {
         u -= s->cand[i].logprob;
-        if (u < 0.0) return s->cand[i].id;
+        if (u < 0.0) return (size_t)s->cand[i].id;
     }
-    return s->cand[end - 1].id;
+    return (size_t)s->cand[end - 1].id;
 }
 
 float pd_logprobs_row(const pd_kernels *kern, float *logits, size_t n, int32_t id, pd_token_prob *top, size_t n_top) {

@@ -16,6 +16,7 @@ typedef struct pd_sampler {
     float *p;          /* [n_vocab] scratch */
     pd_token_prob *cand; /* [n_vocab] scratch */
     float *adjusted;   /* [n_vocab] scratch of adjust.h; untouched, it costs no memory */
+    int32_t *some;     /* [n_vocab] scratch of constrain.h, as that */
     size_t n_vocab;
 } pd_sampler;
 
@@ -24,6 +25,9 @@ void pd_sampler_done(pd_sampler *s);
 
 /* The next token from logits[n_vocab] (unchanged). */
 int32_t pd_sample(pd_sampler *s, const pd_kernels *kern, const float *logits, const pd_sampling *how, pd_rng *rng);
+
+/* The same from n of them: an index into logits[n], of which there is one at least. */
+size_t pd_sample_some(pd_sampler *s, const pd_kernels *kern, const float *logits, size_t n, const pd_sampling *how, pd_rng *rng);
 
 /* log softmax of `id`, and the n_top largest, descending (ties: lower id). */
 float pd_logprobs(pd_sampler *s, const pd_kernels *kern, const float *logits, int32_t id,

@@ -444,7 +444,7 @@ static bool promises_add_up(const pd_engine *e) {
 static void publish(pd_engine *e) {
     assert(promises_add_up(e));
     uint64_t dense = 0, resident = 0, staging = 0, scratch = pd_run_scratch_bytes(&e->run);
-    scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed);
+    scratch += atomic_load_explicit(&e->c_tree, memory_order_relaxed) + pd_matchers_bytes(&e->run.matchers);
     for (size_t i = 0; i < e->n_seq; i++) {
         dense += pd_dense_bytes(&e->model->hp, e->seq[i]->n_seen);
         scratch += pd_seq_scratch_bytes(e->seq[i]);

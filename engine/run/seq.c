@@ -53,6 +53,7 @@ void pd_run_done(pd_run *r) {
     free(r->step_tags);
     free(r->step_pos);
     pd_sampler_done(&r->sampler);
+    pd_matchers_done(&r->matchers);
     pd_token_tree_close(r->tree);
     pd_attn_done(&r->attn);
     pd_fwd_done(&r->fwd);
@@ -128,7 +129,7 @@ pd_status pd_seq_open(pd_seq *s, pd_run *run, pd_job *job, pd_err *err) {
     if (job->score) PD_TRY(pd_score_open(s, err));
     if (job->pool != PD_POOL_NONE) PD_TRY(pd_embed_open(s, err));
     PD_TRY(pd_adjuster_open(&s->adjuster, job, hp->n_vocab, err));
-    PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, err));
+    PD_TRY(pd_constraint_open(&s->constraint, job, run->tree, &run->matchers, err));
     const pd_read_rule read = pd_compression_read(job->comp);
     if (job->max_tokens) PD_TRY(pd_select_init(&s->select, &read, job->comp ? job->comp->seed : 0, hp, slots, err));
     if (job->max_tokens && job->latent.joint) PD_TRY(pd_select_latents(&s->select, &job->latent, job->comp->seed, hp, job->kv_key, slots, err));

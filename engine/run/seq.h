@@ -40,6 +40,7 @@ typedef struct pd_run {
     pd_attn attn;
     pd_sampler sampler;
     pd_token_tree *tree; /* the vocabulary's, once a grammar needs it */
+    pd_matchers matchers; /* of grammars asked for before */
     pd_arena tmp;     /* one press call */
     size_t parallel, ctx;
     pd_turns turns[PD_ROPE_MAX]; /* for projected keys; made when the first request has any */
