@@ -2,6 +2,7 @@
 /* Grammars: what they accept, what is refused, masks against token by token, and
  * answers of a tiny model held to one. */
 #include "engine/base/clock.h"
+#include "engine/run/matchers.h"
 #include "tests/unit/engine_case.h"
 
 #include <setjmp.h>
@@ -194,6 +195,51 @@ static void counts_share_masks(void **state) {
     pd_engine_close(e);
 }
 
+static pd_matcher *taken(pd_matchers *k, const char *gbnf) {
+    pd_grammar *g;
+    pd_matcher *m;
+    pd_err err = {0};
+    if (pd_grammar_parse(&g, gbnf, strlen(gbnf), "grammar", &err) != PD_OK) fail_msg("%s: %s", gbnf, err.msg);
+    assert_int_equal(pd_matchers_take(k, g, &m, &err), PD_OK);
+    pd_grammar_unref(g);
+    return m;
+}
+
+/* The next answer of an equal grammar gets the last one's matcher, at the beginning; no other does, and only
+ * the latest are kept. */
+static void matchers_go_round(void **state) {
+    (void)state;
+    pd_matchers k = {0};
+    pd_matcher *m = taken(&k, "root ::= \"ab\" [0-9]{2}");
+    assert_true(pd_matcher_take(m, "ab1", 3) && !pd_matcher_may_end(m));
+    pd_matchers_give(&k, m);
+    pd_matcher *other = taken(&k, "root ::= \"ab\" [0-8]{2}");
+    assert_ptr_not_equal(other, m);
+    assert_false(pd_matcher_fits(other, "ab9", 3));
+    pd_matcher *again = taken(&k, "root ::= \"ab\" [0-9]{2} # anew\n"); /* the same automaton */
+    pd_matcher *both = taken(&k, "root ::= \"ab\" [0-9]{2}"); /* which is in use */
+    assert_ptr_equal(again, m);
+    assert_ptr_not_equal(both, m);
+    assert_false(pd_matcher_fits(again, "1", 1));
+    assert_true(pd_matcher_take(again, "ab12", 4) && pd_matcher_must_end(again));
+    pd_matchers_give(&k, again);
+    pd_matchers_give(&k, both);
+    pd_matchers_give(&k, other);
+    char text[32];
+    for (int i = 0; i < PD_MATCHERS_COUNT + 3; i++) {
+        snprintf(text, sizeof text, "root ::= \"x%d\"", i);
+        pd_matchers_give(&k, taken(&k, text));
+        assert_true(k.n <= PD_MATCHERS_COUNT && pd_matchers_bytes(&k) <= PD_MATCHERS_BYTES);
+    }
+    assert_int_equal(k.n, PD_MATCHERS_COUNT);
+    pd_matcher *last = k.m[k.n - 1];
+    m = taken(&k, text);
+    assert_ptr_equal(m, last);
+    pd_matchers_give(&k, m);
+    pd_matchers_done(&k);
+    assert_int_equal(pd_matchers_bytes(&k), 0);
+}
+
 static void answers_match(void **state) {
     (void)state;
     static const char gbnf[] = "root ::= \"{\" [a-z]{1,8} (\":\" [0-9]{1,3}){2} \"}\"";
@@ -228,7 +274,7 @@ int main(void) {
         cmocka_unit_test(accepts),          cmocka_unit_test(refuses),
         cmocka_unit_test(depth_is_bounded), cmocka_unit_test(forgets),
         cmocka_unit_test(masks_equal_single_tokens), cmocka_unit_test(counts_share_masks),
-        cmocka_unit_test(answers_match),
+        cmocka_unit_test(matchers_go_round), cmocka_unit_test(answers_match),
     };
     const int rc = cmocka_run_group_tests(tests, NULL, NULL);
     case_cleanup();
