@@ -183,11 +183,11 @@ void pd_engine_close(pd_engine *e) {
         pthread_mutex_destroy(&e->tree_lock);
     }
     free(e->seq);
+    pd_workers_close(e->workers); /* which look ahead into the model while they wait */
     if (e->run.model) pd_run_done(&e->run);
     pd_model_close(e->model);
     pd_chat_close(e->chat);
     pd_tokenizer_close(e->tok);
-    pd_workers_close(e->workers);
     pd_press_data_close(e->press_data);
     free(e);
 }
