@@ -274,13 +274,18 @@ pd_status pd__g_compile(pd_grammar *g, pd__g_rules *r, pd_err *err) {
     return rc;
 }
 
-static uint64_t hash_of(const pd_grammar *g) { /* FNV-1a, by numbers */
-    uint64_t h = 0xCBF29CE484222325u ^ (uint64_t)g->start;
+static uint64_t stir(uint64_t h, uint32_t v) { /* no product wraps */
+    const uint64_t low = ((uint32_t)h ^ v) * UINT64_C(0x9E3779B1), high = ((uint32_t)(h >> 32) ^ v) * UINT64_C(0x85EBCA77);
+    return (low << 32 | low >> 32) ^ high;
+}
+
+static uint64_t hash_of(const pd_grammar *g) {
+    uint64_t h = stir(1, (uint32_t)g->start);
     for (size_t i = 0; i < g->n_node; i++) {
         const pd__g_node *n = &g->node[i];
-        h = (h ^ (uint64_t)(n->kind << 16 | n->lo << 8 | n->hi)) * 0x100000001B3u;
-        h = (h ^ (uint64_t)(uint32_t)n->next) * 0x100000001B3u;
-        h = (h ^ (uint64_t)(uint32_t)n->other) * 0x100000001B3u;
+        h = stir(h, (uint32_t)n->kind << 16 | (uint32_t)n->lo << 8 | n->hi);
+        h = stir(h, (uint32_t)n->next);
+        h = stir(h, (uint32_t)n->other);
     }
     return h;
 }
