@@ -51,10 +51,10 @@ class OpenAI(unittest.TestCase):
         self.assertEqual(raw, list(range(len(raw))))
 
     def test_response_refusals(self):
-        for field, value in (("previous_response_id", "resp_1"), ("tools", [{"type": "web_search"}]), ("background", True)):
+        for field, value, param in (("previous_response_id", "resp_1", None), ("tools", [{"type": "web_search"}], "tools[0]"), ("background", True, None)):
             with self.subTest(field), self.assertRaises(openai.BadRequestError) as e:
                 self.c.responses.create(model="any", input="Hi", **{field: value})
-            self.assertEqual(e.exception.param, field)
+            self.assertEqual(e.exception.param, param or field)
         with self.assertRaises(openai.BadRequestError) as e:
             self.c.responses.create(model="any", input=[{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}])
         self.assertIn("input[0].content[0]", e.exception.message)

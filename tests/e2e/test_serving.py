@@ -214,8 +214,8 @@ class Shortage(unittest.TestCase):
             self.assertEqual(reply["usage"]["completion_tokens"], 8)
             self.assertTrue(common.wait_until(lambda: common.idle(s), 5), "pages are still held")
             report = [e["kv_cache"] for e in events if isinstance(e, dict) and e.get("kv_cache")]
-            self.assertEqual(len(report), 1)
-            return early, report[0]
+            self.assertTrue(report, "nothing was said of the cache")
+            return early, report[-1]
 
     def test_a_request_that_agreed_makes_room(self):
         early, report = self.first_token_of_the_second({})
