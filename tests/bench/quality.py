@@ -77,6 +77,7 @@ NOT_HERE = {
     "cam": "as decoding",
     "hcattention": "reads less while tokens are generated: --reads",
     "quest": "as hcattention",
+    "sals": "as hcattention, but tests/golden/sals.c has its numbers",
     "prefill_decoding": "its first press is what happens to a context"}
 
 

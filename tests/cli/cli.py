@@ -304,6 +304,23 @@ def every_press_is_checked_and_every_difference_told():
 test(a_new_press_is_one_file_and_one_word)
 
 
+@test
+def the_quality_table_forgets_no_press():
+    rc, out, err = run(BIN, "presses", "--json")
+    eq((rc, err), (0, ""))
+    sys.path.insert(0, "tests/bench")
+    import quality
+
+    class Server:
+        def get(self, path):
+            return 200, {}, {"data": [{**p, "runnable": True} for p in json.loads(out)]}
+
+    asked, wrong = quality.presses_of(Server(), 30)
+    eq(wrong, [])
+    named = {re.match(r"[a-z_]+", t).group() for t, _ in asked} | set(quality.NOT_HERE)
+    eq({p["name"] for p in json.loads(out)} - named, set())
+
+
 # ---- the scripts ----
 
 
