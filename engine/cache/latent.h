@@ -74,14 +74,9 @@ void pd_latent_rebuild(const pd_latent *l, const pd_kernels *kern, const float *
 void pd_latent_fold(const pd_latent *l, const pd_kernels *kern, const float *v, float *c);
 void pd_latent_unfold(const pd_latent *l, const pd_kernels *kern, const float *c, float *v);
 
-/* Scratch of pd_latent_keys, beside its result, in floats. */
-static inline size_t pd_latent_page_floats(size_t head_dim) {
-    return head_dim;
-}
-
 /* Rebuilt keys of n_page pages: c[rank][n_page * 16] -> k[head_dim][n_page * 16], rotated.
  * pos[page] -> its 16 slots' positions.  Slots [first, first + n) counted from the start of the first page
- * are right, the others hold anything.  tmp: pd_latent_page_floats. */
+ * are right, the others hold anything.  tmp: head_dim floats. */
 void pd_latent_keys(const pd_latent *l, const float *c, const int32_t *const *pos, size_t n_page, size_t first,
                     size_t n, float *k, float *tmp);
 
