@@ -6,6 +6,7 @@
  * One JSON object per line in, {"template": text, "tools": [...], "text": answer}, and one
  * line out: the members of a message, or {"error": ...}. */
 #include "server/tool_calls.h"
+#include "tests/unit/json_lines.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,18 +46,5 @@ static void answer(const json_t *in) {
 }
 
 int main(void) {
-    char *line = NULL;
-    size_t cap = 0;
-    while (getline(&line, &cap, stdin) > 0) {
-        json_error_t why;
-        json_t *in = json_loads(line, 0, &why);
-        if (!in) {
-            fprintf(stderr, "%s\n", why.text);
-            return 2;
-        }
-        answer(in);
-        json_decref(in);
-    }
-    free(line);
-    return 0;
+    return answer_lines(answer);
 }

@@ -8,6 +8,7 @@
  * the same one follows itself. */
 #include "server/json.h"
 #include "server/json_value.h"
+#include "tests/unit/json_lines.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,18 +50,5 @@ static void answer(const json_t *in) {
 }
 
 int main(void) {
-    char *line = NULL;
-    size_t cap = 0;
-    while (getline(&line, &cap, stdin) > 0) {
-        json_error_t why;
-        json_t *in = json_loads(line, 0, &why);
-        if (!in) {
-            fprintf(stderr, "%s\n", why.text);
-            return 2;
-        }
-        answer(in);
-        json_decref(in);
-    }
-    free(line);
-    return 0;
+    return answer_lines(answer);
 }
