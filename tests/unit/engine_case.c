@@ -10,6 +10,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/rng.h"
+#include "engine/run/state.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -219,6 +220,40 @@ void case_expect_company(pd_engine *e, pd_engine *three, const ask *like, const 
     }
     case_expect_idle(e);
     case_expect_idle(three);
+}
+
+void case_expect_less_reserved(case_opener open, const ask *like, uint64_t part) {
+    pd_engine *e = open(0);
+    ask q = *like;
+    q.press = NULL;
+    answer *dense = case_run(e, &q);
+    const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
+    case_drop(dense);
+    answer *a = case_run(e, like);
+    const uint64_t less = pd__job_reserved(a->job) + a->job->staging_bytes;
+    assert_true(need > less && part * (need - less) > pd__job_reserved(a->job));
+    assert_true(pd__job_promised(a->job) >= a->r->kv.bytes && pd__job_promised(a->job) <= pd__job_reserved(a->job));
+    case_drop(a);
+    pd_engine_close(e);
+
+    e = open((need + less) / 2);
+    pd_err err = {0};
+    pd_job *job;
+    case_drop(case_run(e, like));
+    assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
+    case_expect_idle(e);
+    pd_engine_close(e);
+}
+
+size_t case_expect_same_guessed(pd_engine *none, pd_engine *guess, const ask *q) {
+    answer *a = case_run(none, q), *b = case_run(guess, q);
+    const size_t taken = b->r->timing.draft_n_accepted;
+    case_expect_same(a, b);
+    assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
+    case_drop(a);
+    case_drop(b);
+    case_expect_idle(guess);
+    return taken;
 }
 
 void case_expect_idle(const pd_engine *e) {

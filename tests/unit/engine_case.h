@@ -85,6 +85,14 @@ void case_expect_same(const answer *a, const answer *b); /* ids, log probabiliti
 enum { CASE_COMPANY_MAX = 16 };
 void case_expect_company(pd_engine *e, pd_engine *three, const ask *like, const char *const *press, size_t n);
 
+/* With like->press less is reserved than dense, by more than a `part`th of what is left; a pool between the two, which
+ * `open` is asked for (0 = any), takes the one and refuses the other.  like->press is not NULL. */
+typedef pd_engine *(*case_opener)(uint64_t kv_bytes);
+void case_expect_less_reserved(case_opener open, const ask *like, uint64_t part);
+
+/* The answer and its bytes are the same from an engine that guesses.  How many guesses came true. */
+size_t case_expect_same_guessed(pd_engine *none, pd_engine *guess, const ask *q);
+
 /* The counting equation, and nothing held: what must be true once all is done. */
 void case_expect_idle(const pd_engine *e);
 

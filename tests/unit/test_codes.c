@@ -15,7 +15,7 @@
 #include "engine/base/num.h"
 #include "engine/run/calibrate.h"
 #include "engine/run/state.h"
-#include "tests/unit/engine_case.h"
+#include "tests/unit/measured_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -90,31 +90,9 @@ static void more_centroids_lose_less(void **state) {
 
 /* ---- engines ---- */
 
-/* An engine whose model's codebooks were made from a text of its own bytes. */
+/* With codebooks. */
 static pd_engine *open_codes(tiny_arch arch, pd_compute compute, unsigned threads, uint64_t kv_bytes, unsigned draft_tokens) {
-    char path[] = "/tmp/pressd-test-codes-XXXXXX", text[TEXT];
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
-    for (size_t i = 0; i < TEXT; i++) text[i] = (char)('a' + (i * i + i / 7) % 23);
-    const pd_calibrate_opts o = {.text = text, .len = TEXT, .sets = PD_CALIB_CODES, .tokens = 700, .chunk = 100};
-    pd_err err = {0};
-    pd_gguf *g;
-    uint64_t key = 0;
-    pd_press_data *d = NULL;
-    pd_engine *e = case_open(arch, TINY_Q8_0, &(case_opts){.ctx = 1024});
-    if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK ||
-        pd_press_data_new(&d, &pd_engine_get_info(e)->press_model, key, &err) != PD_OK ||
-        pd_calibrate(e, &o, d, NULL, NULL, &err) != PD_OK || pd_press_data_save(d, path, "tiny", &err) != PD_OK)
-        fail_msg("%s", err.msg);
-    pd_gguf_close(g);
-    pd_press_data_close(d);
-    pd_engine_close(e);
-    const pd_engine_opts opts = {.model_path = case_model(arch, TINY_Q8_0), .press_data = path, .compute = compute, .n_threads = threads,
-                                 .cpu_mask = ~0u, .draft_tokens = draft_tokens, .parallel = 16, .kv_bytes = kv_bytes ? kv_bytes : 16u << 20};
-    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
-    unlink(path);
-    return e;
+    return case_open_measured(PD_CALIB_CODES, 700, 100, arch, compute, threads, kv_bytes, draft_tokens);
 }
 
 /* Every book, windows, all values read or some: pages of both kinds to the byte. */
@@ -648,30 +626,14 @@ static void what_does_not_go_is_refused(void **state) {
     pd_engine_close(e);
 }
 
+static pd_engine *open_small(uint64_t kv_bytes) {
+    return open_codes(TINY_LLAMA, PD_COMPUTE_INT8, 1, kv_bytes, 0);
+}
+
 /* What codes will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_codes(void **state) {
     (void)state;
-    pd_engine *e = open_codes(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
-    ask q = {.tokens = prompt, .n = 600, .max_tokens = 20};
-    answer *dense = case_run(e, &q);
-    const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
-    case_drop(dense);
-    q.press = "hcattention:sub_vector=8";
-    answer *a = case_run(e, &q);
-    const uint64_t less = pd__job_reserved(a->job) + a->job->staging_bytes;
-    assert_true(need > less && 3 * (need - less) > pd__job_reserved(a->job));
-    assert_true(pd__job_promised(a->job) >= a->r->kv.bytes && pd__job_promised(a->job) <= pd__job_reserved(a->job));
-    case_drop(a);
-    pd_engine_close(e);
-
-    e = open_codes(TINY_LLAMA, PD_COMPUTE_INT8, 1, (need + less) / 2, 0);
-    pd_err err = {0};
-    pd_job *job;
-    case_drop(case_run(e, &q));
-    q.press = NULL;
-    assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
-    case_expect_idle(e);
-    pd_engine_close(e);
+    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "hcattention:sub_vector=8"}, 3);
 }
 
 /* A guess that is taken back must not have coded an older key. */
@@ -686,13 +648,7 @@ static void guesses_change_nothing(void **state) {
         pd_engine *none = open_codes(arch, PD_COMPUTE_INT8, 1, 0, 0), *guess = open_codes(arch, PD_COMPUTE_INT8, 1, 0, PD_DRAFT_MAX);
         for (size_t i = 0; i < 2; i++) {
             const ask q = {.tokens = again, .n = N, .max_tokens = 3 * MORE, .logprobs = 3, .press = presses[i]};
-            answer *a = case_run(none, &q), *b = case_run(guess, &q);
-            case_expect_same(a, b);
-            assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
-            taken += b->r->timing.draft_n_accepted;
-            case_drop(a);
-            case_drop(b);
-            case_expect_idle(guess);
+            taken += case_expect_same_guessed(none, guess, &q);
         }
         pd_engine_close(none);
         pd_engine_close(guess);

@@ -13,7 +13,7 @@
 #include "engine/base/num.h"
 #include "engine/cache/kv.h"
 #include "engine/run/state.h"
-#include "tests/unit/bases_case.h"
+#include "tests/unit/measured_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -382,30 +382,14 @@ static void ranks_are_steps_of_the_head(void **state) {
     pd_engine_close(e);
 }
 
+static pd_engine *open_small(uint64_t kv_bytes) {
+    return case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, kv_bytes, 0);
+}
+
 /* What projected keys will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_packed_pages(void **state) {
     (void)state;
-    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
-    ask q = {.tokens = prompt, .n = 600, .max_tokens = 20};
-    answer *dense = case_run(e, &q);
-    const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
-    case_drop(dense);
-    q.press = "eigen_attention:rank_k=2";
-    answer *a = case_run(e, &q);
-    const uint64_t less = pd__job_reserved(a->job) + a->job->staging_bytes;
-    assert_true(need > less && 3 * (need - less) > pd__job_reserved(a->job));
-    assert_true(pd__job_promised(a->job) >= a->r->kv.bytes && pd__job_promised(a->job) <= pd__job_reserved(a->job));
-    case_drop(a);
-    pd_engine_close(e);
-
-    e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, (need + less) / 2, 0);
-    pd_err err = {0};
-    pd_job *job;
-    case_drop(case_run(e, &q));
-    q.press = NULL;
-    assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
-    case_expect_idle(e);
-    pd_engine_close(e);
+    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "eigen_attention:rank_k=2"}, 3);
 }
 
 /* A guess that is taken back must not have pushed an older key out of the window. */
@@ -419,13 +403,7 @@ static void guesses_change_nothing(void **state) {
         pd_engine *plain = case_open_bases(arch, PD_COMPUTE_INT8, 1, 0, 0), *guess = case_open_bases(arch, PD_COMPUTE_INT8, 1, 0, PD_DRAFT_MAX);
         for (size_t i = 0; i < 5; i++) {
             const ask q = {.tokens = again, .n = N, .max_tokens = 3 * MORE, .logprobs = 3, .press = company[i]};
-            answer *a = case_run(plain, &q), *b = case_run(guess, &q);
-            case_expect_same(a, b);
-            assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
-            taken += b->r->timing.draft_n_accepted;
-            case_drop(a);
-            case_drop(b);
-            case_expect_idle(guess);
+            taken += case_expect_same_guessed(plain, guess, &q);
         }
         pd_engine_close(plain);
         pd_engine_close(guess);

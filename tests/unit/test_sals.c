@@ -12,7 +12,7 @@
 #include "engine/base/num.h"
 #include "engine/cache/kv.h"
 #include "engine/run/state.h"
-#include "tests/unit/bases_case.h"
+#include "tests/unit/measured_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -263,30 +263,14 @@ static void values_take_any_type(void **state) {
     pd_engine_close(e);
 }
 
+static pd_engine *open_small(uint64_t kv_bytes) {
+    return case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, kv_bytes, 0);
+}
+
 /* What narrow keys will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_joint_pages(void **state) {
     (void)state;
-    pd_engine *e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0);
-    ask q = {.tokens = prompt, .n = 600, .max_tokens = 20};
-    answer *dense = case_run(e, &q);
-    const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
-    case_drop(dense);
-    q.press = "sals:rank=2,dense_below=300,skip_first=0,skip_last=0";
-    answer *a = case_run(e, &q);
-    const uint64_t less = pd__job_reserved(a->job) + a->job->staging_bytes;
-    assert_true(need > less && 3 * (need - less) > pd__job_reserved(a->job));
-    assert_true(pd__job_promised(a->job) >= a->r->kv.bytes && pd__job_promised(a->job) <= pd__job_reserved(a->job));
-    case_drop(a);
-    pd_engine_close(e);
-
-    e = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, (need + less) / 2, 0);
-    pd_err err = {0};
-    pd_job *job;
-    case_drop(case_run(e, &q));
-    q.press = NULL;
-    assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
-    case_expect_idle(e);
-    pd_engine_close(e);
+    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "sals:rank=2,dense_below=300,skip_first=0,skip_last=0"}, 3);
 }
 
 /* Where everything is read, guesses are taken back as of any cache. */
@@ -300,16 +284,9 @@ static void guesses_leave_latents_alone(void **state) {
                                           "sals:skip_first=0,skip_last=0,dense_below=0"};
     for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
         const ask q = {.tokens = again, .n = N, .max_tokens = 3 * MORE, .logprobs = 3, .press = presses[i]};
-        answer *a = case_run(plain, &q), *b = case_run(guess, &q);
-        case_expect_same(a, b);
-        assert_int_equal(a->r->kv.bytes, b->r->kv.bytes);
-        if (i < 2)
-            taken += b->r->timing.draft_n_accepted;
-        else
-            assert_int_equal(b->r->timing.draft_n_accepted, 0); /* what is read is chosen for one token */
-        case_drop(a);
-        case_drop(b);
-        case_expect_idle(guess);
+        const size_t n = case_expect_same_guessed(plain, guess, &q);
+        if (i == 2) assert_int_equal(n, 0); /* what is read is chosen for one token */
+        taken += n;
     }
     assert_true(taken > 0);
     pd_engine_close(plain);

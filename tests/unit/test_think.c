@@ -238,30 +238,14 @@ static void a_budget_in_bytes_counts_narrow_pages(void **state) {
     pd_engine_close(e);
 }
 
+static pd_engine *open_small(uint64_t kv_bytes) {
+    return case_open(TINY_LLAMA, TINY_Q8_0, &(case_opts){.kv_bytes = kv_bytes});
+}
+
 /* What narrow keys will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_narrow_pages(void **state) {
     (void)state;
-    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
-    ask q = {.tokens = prompt, .n = 600, .max_tokens = 20};
-    answer *dense = case_run(e, &q);
-    const uint64_t need = pd__job_reserved(dense->job) + dense->job->staging_bytes;
-    case_drop(dense);
-    q.press = "think:key_channel_compression_ratio=0.75";
-    answer *a = case_run(e, &q);
-    const uint64_t less = pd__job_reserved(a->job) + a->job->staging_bytes;
-    assert_true(4 * (need - less) > pd__job_reserved(a->job)); /* three eighths, less the pages later tokens begin */
-    assert_true(pd__job_promised(a->job) >= a->r->kv.bytes && pd__job_promised(a->job) <= pd__job_reserved(a->job));
-    case_drop(a);
-    pd_engine_close(e);
-
-    e = case_open(TINY_LLAMA, TINY_Q8_0, &(case_opts){.kv_bytes = (need + less) / 2});
-    pd_err err = {0};
-    pd_job *job;
-    case_drop(case_run(e, &q));
-    q.press = NULL;
-    assert_int_equal(case_submit(e, &q, &job, &err), PD_EBUDGET);
-    case_expect_idle(e);
-    pd_engine_close(e);
+    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "think:key_channel_compression_ratio=0.75"}, 4 /* three eighths, less the pages later tokens begin */);
 }
 
 int main(void) {
