@@ -135,35 +135,59 @@ static bool name_done(pd_tool_reader *r) {
 
 /* ---- its JSON ---- */
 
-static void string_char(pd_tool_reader *r, const char *s, size_t n) {
+static void string_put(pd_tool_reader *r, const char *s, size_t n) {
     if (r->json == J_IN_KEY) pd_buf_add(&r->key, s, n);
     else if (r->is_name) pd_buf_add(&current(r)->name, s, n);
     else if (r->is_arguments) arguments(r, s, n);
 }
 
+/* U+FFFD, for an escape that stands for no character. */
+static void string_lost(pd_tool_reader *r) {
+    string_put(r, "\xEF\xBF\xBD", 3);
+}
+
+static void string_char(pd_tool_reader *r, const char *s, size_t n) {
+    if (r->high) string_lost(r); /* half a pair alone */
+    r->high = 0;
+    string_put(r, s, n);
+}
+
 static void unicode_char(pd_tool_reader *r) {
     char text[4];
     uint32_t cp = (uint32_t)strtoul(r->unicode, NULL, 16);
-    if (cp >= 0xD800 && cp < 0xDC00) {
-        r->high = cp;
-        return;
+    if (cp >= 0xDC00 && cp < 0xE000) {
+        cp = r->high ? 0x10000 + ((r->high - 0xD800) << 10) + (cp - 0xDC00) : 0xFFFD;
+        r->high = 0;
     }
-    if (cp >= 0xDC00 && cp < 0xE000) cp = r->high ? 0x10000 + ((r->high - 0xD800) << 10) + (cp - 0xDC00) : 0xFFFD;
-    r->high = 0;
-    string_char(r, text, pd_utf8_put(cp, text));
+    if (cp >= 0xD800 && cp < 0xDC00) {
+        if (r->high) string_lost(r);
+        r->high = cp;
+    } else {
+        string_char(r, text, pd_utf8_put(cp, text));
+    }
+}
+
+/* A byte of a \u escape; false: it is none, and the escape was broken off. */
+static bool unicode_byte(pd_tool_reader *r, char c) {
+    if (!c || !strchr("0123456789abcdefABCDEF", c)) {
+        r->n_unicode = 0;
+        string_char(r, "\xEF\xBF\xBD", 3);
+        return false;
+    }
+    r->unicode[r->n_unicode - 1] = c;
+    if (++r->n_unicode == 5) {
+        r->unicode[4] = '\0';
+        r->n_unicode = 0;
+        unicode_char(r);
+    }
+    return true;
 }
 
 /* A byte inside a string at the object's own level; true at its end. */
 static bool string_byte(pd_tool_reader *r, char c) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    if (r->n_unicode) {
-        r->unicode[r->n_unicode - 1] = c;
-        if (++r->n_unicode == 5) {
-            r->unicode[4] = '\0';
-            r->n_unicode = 0;
-            unicode_char(r);
-        }
-    } else if (r->escaped) {
+    if (r->n_unicode && unicode_byte(r, c)) return false;
+    if (r->escaped) {
         const char *k = c ? strchr(from, c) : NULL;
         r->escaped = false;
         if (c == 'u') r->n_unicode = 1;
@@ -171,6 +195,8 @@ static bool string_byte(pd_tool_reader *r, char c) {
     } else if (c == '\\') {
         r->escaped = true;
     } else if (c == '"') {
+        if (r->high) string_lost(r);
+        r->high = 0;
         return true;
     } else {
         string_char(r, &c, 1);

@@ -10,6 +10,7 @@ call = '{"name": "now", "arguments": {"a": [1, {"b": "}]\\"é"}], "c": null}}'
 texts = ["plain words\n", f"<tool_call>\n{call}\n</tool_call>", f"I look.\n<tool_call>{call}</tool_call>\n<tool_call>{call}</tool_call> done",
          call, call.replace("arguments", "parameters") + "; " + call, f"<|python_tag|>{call}", f"[TOOL_CALLS][{call}, {call}]",
          '[TOOL_CALLS]now[CALL_ID]x[ARGS]{"a": 1}[TOOL_CALLS]weather{"b": {}}', '{"arguments": "{\\"x\\": \\"\\ud83d\\ude00\\u00e9\\n\\"}", "name": "now"}',
+         '{"name": "now", "arguments": "\\u0é \\ude00\\ud83d \\ud83d\\n\\u12"}',
          '{"name": "Alice"}', "<tool_call>nothing</tool_call>", "a <tool_ca", "[TOOL_CALLS]", ' {"a": 1}}\n</tool_call>', '<tool_call>{"name": "wea']
 sep, begin, end, section = "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>"
 args = '{"a": [1, {"b": "}"}]}'

@@ -160,6 +160,10 @@ static void hermes(void **state) {
     reads(&t, "<tool_call>{\"name\": \"now\"}</tool_call>", "|now({})");
     reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": null}</tool_call>", "|now({})");
     reads(&t, "<tool_call>{\"id\": 5, \"name\": \"other\", \"arguments\": \"{\\\"a\\\": \\\"\\u00e9\\ud83d\\ude00\\n\\\"}\"}</tool_call>", "|other({\"a\": \"\xc3\xa9\xf0\x9f\x98\x80\n\"})");
+    /* Escapes that stand for no character: of \\u that breaks off, and of half a pair. */
+    reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": \"\\u0\xd0\x9a \\u12\"}</tool_call>", "|now(\xef\xbf\xbd\xd0\x9a \xef\xbf\xbd)");
+    reads(&t, "<tool_call>{\"name\": \"now\", \"arguments\": \"\\ud83d \\ude00\\ud83d\\ud83d\\ude00\\ud83d\\n\\ud83d\"}</tool_call>",
+          "|now(\xef\xbf\xbd \xef\xbf\xbd\xef\xbf\xbd\xf0\x9f\x98\x80\xef\xbf\xbd\n\xef\xbf\xbd)");
     reads(&t, "a < b and <tool_calling> and <tool_cal", "a < b and <tool_calling> and <tool_cal");
     reads(&t, "<tool_call>\nnot json\n</tool_call> x", "<tool_call>\nnot json\n</tool_call> x");
     reads(&t, "<tool_call>{\"arguments\": {}}</tool_call>", "<tool_call>{\"arguments\": {}}</tool_call>");
