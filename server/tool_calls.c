@@ -11,7 +11,7 @@
 
 #include "engine/base/utf8.h"
 #include "server/tool_forms.h"
-#include "server/tool_param.h"
+#include "server/tool_params.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +21,6 @@ typedef enum { TEXT, HEAD, NAME, CALL, PARAMS, BETWEEN } state;
 
 /* Where the reader of one JSON object stands. */
 typedef enum { J_OPEN, J_KEY, J_IN_KEY, J_COLON, J_VALUE, J_IN_STRING, J_IN_NESTED, J_IN_SCALAR, J_DONE, J_BAD } json_state;
-
-/* Where the reader of tags stands: at a parameter or the end, in its name, at its value, in it. */
-typedef enum { P_OPEN, P_KEY, P_BETWEEN, P_VALUE } param_state;
 
 struct pd_tool_reader {
     const pd_tools *t;
@@ -41,8 +38,8 @@ struct pd_tool_reader {
     bool spoken;          /* something of the content is out */
     bool failed;
 
-    param_state param;    /* PARAMS; the name is in `key` */
-    size_t n_seen;        /* bytes of `held` in which the end of the value is not */
+    pd_tool_format form;  /* of the call in progress: the template's, or Python's where the answer begins so */
+    pd_tool_params params; /* PARAMS */
 
     json_state json;
     pd_buf key;
@@ -101,8 +98,6 @@ static bool new_call(pd_tool_reader *r) {
     r->json = J_OPEN;
     r->depth = 0;
     r->in_string = r->escaped = r->is_name = r->is_arguments = r->named = r->got_arguments = r->only_arguments = false;
-    r->param = P_OPEN;
-    r->n_seen = 0;
     r->closed = false;
     r->n_unicode = 0;
     r->high = 0;
@@ -204,11 +199,18 @@ static bool string_byte(pd_tool_reader *r, char c) {
     return false;
 }
 
+/* A member's name is whole; the first one may be the call's. */
+static bool key_done(pd_tool_reader *r) {
+    if (r->form != PD_TOOL_KEYED || r->named) return true;
+    pd_buf_add(&current(r)->name, r->key.data, r->key.len);
+    return name_done(r);
+}
+
 static void value_begins(pd_tool_reader *r, char c) {
     /* Of a member that comes twice the first one counts: it may be told already. */
     r->is_name = !r->named && ((r->key.len == 4 && memcmp(r->key.data, "name", 4) == 0) ||
-                               (r->t->format == PD_TOOL_LIST && r->key.len == 9 && memcmp(r->key.data, "tool_name", 9) == 0));
-    r->is_arguments = !r->got_arguments && ((r->key.len == 9 && memcmp(r->key.data, "arguments", 9) == 0) ||
+                               (r->form == PD_TOOL_LIST && r->key.len == 9 && memcmp(r->key.data, "tool_name", 9) == 0));
+    r->is_arguments = !r->got_arguments && (r->form == PD_TOOL_KEYED || (r->key.len == 9 && memcmp(r->key.data, "arguments", 9) == 0) ||
                                             (r->key.len == 10 && memcmp(r->key.data, "parameters", 10) == 0));
     if (c == '"') {
         r->json = J_IN_STRING;
@@ -256,7 +258,7 @@ static void json_byte(pd_tool_reader *r, char c) {
         }
         break;
     case J_IN_KEY:
-        if (string_byte(r, c)) r->json = J_COLON;
+        if (string_byte(r, c)) r->json = key_done(r) ? J_COLON : J_BAD;
         break;
     case J_COLON:
         if (c == ':') r->json = J_VALUE;
@@ -360,6 +362,17 @@ static void marked(pd_tool_reader *r, pd_tool_behind then) {
     }
 }
 
+/* s begins a list of calls as Python writes them, the first one of a tool (1), may yet (0), does not (-1). */
+static int bare_python(const pd_tool_reader *r, const char *s, size_t n) {
+    size_t from = 1;
+    while (from < n && is_white(s[from])) from++;
+    size_t to = from;
+    while (to < n && pd_tools_good_name(s + to, 1)) to++;
+    if (to - from > PD_TOOL_NAME_MAX) return -1;
+    if (to == n) return 0;
+    return s[to] == '(' && pd_tools_knows(r->t, s + from, to - from) ? 1 : -1;
+}
+
 /* Up to the next mark; false: more text is needed. */
 static bool text_step(pd_tool_reader *r) {
     const char *s = r->held.data;
@@ -367,6 +380,7 @@ static bool text_step(pd_tool_reader *r) {
     pd_tool_behind then = PD_TOOL_AT_OBJECT;
     pd_tool_mark m;
     const bool first = !r->spoken && r->n_call == 0;
+    r->form = r->t->format;
     while (white < n && is_white(s[white])) white++;
     if (white == n) return false;
     if (first && takes_bare(r) && s[white] == '{') {
@@ -374,6 +388,18 @@ static bool text_step(pd_tool_reader *r) {
         pd_buf_drop(&r->held, white);
         begin(r, true);
         return true;
+    }
+    if (first && takes_bare(r) && s[white] == '[') {
+        const int is = bare_python(r, s + white, n - white);
+        if (is == 0) return false;
+        if (is > 0) {
+            pd_buf_add(&r->raw, s, white + 1);
+            pd_buf_drop(&r->held, white + 1);
+            r->form = PD_TOOL_PYTHON;
+            r->bare = r->array = true;
+            r->at = BETWEEN;
+            return true;
+        }
     }
     for (size_t i = 0; (m = pd_tool_mark_of(r->t, i)).text; i++) {
         const char *p = memmem(s, n, m.text, strlen(m.text));
@@ -419,14 +445,14 @@ static bool head_step(pd_tool_reader *r) {
         begin(r, false);
         return true;
     }
-    if (c == '[' && (f == PD_TOOL_MISTRAL || f == PD_TOOL_ANY || f == PD_TOOL_LIST)) {
+    if (c == '[' && (f == PD_TOOL_MISTRAL || f == PD_TOOL_ANY || f == PD_TOOL_LIST || f == PD_TOOL_KEYED || f == PD_TOOL_PYTHON)) {
         pd_buf_puts(&r->raw, "[");
         pd_buf_drop(&r->held, 1);
         r->array = true;
         r->at = BETWEEN;
         return true;
     }
-    if (f == PD_TOOL_LIST) return unmark(r);
+    if (f == PD_TOOL_LIST || f == PD_TOOL_KEYED) return unmark(r);
     if (f == PD_TOOL_FUNCTION) {
         const char tag[] = "<function=";
         const int is = starts(r, tag);
@@ -440,106 +466,43 @@ static bool head_step(pd_tool_reader *r) {
 }
 
 /* name[CALL_ID]id[ARGS]{...} or name{...} or <function=name>{...} ...: the object alone is
- * the arguments.  In the forms of tags, what the first of them stands before. */
+ * the arguments.  In the forms with a syntax, what the parameters stand behind. */
 static bool name_step(pd_tool_reader *r) {
     enum { HEAD_MAX = 4 * PD_TOOL_NAME_MAX };
-    const pd_tool_format f = r->t->format;
-    const bool tags = f == PD_TOOL_FUNCTION || f == PD_TOOL_ARG_KEYS;
-    const char *s = r->held.data;
+    const pd_tool_syntax *syntax = pd_tool_syntax_of(r->form);
+    bool stays;
+    const char *end = pd_tool_head_end(r->form, &stays);
     const size_t n = r->held.len < HEAD_MAX ? r->held.len : HEAD_MAX;
-    size_t end = 0;
-    while (end < n && (f == PD_TOOL_FUNCTION ? s[end] != '>' : tags ? s[end] != '<' : s[end] != '{')) end++;
-    if (end == n && n < HEAD_MAX) return false;
-    const pd_str name = pd_tool_name_in(f, s, end);
-    size_t rest = (size_t)(name.data - s) + name.len; /* a tag has nothing else in it */
-    while (tags && rest < end && is_white(s[rest])) rest++;
-    if (end == n || !pd_tools_good_name(name.data, name.len) || (tags && rest < end) ||
-        (f == PD_TOOL_ARG_KEYS && !pd_tools_knows(r->t, name.data, name.len))) { /* any word may stand behind that mark */
+    const char *p = n ? memmem(r->held.data, n, end, strlen(end)) : NULL;
+    if (!p && n < HEAD_MAX) return false;
+    const size_t len = p ? (size_t)(p - r->held.data) : n;
+    pd_str name;
+    if (!p || !pd_tool_name_in(r->form, r->held.data, len, &name) || !pd_tools_good_name(name.data, name.len) ||
+        ((r->bare || pd_tool_must_know(r->form)) && !pd_tools_knows(r->t, name.data, name.len))) {
         not_a_call(r);
         return true;
     }
     pd_buf_add(&current(r)->name, name.data, name.len);
-    pd_buf_drop(&r->held, end + (f != PD_TOOL_ARG_KEYS));
+    pd_buf_drop(&r->held, len + (stays ? 0 : strlen(end)));
     name_done(r);
-    if (tags) r->at = PARAMS;
-    else only_arguments(r);
-    return true;
-}
-
-/* ---- names and values between tags ---- */
-
-/* The object they became ends. */
-static void params_done(pd_tool_reader *r) {
-    if (r->got_arguments) pd_buf_putc(&current(r)->arguments, '}');
-    call_done(r);
-}
-
-/* Up to `end`, which is dropped, to *text; false: more is needed.  Each byte is looked at once. */
-static bool up_to(pd_tool_reader *r, const char *end, pd_str *text) {
-    const size_t n = strlen(end), from = r->n_seen;
-    const char *p = memmem(r->held.data + from, r->held.len - from, end, n);
-    if (!p) {
-        r->n_seen = r->held.len >= n ? r->held.len - n + 1 : 0;
-        return false;
+    if (syntax) {
+        pd_tool_params_begin(&r->params, r->t, syntax, current(r)->name.data);
+        r->at = PARAMS;
+    } else {
+        only_arguments(r);
     }
-    r->n_seen = 0;
-    *text = (pd_str){r->held.data, (size_t)(p - r->held.data)};
     return true;
-}
-
-/* A line break on each side belongs to the tags. */
-static void add_param(pd_tool_reader *r, pd_str value) {
-    pd_buf *out = &current(r)->arguments;
-    if (value.len && value.data[0] == '\n') value = (pd_str){value.data + 1, value.len - 1};
-    if (value.len && value.data[value.len - 1] == '\n') value.len--;
-    pd_buf_puts(out, r->got_arguments ? ", " : "{");
-    r->got_arguments = true;
-    pd_json_str(out, r->key.len ? r->key.data : "", r->key.len);
-    pd_buf_puts(out, ": ");
-    pd_tool_param(r->t, current(r)->name.data, r->key.len ? r->key.data : "", value.data, value.len, out);
 }
 
 static bool params_step(pd_tool_reader *r) {
-    const bool function = r->t->format == PD_TOOL_FUNCTION;
-    const char *open = function ? "<parameter=" : "<arg_key>", *key_end = function ? ">" : "</arg_key>";
-    const char *value_open = "<arg_value>", *value_end = function ? "</parameter>" : "</arg_value>";
-    pd_str text;
-    int is = 1;
-    switch (r->param) {
-    case P_OPEN:
-    case P_BETWEEN:
-        drop_white(r, "");
-        if (r->held.len == 0) return false;
-        if (function && !r->got_arguments && *r->held.data == '{') {
-            pd_buf_drop(&r->held, 1);
-            only_arguments(r);
-            return true;
-        }
-        if (r->param == P_BETWEEN) open = value_open;
-        is = starts(r, open);
-        if (is == 0) return false;
-        if (is < 0) {
-            params_done(r);
-            return true;
-        }
-        pd_buf_drop(&r->held, strlen(open));
-        r->param = r->param == P_OPEN ? P_KEY : P_VALUE;
-        return true;
-    case P_KEY:
-        if (!up_to(r, key_end, &text)) return false;
-        pd_buf_clear(&r->key);
-        pd_buf_add(&r->key, text.data, text.len);
-        pd_buf_drop(&r->held, text.len + strlen(key_end));
-        r->param = function ? P_VALUE : P_BETWEEN;
-        return true;
-    case P_VALUE:
-        if (!up_to(r, value_end, &text)) return false;
-        add_param(r, text);
-        pd_buf_drop(&r->held, text.len + strlen(value_end));
-        r->param = P_OPEN;
-        return true;
-    }
-    return false;
+    size_t taken;
+    const pd_params_step step =
+        pd_tool_params_read(&r->params, r->held.len ? r->held.data : "", r->held.len, &taken, &current(r)->arguments);
+    r->got_arguments = r->got_arguments || r->params.any;
+    if (taken) pd_buf_drop(&r->held, taken);
+    if (step == PD_PARAMS_OBJECT) only_arguments(r);
+    else if (step == PD_PARAMS_DONE) call_done(r);
+    return step != PD_PARAMS_MORE;
 }
 
 static bool call_step(pd_tool_reader *r) {
@@ -557,13 +520,18 @@ static bool call_step(pd_tool_reader *r) {
     return true;
 }
 
-/* Behind an object of a list. */
+/* Behind a call of a list. */
 static bool array_step(pd_tool_reader *r) {
     if (r->raw.len) keep_white(r); /* no call has come of it */
     else drop_white(r, ",");
     if (r->held.len == 0) return false;
     if (*r->held.data == '{') {
         begin(r, false);
+        return true;
+    }
+    if (r->form == PD_TOOL_PYTHON && *r->held.data != ']') {
+        begin(r, r->bare);
+        if (r->at == CALL) r->at = NAME;
         return true;
     }
     if (r->raw.len) return unmark(r);
@@ -588,7 +556,7 @@ static bool between_step(pd_tool_reader *r) {
     }
     const bool object = r->held.data[white] == '{';
     if (object && !r->closed && takes_bare(r)) begin(r, true);
-    else if (object && !r->closed && r->t->format == PD_TOOL_LIST) begin(r, false);
+    else if (object && !r->closed && r->form == PD_TOOL_LIST) begin(r, false);
     else r->at = TEXT;
     return true;
 }
@@ -626,6 +594,7 @@ void pd_tool_reader_close(pd_tool_reader *r) {
     pd_buf_done(&r->raw);
     pd_buf_done(&r->key);
     pd_buf_done(&r->early);
+    pd_tool_params_done(&r->params);
     free(r);
 }
 

@@ -27,6 +27,18 @@ typedef enum {
     PD_TOOL_DEEPSEEK, /* <｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>, in R1 function<｜tool▁sep｜>name and fences */
     PD_TOOL_KIMI,     /* <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}<|tool_call_end|> */
     PD_TOOL_LIST,     /* t->mark[{"name": ..., "arguments": {...}}] (Granite 3, Command R7B, Nemotron 2, FireFunction ...) */
+    PD_TOOL_KEYED,    /* <|tools_prefix|>[{name: {...}}]<|tools_suffix|> (Apertus) */
+    PD_TOOL_GIGACHAT, /* <|function_call|>{"name": ..., "arguments": {...}}, or a role of its own */
+    PD_TOOL_SOLAR,    /* <|tool_call:begin|>id<|tool_call:name|>name<|tool_call:args|>{...}<|tool_call:end|> */
+    PD_TOOL_CHANNEL,  /*  to=functions.name<|channel|>commentary json<|message|>{...}<|call|> (gpt-oss) */
+    PD_TOOL_HY3,      /* GLM's with <tool_call:opensource> and the like */
+    PD_TOOL_INVOKE,   /* <invoke name="name"><parameter name="key">value</parameter></invoke> (MiniMax M2) */
+    PD_TOOL_ATEM,     /* the same with <atem:invoke name="name"> (Muse) */
+    PD_TOOL_DSML,     /* the same with <｜DSML｜invoke name="name">, and string="true" (DeepSeek V3.2, V4) */
+    PD_TOOL_PARAM,    /* <function name="name"><param name="key">value</param></function> (MiniCPM 5) */
+    PD_TOOL_OPEN,     /* <|open|>call tool="name"<|sep|><|open|>argument key="key" type="string"<|sep|>value ... (Kimi K3) */
+    PD_TOOL_PYTHON,   /* <|tool_call_start|>[name(key='value')]<|tool_call_end|> (LFM2) */
+    PD_TOOL_GEMMA,    /* <|tool_call>call:name{key:<|"|>value<|"|>}<tool_call|> (Gemma 4) */
     PD_TOOL_FORMATS,
 } pd_tool_format;
 

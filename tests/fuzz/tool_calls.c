@@ -140,8 +140,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static char begun[] = "<tool_call>\n{\"name\": \"now\", \"arguments\":";
     if (size < 2 || !pd_utf8_valid((const char *)data + 2, size - 2)) return 0;
     static const char *const mark[] = {"<|START_ACTION|>", "<tool_calls>", "functools["};
-    const pd_tools t = {.parallel = !(data[0] & 32), .format = (pd_tool_format)((data[0] & 15) % PD_TOOL_FORMATS), .name = name,
-                        .n = 2, .mark = mark[data[0] % 3], .begun = data[0] & 16 ? begun : NULL};
+    const pd_tools t = {.parallel = !(data[0] & 64), .format = (pd_tool_format)((data[0] & 31) % PD_TOOL_FORMATS), .name = name,
+                        .n = 2, .mark = mark[data[1] % 3], .begun = data[0] & 32 ? begun : NULL};
     json_t *one = whole(&t, (const char *)data + 2, size - 2);
     json_t *many = streamed(&t, (const char *)data + 2, size - 2, 1 + data[1] % 32);
     json_t *pieces = taken(&t, (const char *)data + 2, size - 2, 1 + data[1] % 32);

@@ -342,6 +342,100 @@ static void lists(void **state) {
     reads(&t, "functools[", "functools[");
 }
 
+static void objects_behind_other_marks(void **state) {
+    (void)state;
+    pd_tools t = tools_of(PD_TOOL_KEYED);
+    reads(&t, "ok <|tools_prefix|>[{\"weather\": {\"a\": 1}}, {\"now\": {}}]<|tools_suffix|>", "ok|weather({\"a\": 1})|now({})");
+    reads(&t, "<|tools_prefix|>[{\"name\": {\"name\": \"x\"}}]", "|name({\"name\": \"x\"})"); /* no key is special */
+    reads(&t, "<|tools_prefix|>[{\"weather\": {\"a\": 1}, \"now\": {\"b\": 2}}]", "|weather({\"a\": 1})");
+    reads(&t, "<|tools_prefix|>[{\"\": {}}]", "<|tools_prefix|>[{\"\": {}}]");
+    reads(&t, "<|tools_prefix|> none", "<|tools_prefix|> none");
+    t.format = PD_TOOL_GIGACHAT;
+    reads(&t, "I look.<|function_call|>{\"name\": \"weather\", \"arguments\": {\"a\": 1}}<|message_sep|>\n", "I look.|weather({\"a\": 1})");
+    reads(&t, "function call<|role_sep|>\n{\"name\": \"now\", \"arguments\": {}}<|message_sep|>", "|now({})");
+    reads(&t, "A function call <|role", "A function call <|role");
+    t.format = PD_TOOL_SOLAR;
+    reads(&t, "<|tool_calls|><|tool_call:begin|>c1<|tool_call:name|>weather<|tool_call:args|>{\"a\": 1}<|tool_call:end|>"
+              "<|tool_call:begin|>c2<|tool_call:name|>now<|tool_call:args|>{}<|tool_call:end|><|calls|>", "|weather({\"a\": 1})|now({})");
+    t.format = PD_TOOL_CHANNEL;
+    reads(&t, " to=functions.weather<|channel|>commentary json<|message|>{\"a\": 1}<|call|>", "|weather({\"a\": 1})");
+    reads(&t, "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>", "|now({})");
+    reads(&t, "So.<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}", "So.|now({})");
+    t.format = PD_TOOL_LLAMA3; /* Llama 4 */
+    reads(&t, "<|python_start|><|python_end|>{\"name\": \"now\", \"parameters\": {}}{\"name\": \"weather\", \"parameters\": {}}", "|now({})|weather({})");
+}
+
+static void named_tags(void **state) {
+    (void)state;
+    json_t *list;
+    pd_tools t = tools_of_tags(PD_TOOL_INVOKE, &list);
+    reads(&t, "ok\n<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"s\">5</parameter>\n<parameter name=\"i\">5</parameter>\n</invoke>\n"
+              "<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>", "ok|weather({\"s\": \"5\", \"i\": 5})|now({})");
+    reads(&t, "a <invoke name=\"f g\"> b", "a <invoke name=\"f g\"> b");
+    reads(&t, "<invoke name=\"\">x", "<invoke name=\"\">x");
+    reads(&t, "<invoke name=\"now\"><parameter name=\"a\"", "|now()");
+    reads(&t, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>", "|now({})");
+    t.format = PD_TOOL_ATEM;
+    reads(&t, "<atem:function_calls>\n<atem:invoke name=\"weather\">\n<atem:parameter name=\"b\">true</atem:parameter>\n</atem:invoke>\n</atem:function_calls>",
+          "|weather({\"b\": true})");
+#define DSML "\xef\xbd\x9c""DSML\xef\xbd\x9c"
+    t.format = PD_TOOL_DSML; /* what a tag says of a type goes before the schema */
+    reads(&t, "ok\n\n<" DSML "function_calls>\n<" DSML "invoke name=\"weather\">\n<" DSML "parameter name=\"i\" string=\"true\">5</" DSML "parameter>\n"
+              "<" DSML "parameter name=\"s\" string=\"false\">[5]</" DSML "parameter>\n<" DSML "parameter name=\"other\" string=\"false\">no JSON</" DSML
+              "parameter>\n</" DSML "invoke>\n</" DSML "function_calls>", "ok|weather({\"i\": \"5\", \"s\": [5], \"other\": \"no JSON\"})");
+    t.format = PD_TOOL_PARAM; /* with values as Python writes them */
+    reads(&t, "<function name=\"weather\"><param name=\"o\">{'a': [True, None], 'b': \"it's\"}</param><param name=\"s\">['x']</param></function>\n"
+              "<function name=\"now\"></function>",
+          "|weather({\"o\": {\"a\": [true, null], \"b\": \"it's\"}, \"s\": \"['x']\"})|now({})");
+    t.format = PD_TOOL_OPEN;
+    reads(&t, "<|open|>tools<|sep|><|open|>call tool=\"weather\" index=\"1\"<|sep|><|open|>argument key=\"i\" type=\"string\"<|sep|>5<|close|>argument<|sep|>"
+              "<|open|>argument key=\"s\" type=\"number\"<|sep|>5<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool=\"now\" index=\"2\"<|sep|>"
+              "<|close|>call<|sep|><|close|>tools<|sep|>", "|weather({\"i\": \"5\", \"s\": 5})|now({})");
+    t.format = PD_TOOL_HY3;
+    reads(&t, "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n<arg_key:opensource>i</arg_key:opensource>\n"
+              "<arg_value:opensource>7</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>now<tool_sep:opensource>\n</tool_call:opensource>\n"
+              "</tool_calls:opensource>", "|weather({\"i\": 7})|now({})");
+    json_decref(list);
+}
+
+static void python_calls(void **state) {
+    (void)state;
+    pd_tools t = tools_of(PD_TOOL_PYTHON);
+    reads(&t, "I look. <|tool_call_start|>[weather(city='Bern', days=3, tags=['a', \"b's\"], where={\"lat\": 47.0, \"lon\": null}, any=True), now()]<|tool_call_end|> Done",
+          "I look. Done|weather({\"city\": \"Bern\", \"days\": 3, \"tags\": [\"a\", \"b's\"], \"where\": {\"lat\": 47.0, \"lon\": null}, \"any\": true})|now({})");
+    reads(&t, "<|tool_call_start|>[ other.f( a = (1, 2) , b=')],', ) ]<|tool_call_end|>", "|other.f({\"a\": [1, 2], \"b\": \")],\"})");
+    reads(&t, "<|tool_call_start|>now()<|tool_call_end|>", "|now({})"); /* one without a list */
+    reads(&t, "<|tool_call_start|>[weather(a=f(x), b={1})]", "|weather({\"a\": \"f(x)\", \"b\": \"{1}\"})"); /* no literals: as they are */
+    reads(&t, "<|tool_call_start|>[{\"name\": \"now\", \"arguments\": {}}]<|tool_call_end|>", "|now({})");
+    reads(&t, "<|tool_call_start|>[not a call]", "<|tool_call_start|>[not a call]");
+    reads(&t, "<|tool_call_start|>[weather(\"Bern\")]", "\"Bern\")]|weather({})"); /* a value without a name stays text */
+    /* Cut off. */
+    reads(&t, "<|tool_call_start|>[weather(a=1, b='x", "|weather({\"a\": 1)");
+    reads(&t, "<|tool_call_start|>[weat", "<|tool_call_start|>[weat");
+    reads(&t, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>", "|now({})");
+    /* Llama's, as the whole answer and of a tool that is known. */
+    t.format = PD_TOOL_LLAMA3;
+    reads(&t, "[weather(city='Bern'), now()]", "|weather({\"city\": \"Bern\"})|now({})");
+    reads(&t, "<|python_start|>[now()]<|python_end|>", "|now({})");
+    reads(&t, "[now()] and more", "and more|now({})");
+    reads(&t, "[1, 2]", "[1, 2]");
+    reads(&t, "[other(a=1)]", "[other(a=1)]");
+    reads(&t, "[now", "[now");
+    reads(&t, "See [now()]", "See [now()]");
+}
+
+static void gemma_calls(void **state) {
+    (void)state;
+    const pd_tools t = tools_of(PD_TOOL_GEMMA);
+#define Q "<|\"|>"
+    reads(&t, "ok <|tool_call>call:weather{any:true,city:" Q "Z\xc3\xbcrich, \"}" Q ",days:3,tags:[" Q "a" Q "," Q "b's" Q "],where:{lat:47.0,lon:None}}<tool_call|>"
+              "<|tool_call>call:now{}<tool_call|>",
+          "ok|weather({\"any\": true, \"city\": \"Z\xc3\xbcrich, \\\"}\", \"days\": 3, \"tags\": [\"a\", \"b's\"], \"where\": {\"lat\": 47.0, \"lon\": null}})|now({})");
+    reads(&t, "<|tool_call>call:weather{s:a word,n:007}<tool_call|>", "|weather({\"s\": \"a word\", \"n\": \"007\"})");
+    reads(&t, "<|tool_call>two words{}", "<|tool_call>two words{}");
+    reads(&t, "<|tool_call>call:weather{s:" Q "cut", "|weather()");
+}
+
 static void one_call_alone(void **state) {
     (void)state;
     pd_tools t = tools_of(PD_TOOL_HERMES);
@@ -476,6 +570,24 @@ static void templates_tell_the_form(void **state) {
     fits("{{ tools }}functools[", PD_TOOL_LIST, "functools[{\"name\": \"", "functools[{\"name\": \"f\", \"arguments\":");
     fits("{{ tools }}<tool_calls>", PD_TOOL_LIST, "<tool_calls>[{\"name\": \"", "<tool_calls>[{\"name\": \"f\", \"arguments\":");
     fits("{{ messages }}<tool_calls>", PD_TOOL_HERMES, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
+    static const struct {
+        const char *template;
+        pd_tool_format format;
+    } hermes_begun[] = {
+        {"{{ tools }}<|tool_call_start|>", PD_TOOL_PYTHON}, {"{{ tools }}<|tool_list_start|>", PD_TOOL_PYTHON},
+        {"{{ tools }}<|tool_call>call:", PD_TOOL_GEMMA}, {"{{ tools }}<minimax:tool_call><invoke name=", PD_TOOL_INVOKE},
+        {"{{ tools }}<atem:invoke name=", PD_TOOL_ATEM}, {"{{ tools }}<" DSML "invoke", PD_TOOL_DSML},
+        {"{{ tools }}<function name=", PD_TOOL_PARAM}, {"{{ tools }}<|open|>", PD_TOOL_OPEN}, {"{{ tools }}:opensource<tool_call", PD_TOOL_HY3},
+    };
+    for (size_t i = 0; i < sizeof hermes_begun / sizeof *hermes_begun; i++)
+        fits(hermes_begun[i].template, hermes_begun[i].format, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
+    fits("{{ tools }}<|tools_prefix|>", PD_TOOL_KEYED, "<|tools_prefix|>[{\"", "<|tools_prefix|>[{\"f\":");
+    fits("{{ tools }}<|function_call|>", PD_TOOL_GIGACHAT, "<|function_call|>{\"name\": \"", "<|function_call|>{\"name\": \"f\", \"arguments\":");
+    fits("{{ tools }}<|role_sep|>", PD_TOOL_GIGACHAT, "<|message_sep|>\n\nfunction call<|role_sep|>\n{\"name\": \"",
+         "<|message_sep|>\n\nfunction call<|role_sep|>\n{\"name\": \"f\", \"arguments\":");
+    fits("{{ tools }}<|tool_call:begin|>", PD_TOOL_SOLAR, "<|tool_calls|><|tool_call:begin|>0<|tool_call:name|>",
+         "<|tool_calls|><|tool_call:begin|>0<|tool_call:name|>f<|tool_call:args|>");
+    fits("{{ tools }}commentary channel: 'functions'", PD_TOOL_CHANNEL, " to=functions.", " to=functions.f<|channel|>commentary json<|message|>");
     fits("{{ tools }}", PD_TOOL_ANY, "<tool_call>\n{\"name\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\":");
 }
 
@@ -510,7 +622,8 @@ static void begun_calls_are_held_to_their_schema(void **state) {
     static const char hermes_form[] = "{{ messages }}", llama[] = "{{ tools }}<|python_tag|>", list[] = "{{ tools }}[TOOL_CALLS]",
                       marks[] = "{{ tools }}[TOOL_CALLS][ARGS]", tags[] = "{{ tools }}<function=", r1[] = "{{ messages }}" D "call" D_BEGIN "```json",
                       v3[] = "{{ messages }}" D "call" D_BEGIN, kimi_form[] = "{{ tools }}<|tool_call_argument_begin|>", action[] = "{{ tools }}<|START_ACTION|>",
-                      functools[] = "{{ tools }}functools[";
+                      functools[] = "{{ tools }}functools[", keyed[] = "{{ tools }}<|tools_prefix|>", lfm2[] = "{{ tools }}<|tool_call_start|>",
+                      channel[] = "{{ tools }}commentary channel: 'functions'";
     static const struct {
         const char *template, *body, *answer;
         const char *want; /* what is read of it; NULL: it is not allowed */
@@ -548,6 +661,10 @@ static void begun_calls_are_held_to_their_schema(void **state) {
         {kimi_form, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
         {action, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}",
          "g\", \"parameters\": {}}, {\"tool_name\": \"f\", \"parameters\": {\"x\": 1}}]", "|g({})|f({\"x\": 1})", true},
+        {keyed, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "g\": {}}, {\"f\": {\"x\": 1}}]", "|g({})|f({\"x\": 1})", true},
+        {channel, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}", "f{\"x\": 1}", "|f({\"x\": 1})", true},
+        {lfm2, "{\"tools\": [" F ", " TOOL("\"g\"") "]" REQUIRED "}",
+         "g\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 2}}", "|g({})|f({\"x\": 2})", false},
         {functools, "{\"tools\": [" F "]" NAMED "}", " {\"x\": 1}}]", "|f({\"x\": 1})", true},
         {functools, "{\"tools\": [" F "]" FORM "}", "functools[{\"name\": \"f\", \"arguments\": {\"x\": 1}}]", "|f({\"x\": 1})", true},
         /* May be called, or the answer is of a form. */
@@ -635,7 +752,9 @@ int main(void) {
         cmocka_unit_test(mistral),          cmocka_unit_test(any_form),
         cmocka_unit_test(function_tags),    cmocka_unit_test(arg_keys),
         cmocka_unit_test(deepseek),         cmocka_unit_test(kimi),
-        cmocka_unit_test(lists),
+        cmocka_unit_test(lists),            cmocka_unit_test(objects_behind_other_marks),
+        cmocka_unit_test(named_tags),       cmocka_unit_test(python_calls),
+        cmocka_unit_test(gemma_calls),
         cmocka_unit_test(one_call_alone),
         cmocka_unit_test(in_the_order_they_were_said),   cmocka_unit_test(begun_calls_go_on),
         cmocka_unit_test(many_calls_end),   cmocka_unit_test(bodies_are_checked),
