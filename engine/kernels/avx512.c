@@ -344,7 +344,7 @@ static void gemm_panel(const pd_panels *w, size_t p0, size_t p1, const pd_qact *
 enum {
     MAX_NG = 4,      /* query heads that share one load of K or V */
     AHEAD_SCORES = 16384, /* bytes of K prefetched ahead where V is not read: whole pages, at least the next */
-    BATCH_KV = 32768, /* bytes of pages taken at a time; half of it is prefetched ahead, which fits in L1 */
+    AHEAD_KV = 12288, /* bytes of pages prefetched ahead where both are: whole pages */
 };
 
 /* 16 elements from element i of a page. */
@@ -445,11 +445,10 @@ FORCE_INLINE void values(const float *tmp, size_t stride, size_t n_group, size_t
     }
 }
 
-/* Scores x[0..16 n_vec) of one head to weights exp(x - m), m and l brought up to
+/* A page's scores x[16] of one head to weights exp(x - m), m and l brought up to
  * date, and what acc holds scaled to the new m. */
-FORCE_INLINE void fold(float *x, size_t n_vec, size_t dim, float *m, float *l, float *acc) {
-    __m512 v = _mm512_loadu_ps(x);
-    for (size_t i = 1; i < n_vec; i++) v = _mm512_max_ps(v, _mm512_loadu_ps(x + 16 * i));
+FORCE_INLINE void fold(float *x, size_t dim, float *m, float *l, float *acc) {
+    const __m512 v = _mm512_loadu_ps(x);
     const float most = _mm512_reduce_max_ps(v);
     if (most > *m) { /* acc and l are 0 where m is -INFINITY */
         const __m512 by = exp16(_mm512_set1_ps(*m - most));
@@ -458,49 +457,42 @@ FORCE_INLINE void fold(float *x, size_t n_vec, size_t dim, float *m, float *l, f
         *l *= _mm512_cvtss_f32(by);
         *m = most;
     }
-    const __m512 max = _mm512_set1_ps(*m);
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t i = 0; i < n_vec; i++) {
-        const __m512 w = exp16(_mm512_sub_ps(_mm512_loadu_ps(x + 16 * i), max));
-        _mm512_storeu_ps(x + 16 * i, w);
-        sum = _mm512_add_ps(sum, w);
-    }
-    *l += _mm512_reduce_add_ps(sum);
+    const __m512 w = exp16(_mm512_sub_ps(v, _mm512_set1_ps(*m)));
+    _mm512_storeu_ps(x, w);
+    *l += _mm512_reduce_add_ps(w);
 }
 
+/* A page's scores come before the values of the one before it: the weights of one are made while
+ * the other's products run, and a page is read as a whole within two turns, which memory likes
+ * better than eight keys' halves and then eight values'. */
 FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t k_dim, size_t dim, const void *const *pages,
                              size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                              size_t stride, float *m, float *l, float *acc, bool f16) {
-    const size_t p1 = (first + n + 15) / 16;
-    const size_t half = 16 * k_dim * (f16 ? 2 : 4), v_bytes = 16 * dim * (f16 ? 2 : 4), page = half + v_bytes;
-    const size_t step = page < BATCH_KV ? BATCH_KV / page : 1;
+    const size_t p0 = first / 16, p1 = (first + n + 15) / 16, end = p1 + n_next;
+    const size_t half = 16 * k_dim * (f16 ? 2 : 4), page = half + 16 * dim * (f16 ? 2 : 4), ahead = (AHEAD_KV + page - 1) / page;
+    const size_t head = first % 16, used = (first + n - 1) % 16 + 1; /* live slots of the first and of the last page */
     const __m512 none = _mm512_set1_ps(-INFINITY);
     memset(acc, 0, n_group * dim * sizeof *acc);
     for (size_t g = 0; g < n_group; g++) {
         m[g] = -INFINITY;
         l[g] = 0.0f;
     }
-    for (size_t p = first / 16; p < p1; p += step) {
-        const size_t np = p1 - p < step ? p1 - p : step;
-        /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
-        const size_t head = p == first / 16 ? first % 16 : 0;
-        const size_t used = p + np == p1 ? (first + n - 1) % 16 + 1 : 16; /* of the last page */
-        for (size_t i = 0; i < np; i++) /* prefetched: what the values' pass before left */
-            scores(q, n_group, k_dim, pages[p + i], (const char *)pages[p + i] + v_bytes, f16,
-                   tmp + i * 16, stride);
-        for (size_t g = 0; g < n_group; g++) {
-            float *x = tmp + g * stride;
-            if (softcap > 0.0f) cap_f32(x, np * 16, softcap);
-            _mm512_mask_storeu_ps(x, lanes(head), none);
-            _mm512_mask_storeu_ps(x + np * 16 - 16, (__mmask16)~lanes(used), none);
-            fold(x, np, dim, &m[g], &l[g], acc + g * dim);
-        }
-        for (size_t i = 0; i < np; i++) {
+    for (size_t p = p0; p <= p1; p++, tmp += 16) {
+        if (p < p1)
+            scores(q, n_group, k_dim, pages[p], pages[p + ahead < end ? p + ahead : p], f16, tmp, stride);
+        if (p > p0) {
             /* 0 * NaN is NaN, so unused slots are not even multiplied */
-            const size_t j0 = i == 0 ? head : 0, j1 = i + 1 == np ? used : 16;
-            const char *v = (const char *)pages[p + i] + half;
-            const void *later = pages[p + np + i < p1 + n_next ? p + np + i : p + i];
-            values(tmp + i * 16, stride, n_group, dim, v, later, f16, j0, j1, acc);
+            const size_t b = p - 1, j0 = b == p0 ? head : 0, j1 = p == p1 ? used : 16;
+            values(tmp - 16, stride, n_group, dim, (const char *)pages[b] + half,
+                   (const char *)pages[b + ahead < end ? b + ahead : b] + half, f16, j0, j1, acc);
+        }
+        for (size_t g = 0; p < p1 && g < n_group; g++) {
+            float *x = tmp + g * stride;
+            if (softcap > 0.0f) cap_f32(x, 16, softcap);
+            /* Slots outside the range hold anything: -INFINITY gives them weight 0. */
+            if (p == p0) _mm512_mask_storeu_ps(x, lanes(head), none);
+            if (p + 1 == p1) _mm512_mask_storeu_ps(x, (__mmask16)~lanes(used), none);
+            fold(x, dim, &m[g], &l[g], acc + g * dim);
         }
     }
 }

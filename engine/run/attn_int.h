@@ -49,7 +49,7 @@ typedef struct {
     size_t layer;
     const float *q;
     float *out;
-    size_t n, run; /* chunks; of a task */
+    size_t n; /* chunks */
 } pd_attn_job;
 
 /* The sequence's, if its values are chosen in this layer. */

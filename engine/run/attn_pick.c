@@ -157,8 +157,7 @@ static void rows_chunk(const pd_attn_job *j, size_t chunk) {
 static void rows_task(void *ctx, size_t task, unsigned thread) {
     (void)thread;
     const pd_attn_job *j = ctx;
-    const size_t end = pd_min_size(j->n, (task + 1) * j->run);
-    for (size_t i = task * j->run; i < end; i++) rows_chunk(j, i);
+    rows_chunk(j, task);
 }
 
 void pd__attn_read_chosen(pd_attn_job *j, size_t n_seq) {
@@ -167,7 +166,7 @@ void pd__attn_read_chosen(pd_attn_job *j, size_t n_seq) {
     for (size_t s = 0; s < n_seq; s++) any = any || pd__attn_picks(j, s);
     if (!any) return;
     pd_workers_run(j->a->workers, cut_task, j, n_seq * j->a->model->hp.n_head);
-    pd_workers_run(j->a->workers, rows_task, j, pd_div_up(j->n, j->run));
+    pd_workers_run(j->a->workers, rows_task, j, j->n);
     for (size_t i = 0; i < j->n; i++) {
         pd_select *sel = pd__attn_picks(j, j->a->chunk[i].seq);
         if (sel) pd_select_count(sel, j->layer, 0, 0, j->a->chunk[i].n_row);

@@ -5,8 +5,8 @@
  * time (kv.h) in chunks of their own; the group's query heads share each load of K and V.  A chunk
  * leaves (max, sum, weighted V), and who computes the last chunk of a head joins them, in slot order.
  * Rows of one sequence (a draft) take their chunks in turns: what one has read the next finds in the
- * caches.  One task = a run of chunks, of which the next is prefetched while one is computed.  Where
- * not all values are read (attn_pick.c), a chunk leaves its scores.
+ * caches.  One task = a chunk; the one behind it is prefetched while it is computed, since a thread's
+ * tasks lie side by side.  Where not all values are read (attn_pick.c), a chunk leaves its scores.
  * Joint latents go in pieces (joint_read.h) of all heads, which leave a result in each of them.
  * A sequence with tags (tags.h) gets them here: a chunk leaves its weights exp(score - max),
  * and joining tells what they are to be multiplied by. */
@@ -17,7 +17,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS, RUN = 16 };
+enum { PAGES = PD_ATTN_PAGES, N = PD_PAGE_TOKENS };
 
 /* The sequence's, if it wants this layer's weights. */
 static pd_tags *tags_of(const pd_attn_job *j, size_t seq) {
@@ -157,16 +157,13 @@ static void step_chunk(const pd_attn_job *j, size_t chunk, bool more, unsigned t
 
 static void step_task(void *ctx, size_t task, unsigned thread) {
     const pd_attn_job *j = ctx;
-    const size_t end = pd_min_size(j->n, (task + 1) * j->run);
-    for (size_t i = task * j->run; i < end; i++) {
-        const pd_attn_chunk *c = &j->a->chunk[i];
-        if (c->n_page == 0) {
-            step_piece(j, c, thread);
-            continue;
-        }
-        step_chunk(j, i, i + 1 < end && c[1].n_page, thread);
-        if (!pd__attn_picks(j, c->seq)) pd__attn_end_part(j, pd__attn_pair_of(j, c));
+    const pd_attn_chunk *c = &j->a->chunk[task];
+    if (c->n_page == 0) {
+        step_piece(j, c, thread);
+        return;
     }
+    step_chunk(j, task, task + 1 < j->n && c[1].n_page, thread);
+    if (!pd__attn_picks(j, c->seq)) pd__attn_end_part(j, pd__attn_pair_of(j, c));
 }
 
 /* The next chunk of a row's head, if there is one more. */
@@ -205,7 +202,6 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
     pd__attn_choose(&job, n_seq);
     for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) a->pair[i].n = a->pair[i].next_page = 0;
     size_t n = 0;
-    bool pieces = false;
     for (size_t s = 0, e; s < n_seq; s = e) {
         for (e = s + 1; e < n_seq && kv[e]->page_list == kv[s]->page_list; e++) {}
         for (size_t h = 0; h < hp->n_head_kv; h++) {
@@ -218,11 +214,9 @@ void pd_attn_step(pd_attn *a, pd_kv *const *kv, pd_select *const *sel, size_t n_
                 }
             }
         }
-        pieces = pieces || pd_kv_joint(kv[s], layer);
     }
     for (size_t i = 0; i < n_seq * hp->n_head_kv; i++) atomic_init(&a->pair[i].left, a->pair[i].n);
     job.n = n;
-    job.run = pieces ? 1 : pd_max_size(1, pd_min_size(RUN, n / (4 * (size_t)pd_workers_count(a->workers))));
-    pd_workers_run(a->workers, step_task, &job, pd_div_up(n, job.run));
+    pd_workers_run(a->workers, step_task, &job, n);
     pd__attn_read_chosen(&job, n_seq);
 }
