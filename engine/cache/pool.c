@@ -4,7 +4,12 @@
  * Free pages are taken dirty first (no page fault), then clean, then fresh in
  * ascending order, so that one sequence's pages tend to be neighbours.  Freed
  * pages go back in sorted runs: one madvise(MADV_DONTNEED) per run, since a
- * call per 4 KiB page would cost more than the attention it saves. */
+ * call per 4 KiB page would cost more than the attention it saves.  The system takes
+ * a quarter of a microsecond for each of them nevertheless, milliseconds for a long
+ * prompt's: while tokens are generated they go piece by piece (pd_kvpool_tidy).
+ *
+ *     dirty:  | settled: stays until the next round | not looked at yet |
+ *             0                                 n_settled            n_dirty */
 #include "engine/cache/pool.h"
 
 #include "engine/base/num.h"
@@ -77,14 +82,16 @@ static _Atomic uint32_t *owner_count(pd_kvpool *p, pd_page_owner owner) {
 
 bool pd_kvpool_take(pd_kvpool *p, pd_page_owner owner, uint32_t *ret) {
     uint32_t page;
-    if (p->n_dirty)
+    if (p->n_dirty) {
         page = p->dirty[--p->n_dirty];
-    else if (p->n_clean)
+        if (p->n_settled > p->n_dirty) p->n_settled = p->n_dirty;
+    } else if (p->n_clean) {
         page = p->clean[--p->n_clean];
-    else if (p->n_fresh < p->n_total)
+    } else if (p->n_fresh < p->n_total) {
         page = p->n_fresh++;
-    else
+    } else {
         return false;
+    }
     p->owner[page] = (uint8_t)owner;
     p->n_free--;
     (*owner_count(p, owner))++;
@@ -98,7 +105,7 @@ void pd_kvpool_give(pd_kvpool *p, uint32_t page) {
     p->owner[page] = PD_PAGE_FREE;
     p->n_free++;
     p->dirty[p->n_dirty++] = page;
-    if (p->n_dirty >= p->trim_at) pd_kvpool_trim(p, p->hysteresis);
+    if (!p->by_pieces && p->n_dirty >= p->trim_at) pd_kvpool_trim(p, p->hysteresis);
 }
 
 static int by_page(const void *a, const void *b) {
@@ -123,19 +130,19 @@ static void release(const pd_kvpool *p, void *base, size_t size, size_t from, si
     if (*hi <= *lo || madvise((uint8_t *)base + *lo, *hi - *lo, MADV_DONTNEED) != 0) *hi = *lo;
 }
 
-void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
-    if (p->n_dirty <= keep) return;
-    qsort(p->dirty, p->n_dirty, sizeof *p->dirty, by_page);
+/* Dirty pages [from, n_dirty), the top of the stack, go back; those that cannot stay in it.
+ * The number of these. */
+static uint32_t release_top(pd_kvpool *p, uint32_t from) {
     const uint32_t n = p->n_dirty;
-    /* The lowest stay dirty: they are the next to be taken. */
-    uint32_t out = keep;
-    for (uint32_t i = keep; i < n;) {
+    uint32_t out = from;
+    qsort(p->dirty + from, n - from, sizeof *p->dirty, by_page);
+    for (uint32_t i = from; i < n;) {
         uint32_t j = i + 1;
         while (j < n && p->dirty[j] == p->dirty[j - 1] + 1) j++;
-        const size_t from = (size_t)p->dirty[i], to = (size_t)p->dirty[j - 1] + 1;
+        const size_t first = (size_t)p->dirty[i], last = (size_t)p->dirty[j - 1] + 1;
         size_t lo, hi, unused_lo, unused_hi;
-        release(p, p->base, p->page_bytes, from, to, &lo, &hi);
-        release(p, p->pos, PD_PAGE_TOKENS * sizeof(int32_t), from, to, &unused_lo, &unused_hi);
+        release(p, p->base, p->page_bytes, first, last, &lo, &hi);
+        release(p, p->pos, PD_PAGE_TOKENS * sizeof(int32_t), first, last, &unused_lo, &unused_hi);
         for (; i < j; i++) {
             const uint32_t page = p->dirty[i];
             const size_t a = (size_t)page * p->page_bytes;
@@ -146,9 +153,40 @@ void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
         }
     }
     p->n_dirty = out;
-    /* What could not go is not sorted again for every page that comes: half as
-     * many must join first, so that n pages cost O(log n) trims. */
-    p->trim_at = pd_max_size(2 * (size_t)p->hysteresis + 2, (size_t)out + out / 2);
+    return out - from;
+}
+
+/* What could not go is not looked at again for every page that comes: half as
+ * many must join first, so that n pages cost O(log n) rounds. */
+static void end_round(pd_kvpool *p) {
+    p->tidying = false;
+    p->trim_at = pd_max_size(2 * (size_t)p->hysteresis + 2, (size_t)p->n_dirty + p->n_dirty / 2);
+}
+
+void pd_kvpool_trim(pd_kvpool *p, uint32_t keep) {
+    if (p->n_dirty <= keep) return;
+    /* The lowest stay dirty: they are the next to be taken. */
+    qsort(p->dirty, p->n_dirty, sizeof *p->dirty, by_page);
+    release_top(p, keep);
+    end_round(p);
+}
+
+void pd_kvpool_tidy(pd_kvpool *p, uint32_t most) {
+    if (!p->tidying && p->n_dirty < p->trim_at) return;
+    if (!p->tidying) p->n_settled = 0;
+    p->tidying = true;
+    const uint32_t n = p->n_dirty, lowest = p->n_settled > p->hysteresis ? p->n_settled : p->hysteresis;
+    const uint32_t from = n > lowest + most ? n - most : lowest;
+    if (n > from) {
+        const uint32_t stay = release_top(p, from), move = stay < from - lowest ? stay : from - lowest;
+        for (uint32_t i = 0; i < move; i++) { /* below those that wait */
+            const uint32_t page = p->dirty[lowest + i];
+            p->dirty[lowest + i] = p->dirty[from + stay - move + i];
+            p->dirty[from + stay - move + i] = page;
+        }
+        p->n_settled = lowest + stay;
+    }
+    if (from == lowest || n <= from) end_round(p);
 }
 
 bool pd_kvpool_check(const pd_kvpool *p) {

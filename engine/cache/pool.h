@@ -42,6 +42,9 @@ typedef struct pd_kvpool {
     uint32_t n_fresh; /* pages below it were handed out at least once */
     uint32_t hysteresis; /* dirty pages kept by a trim */
     uint64_t trim_at;    /* dirty pages at which the next trim comes by itself */
+    bool by_pieces;      /* giving leaves it to pd_kvpool_tidy */
+    uint32_t n_settled;  /* of those at work, the lowest of the stack that stay */
+    bool tidying;        /* a round has begun */
     size_t map_bytes, pos_bytes, owner_bytes, stack_bytes; /* sizes of the mappings */
 
     /* written by the engine thread, read by anyone (relaxed: single numbers) */
@@ -58,10 +61,12 @@ void pd_kvpool_done(pd_kvpool *p); /* all-zero and half-made pools too */
 /* One page for `owner`, or false if none is free.  Its content is undefined. */
 bool pd_kvpool_take(pd_kvpool *p, pd_page_owner owner, uint32_t *ret);
 
-/* Give back one page; trims by itself when the dirty ones exceed twice the
+/* Give back one page; unless by_pieces, trims by itself when the dirty ones exceed twice the
  * hysteresis (later if what is there could not go back: neighbours of held pages
  * in a size that is no multiple of the system's). */
 void pd_kvpool_give(pd_kvpool *p, uint32_t page);
+/* The same in pieces, for who calls it again and again: at most `most` pages at once. */
+void pd_kvpool_tidy(pd_kvpool *p, uint32_t most);
 
 /* Return free memory to the operating system until at most `keep` dirty pages
  * are left (whole OS pages only: neighbours of used small pages stay). */

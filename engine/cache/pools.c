@@ -2,6 +2,8 @@
 /* One pool per kind of page (see pools.h): a list, for a server sees few of the kinds there could be. */
 #include "engine/cache/pools.h"
 
+#include "engine/base/num.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +34,10 @@ pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *c, size_t k_dim, size_t 
     made->k_dim = k_dim;
     made->v_dim = v_dim;
     made->next = first_of(p);
+    if (made->next && made->next->pool.by_pieces) {
+        made->next->pool.by_pieces = false;
+        pd_kvpool_trim(&made->next->pool, made->next->pool.hysteresis);
+    }
     atomic_store_explicit(&p->last, made, memory_order_release);
     *ret = &made->pool;
     return PD_OK;
@@ -60,6 +66,13 @@ void pd_kvpools_done(pd_kvpools *p) {
 
 void pd_kvpools_trim(pd_kvpools *p) {
     FOR_EACH_KIND(p, kind) pd_kvpool_trim(&kind->pool, 0);
+}
+
+void pd_kvpools_tidy(pd_kvpools *p, size_t bytes) {
+    pd_kvkind *first = first_of(p);
+    if (first->next) return;
+    first->pool.by_pieces = true;
+    pd_kvpool_tidy(&first->pool, (uint32_t)pd_max_size(1, bytes / first->pool.page_bytes));
 }
 
 bool pd_kvpools_check(const pd_kvpools *p) {

@@ -41,6 +41,10 @@ void pd_kvpools_done(pd_kvpools *p); /* all-zero and half-made ones too */
 pd_status pd_kvpools_get(pd_kvpools *p, const pd_codec *codec, size_t k_dim, size_t v_dim, pd_kvpool **ret, pd_err *err);
 
 void pd_kvpools_trim(pd_kvpools *p); /* all free memory back to the system */
+/* From the first call on pages go back to the system here, `bytes` at once (pd_kvpool_tidy); for who
+ * calls it again and again.  As long as there is one kind: pages of one kind must not wait while
+ * memory is taken for another, or both together would exceed the bound. */
+void pd_kvpools_tidy(pd_kvpools *p, size_t bytes);
 bool pd_kvpools_check(const pd_kvpools *p); /* the equations above */
 
 /* Bytes of pages that sequences or the store hold, and of free ones not yet returned. */

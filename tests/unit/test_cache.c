@@ -60,6 +60,7 @@ static void pool_agrees_with_a_table_of_owners(void **state) {
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         pd_rng rng = {100 + s};
         pd_kvpool p = new_pool(sizes[s], PAGES, 16 * sizes[s]);
+        p.by_pieces = s % 2 == 1;
         uint8_t owner[PAGES] = {0};
         uint32_t held[PAGES], n_held = 0, count[3] = {0}, mark[PAGES];
         count[PD_PAGE_FREE] = PAGES;
@@ -92,6 +93,8 @@ static void pool_agrees_with_a_table_of_owners(void **state) {
                 count[PD_PAGE_FREE]++;
                 owner[page] = PD_PAGE_FREE;
                 pd_kvpool_give(&p, page);
+            } else if (what < 99) {
+                pd_kvpool_tidy(&p, 1 + (uint32_t)below(&rng, 8));
             } else {
                 pd_kvpool_trim(&p, (uint32_t)below(&rng, 20));
             }
@@ -172,20 +175,75 @@ static void give_trims_by_itself_beyond_the_hysteresis(void **state) {
     pd_kvpool_done(&p);
 }
 
-/* Pages of 6 KiB whose neighbours are held cannot go back alone; a pool full of
- * them must not be sorted again at every page that comes. */
-static void pages_that_cannot_go_back_cost_no_time(void **state) {
+/* Tidying sets in beyond twice the hysteresis, gives back no more than it is told at once and
+ * goes on down to the hysteresis; pages that are taken meanwhile are found among the others. */
+static void tidying_goes_piece_by_piece(void **state) {
     (void)state;
-    enum { PAGES = 100000 };
-    pd_kvpool p = new_pool(6144, PAGES, 512 << 10);
+    enum { PAGES = 4096, KEEP = 32, MOST = 100 };
+    pd_kvpool p = new_pool(4096, PAGES, KEEP * 4096);
+    p.by_pieces = true;
     uint32_t page;
     for (size_t i = 0; i < PAGES; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
-    const uint64_t t0 = pd_now_ns();
-    for (uint32_t i = 0; i < PAGES; i += 2) pd_kvpool_give(&p, i);
-    const double ms = pd_ms_since(t0);
-    assert_true(pd_kvpool_check(&p));
-    if (ms > 5000.0) fail_msg("%d pages given back in %.0f ms", PAGES / 2, ms); /* 30 ms here; minutes if sorted each time */
+    for (uint32_t i = 0; i <= 2 * KEEP; i++) pd_kvpool_give(&p, i);
+    pd_kvpool_tidy(&p, MOST);
+    assert_int_equal(p.n_clean, 0);
+    for (uint32_t i = 2 * KEEP + 1; i < PAGES; i++) pd_kvpool_give(&p, i);
+    size_t rounds = 0;
+    for (uint32_t before = p.n_dirty; p.n_dirty > KEEP; before = p.n_dirty) {
+        if (++rounds == 10) {
+            for (int i = 0; i < 5; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+            before -= 5;
+        }
+        pd_kvpool_tidy(&p, MOST);
+        assert_in_range(before - p.n_dirty, 1, MOST);
+        assert_true(pd_kvpool_check(&p));
+    }
+    assert_in_range(rounds, PAGES / MOST, PAGES / MOST + 1);
+    for (int i = 0; i < 3; i++) pd_kvpool_tidy(&p, MOST);
+    assert_int_equal(p.n_dirty, KEEP);
     pd_kvpool_done(&p);
+}
+
+/* What cannot go does not keep from their turn those that lie below it. */
+static void tidying_comes_to_all(void **state) {
+    (void)state;
+    enum { RUN = 1000, ALONE = 500, KEEP = 10, MOST = 50 };
+    pd_kvpool p = new_pool(6144, RUN + 2 * ALONE, KEEP * 6144);
+    p.by_pieces = true;
+    uint32_t page;
+    for (size_t i = 0; i < RUN + 2 * ALONE; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+    for (uint32_t i = 0; i < RUN; i++) pd_kvpool_give(&p, i);
+    for (uint32_t i = 0; i < ALONE; i++) pd_kvpool_give(&p, RUN + 1 + 2 * i);
+    for (int i = 0; i <= (RUN + ALONE) / MOST + 1; i++) pd_kvpool_tidy(&p, MOST);
+    assert_false(p.tidying);
+    assert_in_range(p.n_dirty, ALONE, ALONE + KEEP + 2);
+    assert_true(pd_kvpool_check(&p));
+    pd_kvpool_done(&p);
+}
+
+/* Pages of 6 KiB whose neighbours are held cannot go back alone; a pool full of
+ * them must not be looked through again at every page that comes. */
+static void pages_that_cannot_go_back_cost_no_time(void **state) {
+    (void)state;
+    enum { PAGES = 100000, MOST = 300 };
+    for (int pieces = 0; pieces < 2; pieces++) {
+        pd_kvpool p = new_pool(6144, PAGES, 512 << 10);
+        p.by_pieces = pieces == 1;
+        uint32_t page;
+        for (size_t i = 0; i < PAGES; i++) assert_true(pd_kvpool_take(&p, PD_PAGE_SEQ, &page));
+        const uint64_t t0 = pd_now_ns();
+        for (uint32_t i = 0; i < PAGES; i += 2) {
+            pd_kvpool_give(&p, i);
+            if (pieces) pd_kvpool_tidy(&p, MOST);
+        }
+        const double ms = pd_ms_since(t0);
+        assert_true(pd_kvpool_check(&p));
+        if (ms > 5000.0) fail_msg("%d pages given back in %.0f ms", PAGES / 2, ms); /* 30 ms here; minutes if sorted each time */
+        for (uint32_t i = 1; i < PAGES; i += 2) pd_kvpool_give(&p, i);
+        for (int i = 0; pieces && i < 2 * PAGES / MOST; i++) pd_kvpool_tidy(&p, MOST);
+        assert_in_range(p.n_dirty, 0, 2 * p.hysteresis + 1); /* now they can */
+        pd_kvpool_done(&p);
+    }
 }
 
 /* ---- a sequence's cache ---- */
@@ -697,6 +755,36 @@ static void keys_in_few_bits_have_a_centre(void **state) {
 
 /* ---- one pool for each kind of page ---- */
 
+/* Memory waits to go back as long as no page of another kind could want it. */
+static void only_one_kind_goes_by_pieces(void **state) {
+    (void)state;
+    enum { PAGES = 64 };
+    const pd_codec f16 = pd_codec_of(PD_KV_F16, PD_KV_F16), q8 = pd_codec_of(PD_KV_Q8_0, PD_KV_Q8_0);
+    pd_kvpools p;
+    pd_kvpool *first, *other;
+    uint32_t page;
+    assert_int_equal(pd_kvpools_init(&p, &f16, 64, PAGES * 4096, 0, NULL), PD_OK);
+    assert_int_equal(pd_kvpools_get(&p, &f16, 64, 64, &first, NULL), PD_OK);
+    pd_kvpools_tidy(&p, 8192);
+    for (int i = 0; i < PAGES; i++) {
+        assert_true(pd_kvpool_take(first, PD_PAGE_SEQ, &page));
+        memset(pd_kvpool_page(first, page), 1, 4096);
+    }
+    for (uint32_t i = 0; i < PAGES; i++) pd_kvpool_give(first, i);
+    assert_int_equal(first->n_dirty, PAGES);
+    pd_kvpools_tidy(&p, 8192);
+    assert_int_equal(first->n_dirty, PAGES - 2);
+    assert_int_equal(pd_kvpools_get(&p, &q8, 64, 64, &other, NULL), PD_OK);
+    assert_int_equal(first->n_dirty, 0);
+    pd_kvpools_tidy(&p, 8192);
+    for (int i = 0; i < PAGES; i++) assert_true(pd_kvpool_take(first, PD_PAGE_SEQ, &page));
+    for (uint32_t i = 0; i < PAGES; i++) {
+        pd_kvpool_give(first, i);
+        assert_in_range(first->n_dirty, 0, 1);
+    }
+    pd_kvpools_done(&p);
+}
+
 static void pools_are_made_when_wanted_and_add_up(void **state) {
     (void)state;
     enum { D = 64, BYTES = 1 << 20 };
@@ -764,6 +852,8 @@ int main(void) {
         cmocka_unit_test(pool_agrees_with_a_table_of_owners),
         cmocka_unit_test(trim_returns_whole_os_pages),
         cmocka_unit_test(give_trims_by_itself_beyond_the_hysteresis),
+        cmocka_unit_test(tidying_goes_piece_by_piece),
+        cmocka_unit_test(tidying_comes_to_all),
         cmocka_unit_test(pages_that_cannot_go_back_cost_no_time),
         cmocka_unit_test(kv_agrees_with_plain_arrays),
         cmocka_unit_test(append_beyond_the_pool_is_an_error),
@@ -773,6 +863,7 @@ int main(void) {
         cmocka_unit_test(attention_agrees_with_the_rows_read_back),
         cmocka_unit_test(keys_in_few_bits_have_a_centre),
         cmocka_unit_test(types_have_names),
+        cmocka_unit_test(only_one_kind_goes_by_pieces),
         cmocka_unit_test(pools_are_made_when_wanted_and_add_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
