@@ -14,7 +14,7 @@ enum { N = PD_PAGE_TOKENS };
 pd_status pd_kv_set_joint(pd_kv *kv, pd_kvpool *const *pool, const pd_joint *joint, size_t n_sink, pd_err *err) {
     const size_t row = kv->n_head_kv * kv->head_dim;
     assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= PD__KV_ROW_MAX);
-    kv->pack = (pd_kv_pack){.codec = kv->codec, .n_sink = n_sink};
+    kv->pack = (pd_kv_pack){.codec = pd_codec_by_row(&kv->codec), .n_sink = n_sink};
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.joint = calloc(kv->n_layer, sizeof *joint);
     kv->pack.joint_tmp = malloc(3 * N * row * sizeof(float));
@@ -81,7 +81,7 @@ float *pd__kv_joint_row(const pd_kv *kv, size_t layer, size_t p, size_t slot) {
     float *c = kv->pack.joint_tmp;
     for (size_t h = 0; h < kv->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(kv, layer, h);
-        kv->codec.k->read(kv->kern, pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p]), part, slot, c + h * part);
+        kv->pack.codec.k->read(kv->kern, pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p]), part, slot, c + h * part);
     }
     return c;
 }
@@ -95,7 +95,7 @@ void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_
         for (size_t i = 0; i < n; i++) {
             const size_t at = slot ? slot[i] : first + i; /* no window moves on here: slot 0 is the list's first */
             const uint32_t id = kh->page[at / N];
-            kv->codec.k->read(kv->kern, pd_kvpool_page(pool, id), part, at % N, c + i * j->rank + h * part);
+            kv->pack.codec.k->read(kv->kern, pd_kvpool_page(pool, id), part, at % N, c + i * j->rank + h * part);
             if (h == 0) pos[i] = pd_kvpool_pos(pool, id)[at % N];
         }
     }

@@ -197,6 +197,10 @@ typedef struct pd_kernels {
     void (*rows_q4)(const pd_part_pass *p);
 
     /* ---- which rows (run/select.h); no NaN in x ---- */
+    /* Scores of keys that lie anywhere: s[g * ld_s + i] = <q[g], row[i] of the keys>, i < n; row r is head_dim numbers from
+     * keys + r * ld on.  q [n_group][head_dim], 1 <= n_group <= 16, head_dim % 16 == 0; the order of additions is free. */
+    void (*dots_f16)(const float *q, size_t n_group, size_t head_dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n,
+                     float *s, size_t ld_s);
     /* sum of the x[i] >= t; the order of additions is free, but the same for any t, so
      * that a larger t never gives more. */
     float (*sum_from_f32)(const float *x, size_t n, float t);

@@ -69,6 +69,16 @@ static void matmul_f32(const float *a, size_t ld_a, size_t n, size_t k, const fl
     }
 }
 
+static void dots_f16(const float *q, size_t n_group, size_t head_dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n,
+                     float *s, size_t ld_s) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t g = 0; g < n_group; g++) {
+            float sum = 0.0f;
+            for (size_t c = 0; c < head_dim; c++) sum += q[g * head_dim + c] * f16_decode(keys[row[i] * ld + c]);
+            s[g * ld_s + i] = sum;
+        }
+}
+
 static float dot_f32(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
     for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
@@ -491,6 +501,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .dot_f32 = dot_f32,
         .axpy_f32 = axpy_f32,
         .matmul_f32 = matmul_f32,
+        .dots_f16 = dots_f16,
         .max_f32 = max_f32,
         .exp_sum_f32 = exp_sum_f32,
         .rmsnorm = rmsnorm,
