@@ -556,9 +556,9 @@ void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_
 }
 
 void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t d, const void *const *pages,
-                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc) {
+                   const uint32_t *row, size_t n_row, bool dense, float *weight, size_t stride, float *acc) {
     const pd_part_pass p = {.pages = pages, .at = c->k->bytes(k_dim), .n_group = n_group, .head_dim = d, .tmp = weight,
-                            .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row};
+                            .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row, .dense = dense};
     switch (c->value) {
     case PD_KV_F16: kern->rows_f16(&p); break;
     case PD_KV_Q8_0: kern->rows_q8(&p); break;

@@ -127,8 +127,9 @@ void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, 
                      size_t tmp_stride, float *scratch);
 /* Scores that came another way (tmp set): softcap, and -INFINITY where there is no slot. */
 void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride);
-/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
+/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v; dense: weight i is row[i]'s, else
+ * weight r that of slot r. */
 void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim, const void *const *pages,
-                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc);
+                   const uint32_t *row, size_t n_row, bool dense, float *weight, size_t stride, float *acc);
 
 #endif

@@ -88,7 +88,15 @@ float *pd__kv_joint_row(const pd_kv *kv, size_t layer, size_t p, size_t slot) {
 
 void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos) {
     const pd_joint *j = pd_kv_joint(kv, layer);
-    const size_t part = pd_joint_part(j);
+    const size_t part = pd_joint_part(j), bytes = kv->pack.codec.k->bytes(part) / N; /* of a row */
+    for (size_t h = 0; h < kv->n_head_kv && slot; h++) { /* they lie anywhere: all are asked for before one is waited for */
+        const pd_kv_head *kh = pd_kv_at(kv, layer, h);
+        const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+        for (size_t i = 0; i < n; i++) {
+            const char *row = (const char *)pd_kvpool_page(pool, kh->page[slot[i] / N]) + slot[i] % N * bytes;
+            for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+        }
+    }
     for (size_t h = 0; h < kv->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(kv, layer, h);
         const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);

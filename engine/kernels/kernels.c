@@ -264,17 +264,17 @@ static pd_status test_matmul(st *t) {
 }
 
 static pd_status test_dots(st *t) {
-    enum { HEADS = 5, D = 80, LD = 96, KEYS = 21 };
-    float q[HEADS * D], x[KEYS * LD], s[2][HEADS * KEYS];
+    enum { HEADS = 2, GROUP = 5, D = 80, LD = HEADS * D, KEYS = 21 };
+    float q[GROUP * LD], x[KEYS * LD], s[2][HEADS * GROUP * KEYS];
     uint16_t keys[KEYS * LD];
     uint32_t row[KEYS];
-    fill(t, q, HEADS * D);
+    fill(t, q, GROUP * LD);
     fill(t, x, KEYS * LD);
     t->ref->f32_to_f16(x, keys, KEYS * LD);
     for (uint32_t i = 0; i < KEYS; i++) row[i] = i * 8 % KEYS;
-    t->ref->dots_f16(q, HEADS, D, keys, LD, row, KEYS, s[0], KEYS);
-    t->k->dots_f16(q, HEADS, D, keys, LD, row, KEYS, s[1], KEYS);
-    return same(t, "dots_f16", s[0], s[1], HEADS * KEYS, 1e-6f * D);
+    t->ref->dots_f16(q, HEADS, GROUP, D, keys, row, KEYS, s[0], KEYS);
+    t->k->dots_f16(q, HEADS, GROUP, D, keys, row, KEYS, s[1], KEYS);
+    return same(t, "dots_f16", s[0], s[1], HEADS * GROUP * KEYS, 1e-6f * D);
 }
 
 static pd_status test_pick(st *t) {

@@ -59,7 +59,7 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, type
         __m256 x[2];
         load16(part_of(p, r), r % 16, dim, c, t, x);
         for (int g = 0; g < ng; g++) {
-            const __m256 by = _mm256_set1_ps(w[(size_t)g * p->tmp_stride + r]);
+            const __m256 by = _mm256_set1_ps(w[(size_t)g * p->tmp_stride + (p->dense ? j : r)]);
             s[g][0] = _mm256_fmadd_ps(by, x[0], s[g][0]);
             s[g][1] = _mm256_fmadd_ps(by, x[1], s[g][1]);
         }
@@ -114,19 +114,22 @@ FORCE_INLINE void dots_key(const float *q, int ng, size_t dim, const uint16_t *k
     for (int g = 0; g < ng; g++) s[(size_t)g * ld_s] = sum[g];
 }
 
-static void dots_f16(const float *q, size_t n_group, size_t dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n, float *s,
+static void dots_f16(const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
                      size_t ld_s) {
+    const size_t ld = n_head * dim;
     for (size_t i = 0; i < n; i++) {
         const uint16_t *key = keys + row[i] * ld, *later = keys + row[i + AHEAD_ROWS < n ? i + AHEAD_ROWS : i] * ld;
-        for (size_t c = 0; c < dim; c += 32) _mm_prefetch((const char *)(later + c), _MM_HINT_T0);
-        for (size_t g = 0; g < n_group; g += MAX_NG) {
-            const float *from = q + g * dim;
-            float *to = s + g * ld_s + i;
-            switch (n_group - g) {
-            case 1: dots_key(from, 1, dim, key, to, ld_s); break;
-            case 2: dots_key(from, 2, dim, key, to, ld_s); break;
-            case 3: dots_key(from, 3, dim, key, to, ld_s); break;
-            default: dots_key(from, 4, dim, key, to, ld_s);
+        for (size_t c = 0; c < ld; c += 32) _mm_prefetch((const char *)(later + c), _MM_HINT_T0);
+        for (size_t h = 0; h < n_head; h++, key += dim) {
+            for (size_t g = 0; g < n_group; g += MAX_NG) {
+                const float *from = q + (h * n_group + g) * dim;
+                float *to = s + (h * n_group + g) * ld_s + i;
+                switch (n_group - g) {
+                case 1: dots_key(from, 1, dim, key, to, ld_s); break;
+                case 2: dots_key(from, 2, dim, key, to, ld_s); break;
+                case 3: dots_key(from, 3, dim, key, to, ld_s); break;
+                default: dots_key(from, 4, dim, key, to, ld_s);
+                }
             }
         }
     }

@@ -48,13 +48,14 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, int 
         if (c == 0) ask_for(p, next, t);
         __m512 x[4];
         for (int i = 0; i < nv; i++) {
-            const size_t at = c + 16 * (size_t)i;
-            if (at > 0 && at * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
-                _mm_prefetch((const char *)row_at(later, next % 16, dim, at, t), _MM_HINT_T0);
-            x[i] = load16(part, r % 16, dim, at, t);
+            const size_t from = c + 16 * (size_t)i;
+            if (from > 0 && from * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
+                _mm_prefetch((const char *)row_at(later, next % 16, dim, from, t), _MM_HINT_T0);
+            x[i] = load16(part, r % 16, dim, from, t);
         }
+        const size_t at = p->dense ? j : r;
         for (int g = 0; g < ng; g++) {
-            const __m512 by = _mm512_set1_ps(w[(size_t)g * p->tmp_stride + r]);
+            const __m512 by = _mm512_set1_ps(w[(size_t)g * p->tmp_stride + at]);
             for (int i = 0; i < nv; i++) s[g][i] = _mm512_fmadd_ps(by, x[i], s[g][i]);
         }
     }
@@ -98,7 +99,7 @@ static void rows_q4(const pd_part_pass *p) {
 
 /* ---- scores of rows that lie anywhere ---- */
 
-enum { MANY = 16, AHEAD_KEYS = 24 };
+enum { MANY = 16 };
 
 /* Lane k of each quarter: the sum of that quarter of x[k]. */
 FORCE_INLINE __m512 quarters(const __m512 *x) {
@@ -132,35 +133,39 @@ FORCE_INLINE void dots_block(const float *q, int ng, size_t dim, size_t c, int n
     }
 }
 
-FORCE_INLINE void dots_heads(const float *q, int ng, size_t dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n, float *s,
-                             size_t ld_s) {
-    for (size_t i = 0; i < n; i += MANY) {
-        const uint16_t *key[MANY];
-        __m512 part[MAX_NG][MANY];
-        const size_t m = n - i < MANY ? n - i : MANY;
-        for (size_t k = 0; k < MANY; k++) {
-            key[k] = keys + row[i + (k < m ? k : m - 1)] * ld; /* the last one again: no branch */
-            const size_t later = i + k + AHEAD_KEYS;
-            for (size_t c = 0; later < n && c < dim; c += 32) _mm_prefetch((const char *)(keys + row[later] * ld + c), _MM_HINT_T0);
-        }
-        size_t c = 0;
-        for (; c + 64 <= dim; c += 64) dots_block(q, ng, dim, c, 4, key, part);
-        for (; c < dim; c += 16) dots_block(q, ng, dim, c, 1, key, part);
-        const __mmask16 live = (__mmask16)((1u << m) - 1);
-        for (int g = 0; g < ng; g++) _mm512_mask_storeu_ps(s + (size_t)g * ld_s + i, live, sums(part[g]));
-    }
+/* Heads g0 .. g0 + ng of those of one KV head, of MANY keys; `live` of them are written. */
+FORCE_INLINE void dots_heads(const float *q, int ng, size_t dim, const uint16_t *const *key, __mmask16 live, float *s, size_t ld_s) {
+    __m512 part[MAX_NG][MANY];
+    size_t c = 0;
+    for (; c + 64 <= dim; c += 64) dots_block(q, ng, dim, c, 4, key, part);
+    for (; c < dim; c += 16) dots_block(q, ng, dim, c, 1, key, part);
+    for (int g = 0; g < ng; g++) _mm512_mask_storeu_ps(s + (size_t)g * ld_s, live, sums(part[g]));
 }
 
-static void dots_f16(const float *q, size_t n_group, size_t dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n, float *s,
+static void dots_f16(const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
                      size_t ld_s) {
-    for (size_t g = 0; g < n_group; g += MAX_NG) {
-        const float *from = q + g * dim;
-        float *to = s + g * ld_s;
-        switch (n_group - g) {
-        case 1: dots_heads(from, 1, dim, keys, ld, row, n, to, ld_s); break;
-        case 2: dots_heads(from, 2, dim, keys, ld, row, n, to, ld_s); break;
-        case 3: dots_heads(from, 3, dim, keys, ld, row, n, to, ld_s); break;
-        default: dots_heads(from, 4, dim, keys, ld, row, n, to, ld_s);
+    const size_t ld = n_head * dim;
+    for (size_t i = 0; i < n; i += MANY) {
+        const uint16_t *key[MANY];
+        const size_t m = n - i < MANY ? n - i : MANY;
+        const __mmask16 live = (__mmask16)((1u << m) - 1);
+        for (size_t k = 0; k < MANY; k++) key[k] = keys + row[i + (k < m ? k : m - 1)] * ld; /* the last one again: no branch */
+        for (size_t h = 0; h < n_head; h++) {
+            for (size_t k = h; k < MANY; k += n_head) { /* a share of those of the next MANY */
+                const uint16_t *later = keys + row[i + MANY + k < n ? i + MANY + k : n - 1] * ld;
+                for (size_t c = 0; c < ld; c += 32) _mm_prefetch((const char *)(later + c), _MM_HINT_T0);
+            }
+            for (size_t g = 0; g < n_group; g += MAX_NG) {
+                const float *from = q + (h * n_group + g) * dim;
+                float *to = s + (h * n_group + g) * ld_s + i;
+                switch (n_group - g) {
+                case 1: dots_heads(from, 1, dim, key, live, to, ld_s); break;
+                case 2: dots_heads(from, 2, dim, key, live, to, ld_s); break;
+                case 3: dots_heads(from, 3, dim, key, live, to, ld_s); break;
+                default: dots_heads(from, 4, dim, key, live, to, ld_s);
+                }
+            }
+            for (size_t k = 0; k < MANY; k++) key[k] += dim;
         }
     }
 }

@@ -301,13 +301,9 @@ void pd_joint_choose(pd_workers *workers, const pd_kernels *kern, const pd_hpara
 
 /* ---- attending ---- */
 
-static size_t up(size_t n) {
-    return pd_div_up(n, 16) * 16;
-}
-
 size_t pd_joint_piece_floats(const pd_hparams *hp) {
-    const size_t row = hp->n_head_kv * hp->head_dim, group = hp->n_head / hp->n_head_kv;
-    return 3 * ROWS * row + row * N + ROWS * N + hp->n_head * PIECE + up(group * PIECE * N) + 16;
+    const size_t row = hp->n_head_kv * hp->head_dim;
+    return 3 * ROWS * row + row * N + ROWS * N + hp->n_head * PIECE + 16;
 }
 
 /* Keys x [n][row] of packed slots slot[0..n), or n from `first` on (NULL).  c: ROWS * rank floats. */
@@ -355,8 +351,7 @@ static void chosen_scores(const pd_kv *kv, const pd_hparams *hp, size_t layer, c
     const size_t d = kv->head_dim, len = kv->n_head_kv * d, group = hp->n_head / hp->n_head_kv;
     uint32_t row[PIECE];
     freshen(kv, layer, look, first, n, tmp, row);
-    for (size_t h = 0; h < kv->n_head_kv && kv->codec.key == PD_KV_F16; h++)
-        kv->kern->dots_f16(q + h * group * d, group, d, (const uint16_t *)look->keys + h * d, len, row, n, s + h * group * PIECE, PIECE);
+    if (kv->codec.key == PD_KV_F16) kv->kern->dots_f16(q, kv->n_head_kv, group, d, look->keys, row, n, s, PIECE);
     for (size_t g = 0; g < hp->n_head && kv->codec.key != PD_KV_F16; g++)
         for (size_t i = 0; i < n; i++)
             s[g * PIECE + i] = kv->kern->dot_f32(q + g * d, (const float *)look->keys + row[i] * len + g / group * d, d);
@@ -380,7 +375,7 @@ static void all_scores(const pd_kv *kv, const pd_hparams *hp, size_t layer, size
 void pd_joint_piece(const pd_kv *kv, const pd_hparams *hp, size_t layer, const pd_joint_look *look, size_t first, size_t n,
                     const float *q, float *scratch, float *part, size_t part_stride) {
     const size_t d = kv->head_dim, group = hp->n_head / hp->n_head_kv, row = kv->n_head_kv * d;
-    float *qt = scratch + 3 * ROWS * row + ROWS * N, *s = qt + row * N, *w = s + hp->n_head * PIECE;
+    float *qt = scratch + 3 * ROWS * row + ROWS * N, *s = qt + row * N;
     uint32_t at[PIECE], page[PIECE]; /* a token's place among the pages of the piece; those pages */
     const void *pages[PIECE];
     size_t n_page = 0;
@@ -398,7 +393,6 @@ void pd_joint_piece(const pd_kv *kv, const pd_hparams *hp, size_t layer, const p
         if (n_page == 0 || page[n_page - 1] != slot / N) page[n_page++] = (uint32_t)(slot / N);
         at[i] = (uint32_t)((n_page - 1) * N + slot % N);
     }
-    const size_t stride = n_page * N;
     for (size_t h = 0; h < kv->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(kv, layer, h);
         float *m = part + h * part_stride, *l = m + group, *acc = l + group;
@@ -408,8 +402,7 @@ void pd_joint_piece(const pd_kv *kv, const pd_hparams *hp, size_t layer, const p
             if (hp->attn_softcap > 0.0f) kv->kern->softcap(x, n, hp->attn_softcap);
             m[g] = kv->kern->max_f32(x, n);
             l[g] = kv->kern->exp_sum_f32(x, n, m[g]);
-            for (size_t i = 0; i < n; i++) w[g * stride + at[i]] = x[i];
         }
-        pd_codec_rows(&kv->codec, kv->kern, group, pd_kv_pack_dim(kv, kh), d, pages, at, n, w, stride, acc);
+        pd_codec_rows(&kv->codec, kv->kern, group, pd_kv_pack_dim(kv, kh), d, pages, at, n, true, s + h * group * PIECE, PIECE, acc);
     }
 }

@@ -35,28 +35,27 @@ static void sums_of_the_heavy(void **state) {
     }
 }
 
-static void check_dots(const pd_kernels *k, const float *q, size_t n_group, size_t dim, const uint16_t *keys, size_t ld, const uint32_t *row,
+static void check_dots(const pd_kernels *k, const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row,
                        size_t n) {
-    const size_t ld_s = n + 3;
-    float *s = block_new(((n_group - 1) * ld_s + n) * sizeof *s);
-    for (size_t i = 0; i < (n_group - 1) * ld_s + n; i++) s[i] = 7.0f;
-    k->dots_f16(q, n_group, dim, keys, ld, row, n, s, ld_s);
-    for (size_t i = 0; i < (n_group - 1) * ld_s + n; i++) {
-        double want = 0.0, mag = 0.0;
+    const size_t heads = n_head * n_group, ld_s = n + 3, size = (heads - 1) * ld_s + n;
+    float *s = block_new(size * sizeof *s);
+    for (size_t i = 0; i < size; i++) s[i] = 7.0f;
+    k->dots_f16(q, n_head, n_group, dim, keys, row, n, s, ld_s);
+    for (size_t i = 0; i < size; i++) {
+        double want = i % ld_s < n ? 0.0 : 7.0, mag = 0.0;
         for (size_t c = 0; i % ld_s < n && c < dim; c++) {
             float y;
-            k->f16_to_f32(&keys[row[i % ld_s] * ld + c], &y, 1);
+            k->f16_to_f32(&keys[(row[i % ld_s] * n_head + i / ld_s / n_group) * dim + c], &y, 1);
             want += (double)q[i / ld_s * dim + c] * (double)y;
             mag += fabs((double)q[i / ld_s * dim + c] * (double)y);
         }
-        if (i % ld_s >= n) want = 7.0;
-        CHECK(near(want, (double)s[i], (double)dim * EPS * mag), "%s dots_f16 G=%zu d=%zu n=%zu: %zu of %zu is %.9g, want %.9g", k->isa, n_group,
-              dim, n, i, ld_s, (double)s[i], want);
+        CHECK(near(want, (double)s[i], (double)dim * EPS * mag), "%s dots_f16 H=%zu G=%zu d=%zu n=%zu: %zu of %zu is %.9g, want %.9g", k->isa, n_head,
+              n_group, dim, n, i, ld_s, (double)s[i], want);
     }
     block_free(s);
 }
 
-/* Any group, width and count, rows in any order and more than once, in blocks of exact size. */
+/* Any heads, width and count, rows in any order and more than once, in blocks of exact size. */
 static void scores_of_rows_anywhere(void **state) {
     (void)state;
     static const size_t dims[] = {16, 48, 64, 80, 256}, counts[] = {1, 2, 15, 16, 17, 40, 63};
@@ -64,14 +63,14 @@ static void scores_of_rows_anywhere(void **state) {
     for (size_t g = 1; g <= 16; g += g < 6 ? 1 : 5)
         for (size_t i = 0; i < LEN(dims); i++)
             for (size_t j = 0; j < LEN(counts); j++) {
-                const size_t d = dims[i], n = counts[j], ld = d + 32 * (j % 3), n_key = 23;
-                float *q = random_f32(&rng, g * d, 1.0f), *x = random_f32(&rng, n_key * ld, 2.0f);
-                uint16_t *keys = block_new(((n_key - 1) * ld + d) * sizeof *keys);
+                const size_t d = dims[i], n = counts[j], heads = 1 + (g + j) % 3, n_key = 23;
+                float *q = random_f32(&rng, heads * g * d, 1.0f), *x = random_f32(&rng, n_key * heads * d, 2.0f);
+                uint16_t *keys = block_new(n_key * heads * d * sizeof *keys);
                 uint32_t *row = block_new(n * sizeof *row);
                 for (size_t c = 0; c < n; c++) row[c] = random_below(&rng, (uint32_t)n_key);
                 FOR_EACH_ROW(k, {
-                    k.f32_to_f16(x, keys, (n_key - 1) * ld + d);
-                    check_dots(&k, q, g, d, keys, ld, row, n);
+                    k.f32_to_f16(x, keys, n_key * heads * d);
+                    check_dots(&k, q, heads, g, d, keys, row, n);
                 });
                 block_free(q);
                 block_free(x);

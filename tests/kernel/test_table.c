@@ -193,10 +193,10 @@ static void bad_matmul(const float *a, size_t ld_a, size_t n, size_t k, const fl
 }
 
 /* The last key is the first one again. */
-static void bad_dots(const float *q, size_t n_group, size_t head_dim, const uint16_t *keys, size_t ld, const uint32_t *row, size_t n, float *s,
+static void bad_dots(const float *q, size_t n_head, size_t n_group, size_t head_dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
                      size_t ld_s) {
-    scalar_row().dots_f16(q, n_group, head_dim, keys, ld, row, n - 1, s, ld_s);
-    for (size_t g = 0; g < n_group; g++) s[g * ld_s + n - 1] = s[g * ld_s];
+    scalar_row().dots_f16(q, n_head, n_group, head_dim, keys, row, n - 1, s, ld_s);
+    for (size_t g = 0; g < n_head * n_group; g++) s[g * ld_s + n - 1] = s[g * ld_s];
 }
 
 static void bad_tile(const pd_attn_rows *t) {
