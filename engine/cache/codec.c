@@ -362,6 +362,12 @@ pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value) {
     return (pd_codec){.key = key, .value = value, .k = &types[key].k, .v = &types[value].v};
 }
 
+pd_codec pd_codec_by_row(const pd_codec *c) {
+    pd_codec ret = *c;
+    ret.k = &types[c->key].v;
+    return ret;
+}
+
 bool pd_codec_recent(const pd_codec *c, pd_codec *ret) {
     *ret = pd_codec_of(c->key == PD_KV_Q4 ? PD_KV_Q8_0 : c->key, c->value == PD_KV_Q4 ? PD_KV_Q8_0 : c->value);
     return c->key == PD_KV_Q4 || c->value == PD_KV_Q4;
@@ -433,8 +439,7 @@ void pd_kv_round(pd_kv_type t, const pd_kernels *kern, float *x, size_t n) {
 
 /* ---- attention ---- */
 
-/* The queries as the scores pass of the keys' type takes them. */
-static void prepare(const pd_codec *c, const pd_kernels *kern, const float *q, float *scratch, pd_part_pass *p) {
+void pd_codec_query(const pd_codec *c, const pd_kernels *kern, const float *q, float *scratch, pd_part_pass *p) {
     const size_t g = p->n_group, d = p->head_dim, n_grp = d / GROUP;
     p->q = q;
     if (pd_kv_type_group(c->key) == 1) return;
@@ -453,7 +458,7 @@ static void prepare(const pd_codec *c, const pd_kernels *kern, const float *q, f
     p->q_sum = q_sum;
 }
 
-static void scores(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
+void pd_codec_score(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p) {
     switch (c->key) {
     case PD_KV_F16: kern->scores_f16(p); break;
     case PD_KV_Q8_0: kern->scores_q8(p); break;
@@ -521,8 +526,8 @@ void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, si
     }
     pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_group = n_group, .head_dim = k_dim,
                       .tmp = tmp, .tmp_stride = tmp_stride, .acc = acc};
-    prepare(c, kern, q, scratch, &p);
-    scores(c, kern, &p);
+    pd_codec_query(c, kern, q, scratch, &p);
+    pd_codec_score(c, kern, &p);
     pd_codec_attn_scored(c, kern, n_group, k_dim, v_dim, pages, first, n, softcap, tmp, tmp_stride, m, l, acc);
 }
 
@@ -540,8 +545,8 @@ void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, 
                      const void *const *pages, size_t first, size_t n, size_t n_next, float softcap, float *tmp,
                      size_t tmp_stride, float *scratch) {
     pd_part_pass p = {.pages = pages, .first = first, .n = n, .n_next = n_next, .n_group = n_group, .head_dim = d, .tmp = tmp, .tmp_stride = tmp_stride};
-    prepare(c, kern, q, scratch, &p);
-    scores(c, kern, &p);
+    pd_codec_query(c, kern, q, scratch, &p);
+    pd_codec_score(c, kern, &p);
     finish_scores(kern, &p, softcap);
 }
 
@@ -551,9 +556,9 @@ void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_
 }
 
 void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t d, const void *const *pages,
-                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc) {
+                   const uint32_t *row, size_t n_row, bool dense, float *weight, size_t stride, float *acc) {
     const pd_part_pass p = {.pages = pages, .at = c->k->bytes(k_dim), .n_group = n_group, .head_dim = d, .tmp = weight,
-                            .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row};
+                            .tmp_stride = stride, .acc = acc, .row = row, .n_row = n_row, .dense = dense};
     switch (c->value) {
     case PD_KV_F16: kern->rows_f16(&p); break;
     case PD_KV_Q8_0: kern->rows_q8(&p); break;

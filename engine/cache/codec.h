@@ -59,6 +59,9 @@ typedef struct pd_codec {
 
 pd_codec pd_codec_of(pd_kv_type key, pd_kv_type value);
 
+/* The same with keys [16][head_dim], as values lie: for who reads single rows of them, and no kernel.  f16 and f32 alone. */
+pd_codec pd_codec_by_row(const pd_codec *c);
+
 /* How the last tokens are held beside pages of this codec (kv.h): q4's part as q8_0.
  * false: their pages are enough. */
 bool pd_codec_recent(const pd_codec *c, pd_codec *ret);
@@ -112,6 +115,11 @@ void pd_codec_attn(const pd_codec *c, const pd_kernels *kern, const float *q, si
                    size_t k_dim, size_t v_dim, const void *const *pages, size_t first, size_t n, size_t n_next, float softcap,
                    float *tmp, size_t tmp_stride, float *scratch, float *m, float *l, float *acc);
 
+/* Scores by a query prepared once: p->n_group and head_dim are set, then q and what belongs to it, in scratch; then
+ * p->pages, first, n, tmp and tmp_stride, and slots outside the range get anything. */
+void pd_codec_query(const pd_codec *c, const pd_kernels *kern, const float *q, float *scratch, pd_part_pass *p);
+void pd_codec_score(const pd_codec *c, const pd_kernels *kern, const pd_part_pass *p);
+
 /* Its two halves, for who reads only some of the values.  Scores [n_group][tmp_stride] of
  * the slots, -INFINITY for those of the pages that are outside the range: */
 void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, size_t n_group, size_t head_dim,
@@ -119,8 +127,9 @@ void pd_codec_scores(const pd_codec *c, const pd_kernels *kern, const float *q, 
                      size_t tmp_stride, float *scratch);
 /* Scores that came another way (tmp set): softcap, and -INFINITY where there is no slot. */
 void pd_codec_scored(const pd_kernels *kern, size_t n_group, size_t first, size_t n, float softcap, float *tmp, size_t tmp_stride);
-/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v. */
+/* and acc [n_group][v_dim] = the sum over slots row[0..n_row) of weight [n_group][stride] * v; dense: weight i is row[i]'s, else
+ * weight r that of slot r. */
 void pd_codec_rows(const pd_codec *c, const pd_kernels *kern, size_t n_group, size_t k_dim, size_t v_dim, const void *const *pages,
-                   const uint32_t *row, size_t n_row, float *weight, size_t stride, float *acc);
+                   const uint32_t *row, size_t n_row, bool dense, float *weight, size_t stride, float *acc);
 
 #endif

@@ -4,7 +4,7 @@
  * A token's keys before RoPE, all heads in a row x [n_head * head_dim], are stored as c = B x,
  * `rank` numbers, and used as R_p B^T c; latent.h has the rotations.  Rows of B are the leading
  * eigenvectors of the mean of x x^T, so that the first numbers say most.  No page is of a layer:
- * the pages of head h hold the numbers [h * part, (h + 1) * part) of each slot beside its values,
+ * the pages of head h hold the numbers [h * part, (h + 1) * part) of each slot, row by row, beside its values,
  * part = rank / n_head, and the heads' slots are those of the same tokens.
  *
  * Cost: rank * n_head * head_dim multiply-adds to project a token, and as many to rebuild it.

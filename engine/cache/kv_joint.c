@@ -14,7 +14,7 @@ enum { N = PD_PAGE_TOKENS };
 pd_status pd_kv_set_joint(pd_kv *kv, pd_kvpool *const *pool, const pd_joint *joint, size_t n_sink, pd_err *err) {
     const size_t row = kv->n_head_kv * kv->head_dim;
     assert(kv->n_pages == 0 && !kv->pack.pool && !kv->centre && kv->head_dim <= PD__KV_ROW_MAX);
-    kv->pack = (pd_kv_pack){.codec = kv->codec, .n_sink = n_sink};
+    kv->pack = (pd_kv_pack){.codec = pd_codec_by_row(&kv->codec), .n_sink = n_sink};
     kv->pack.layer = calloc(kv->n_layer, sizeof(pd_kvpool *));
     kv->pack.joint = calloc(kv->n_layer, sizeof *joint);
     kv->pack.joint_tmp = malloc(3 * N * row * sizeof(float));
@@ -81,21 +81,29 @@ float *pd__kv_joint_row(const pd_kv *kv, size_t layer, size_t p, size_t slot) {
     float *c = kv->pack.joint_tmp;
     for (size_t h = 0; h < kv->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(kv, layer, h);
-        kv->codec.k->read(kv->kern, pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p]), part, slot, c + h * part);
+        kv->pack.codec.k->read(kv->kern, pd_kvpool_page(pd_kv_pack_pool(kv, kh), kh->page[p]), part, slot, c + h * part);
     }
     return c;
 }
 
 void pd_kv_read_joint(const pd_kv *kv, size_t layer, const uint32_t *slot, size_t first, size_t n, float *c, int32_t *pos) {
     const pd_joint *j = pd_kv_joint(kv, layer);
-    const size_t part = pd_joint_part(j);
+    const size_t part = pd_joint_part(j), bytes = kv->pack.codec.k->bytes(part) / N; /* of a row */
+    for (size_t h = 0; h < kv->n_head_kv && slot; h++) { /* they lie anywhere: all are asked for before one is waited for */
+        const pd_kv_head *kh = pd_kv_at(kv, layer, h);
+        const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
+        for (size_t i = 0; i < n; i++) {
+            const char *row = (const char *)pd_kvpool_page(pool, kh->page[slot[i] / N]) + slot[i] % N * bytes;
+            for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+        }
+    }
     for (size_t h = 0; h < kv->n_head_kv; h++) {
         const pd_kv_head *kh = pd_kv_at(kv, layer, h);
         const pd_kvpool *pool = pd_kv_pack_pool(kv, kh);
         for (size_t i = 0; i < n; i++) {
             const size_t at = slot ? slot[i] : first + i; /* no window moves on here: slot 0 is the list's first */
             const uint32_t id = kh->page[at / N];
-            kv->codec.k->read(kv->kern, pd_kvpool_page(pool, id), part, at % N, c + i * j->rank + h * part);
+            kv->pack.codec.k->read(kv->kern, pd_kvpool_page(pool, id), part, at % N, c + i * j->rank + h * part);
             if (h == 0) pos[i] = pd_kvpool_pos(pool, id)[at % N];
         }
     }

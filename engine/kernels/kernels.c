@@ -263,6 +263,20 @@ static pd_status test_matmul(st *t) {
     return same(t, "matmul_f32", y[0], y[1], ROWS * LD, 1e-6f * K);
 }
 
+static pd_status test_dots(st *t) {
+    enum { HEADS = 2, GROUP = 5, D = 80, LD = HEADS * D, KEYS = 21 };
+    float q[GROUP * LD], x[KEYS * LD], s[2][HEADS * GROUP * KEYS];
+    uint16_t keys[KEYS * LD];
+    uint32_t row[KEYS];
+    fill(t, q, GROUP * LD);
+    fill(t, x, KEYS * LD);
+    t->ref->f32_to_f16(x, keys, KEYS * LD);
+    for (uint32_t i = 0; i < KEYS; i++) row[i] = i * 8 % KEYS;
+    t->ref->dots_f16(q, HEADS, GROUP, D, keys, row, KEYS, s[0], KEYS);
+    t->k->dots_f16(q, HEADS, GROUP, D, keys, row, KEYS, s[1], KEYS);
+    return same(t, "dots_f16", s[0], s[1], HEADS * GROUP * KEYS, 1e-6f * D);
+}
+
 static pd_status test_pick(st *t) {
     float x[2 * ST_N];
     uint32_t row[2][ST_N + 16];
@@ -375,6 +389,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_attention(&t, false, 3.0f));
     PD_TRY(test_parts(&t));
     PD_TRY(test_matmul(&t));
+    PD_TRY(test_dots(&t));
     PD_TRY(test_pick(&t));
     PD_TRY(test_codes(&t, 256));
     PD_TRY(test_codes(&t, 16));

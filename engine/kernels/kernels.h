@@ -16,6 +16,7 @@
 #include "engine/base/err.h"
 #include "engine/kernels/panel.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,6 +55,7 @@ typedef struct pd_part_pass {
     const uint32_t *row; /* rows: [n_row] slots counted from the start of pages[0], ascending; the weight of
                             slot r is tmp[g * tmp_stride + r].  first and n are not used */
     size_t n_row;
+    bool dense;          /* rows: the weight of row[i] is tmp[g * tmp_stride + i] */
 } pd_part_pass;
 
 /* Scores of product codes (cache/codes.h): every slot of n_page pages, whose codes are a page's
@@ -197,6 +199,10 @@ typedef struct pd_kernels {
     void (*rows_q4)(const pd_part_pass *p);
 
     /* ---- which rows (run/select.h); no NaN in x ---- */
+    /* Scores of keys that lie anywhere: s[(h * n_group + g) * ld_s + i] = <q[h][g], head h of row[i] of the keys>, i < n.
+     * keys [][n_head][head_dim], q [n_head][n_group][head_dim], head_dim % 16 == 0; the order of additions is free. */
+    void (*dots_f16)(const float *q, size_t n_head, size_t n_group, size_t head_dim, const uint16_t *keys, const uint32_t *row, size_t n,
+                     float *s, size_t ld_s);
     /* sum of the x[i] >= t; the order of additions is free, but the same for any t, so
      * that a larger t never gives more. */
     float (*sum_from_f32)(const float *x, size_t n, float t);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* AVX2: which rows a step reads, and the sum over those rows (kernels.h).
+/* AVX2: which rows a step reads, the sum over those rows and scores of such keys (kernels.h).
  *
  * Cost: a row of V is loaded once for up to 4 heads, 16 channels at a time; its lines
  * are asked for a few rows ahead, since the next chosen row may lie anywhere.  A sum
@@ -59,7 +59,7 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, type
         __m256 x[2];
         load16(part_of(p, r), r % 16, dim, c, t, x);
         for (int g = 0; g < ng; g++) {
-            const __m256 by = _mm256_set1_ps(w[(size_t)g * p->tmp_stride + r]);
+            const __m256 by = _mm256_set1_ps(w[(size_t)g * p->tmp_stride + (p->dense ? j : r)]);
             s[g][0] = _mm256_fmadd_ps(by, x[0], s[g][0]);
             s[g][1] = _mm256_fmadd_ps(by, x[1], s[g][1]);
         }
@@ -96,6 +96,43 @@ static void rows_q8(const pd_part_pass *p) {
 
 static void rows_q4(const pd_part_pass *p) {
     rows(p, Q4);
+}
+
+/* ---- scores of rows that lie anywhere ---- */
+
+/* Heads g0 .. g0 + ng of one key. */
+FORCE_INLINE void dots_key(const float *q, int ng, size_t dim, const uint16_t *key, float *s, size_t ld_s) {
+    __m256 part[MAX_NG];
+    for (int g = 0; g < MAX_NG; g++) part[g] = _mm256_setzero_ps();
+    for (size_t c = 0; c < dim; c += 8) {
+        const __m256 y = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(key + c)));
+        for (int g = 0; g < ng; g++) part[g] = _mm256_fmadd_ps(_mm256_loadu_ps(q + (size_t)g * dim + c), y, part[g]);
+    }
+    const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(part[0], part[1]), _mm256_hadd_ps(part[2], part[3]));
+    float sum[MAX_NG];
+    _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+    for (int g = 0; g < ng; g++) s[(size_t)g * ld_s] = sum[g];
+}
+
+static void dots_f16(const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
+                     size_t ld_s) {
+    const size_t ld = n_head * dim;
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t *key = keys + row[i] * ld, *later = keys + row[i + AHEAD_ROWS < n ? i + AHEAD_ROWS : i] * ld;
+        for (size_t c = 0; c < ld; c += 32) _mm_prefetch((const char *)(later + c), _MM_HINT_T0);
+        for (size_t h = 0; h < n_head; h++, key += dim) {
+            for (size_t g = 0; g < n_group; g += MAX_NG) {
+                const float *from = q + (h * n_group + g) * dim;
+                float *to = s + (h * n_group + g) * ld_s + i;
+                switch (n_group - g) {
+                case 1: dots_key(from, 1, dim, key, to, ld_s); break;
+                case 2: dots_key(from, 2, dim, key, to, ld_s); break;
+                case 3: dots_key(from, 3, dim, key, to, ld_s); break;
+                default: dots_key(from, 4, dim, key, to, ld_s);
+                }
+            }
+        }
+    }
 }
 
 static float sum_from_f32(const float *x, size_t n, float t) {
@@ -151,6 +188,7 @@ static void page_bounds(const uint16_t *block, const float *q, size_t n_group, s
 }
 
 void pd__kernels_init_pick_avx2(pd_kernels *k) {
+    k->dots_f16 = dots_f16;
     k->rows_f16 = rows_f16;
     k->rows_f32 = rows_f32;
     k->rows_q8 = rows_q8;

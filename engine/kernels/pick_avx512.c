@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* AVX-512: which rows a step reads, and the sum over those rows (kernels.h).
+/* AVX-512: which rows a step reads, the sum over those rows and scores of such keys (kernels.h).
  *
  * Cost: a row of V is loaded once for up to 4 heads, 64 channels at a time; its lines
  * are asked for a few rows ahead, since the next chosen row may lie anywhere.  A sum
@@ -48,13 +48,14 @@ FORCE_INLINE void block(const pd_part_pass *p, size_t g0, int ng, size_t c, int 
         if (c == 0) ask_for(p, next, t);
         __m512 x[4];
         for (int i = 0; i < nv; i++) {
-            const size_t at = c + 16 * (size_t)i;
-            if (at > 0 && at * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
-                _mm_prefetch((const char *)row_at(later, next % 16, dim, at, t), _MM_HINT_T0);
-            x[i] = load16(part, r % 16, dim, at, t);
+            const size_t from = c + 16 * (size_t)i;
+            if (from > 0 && from * (t == F16 ? 2 : t == F32 ? 4 : 1) % 64 == 0)
+                _mm_prefetch((const char *)row_at(later, next % 16, dim, from, t), _MM_HINT_T0);
+            x[i] = load16(part, r % 16, dim, from, t);
         }
+        const size_t at = p->dense ? j : r;
         for (int g = 0; g < ng; g++) {
-            const __m512 by = _mm512_set1_ps(w[(size_t)g * p->tmp_stride + r]);
+            const __m512 by = _mm512_set1_ps(w[(size_t)g * p->tmp_stride + at]);
             for (int i = 0; i < nv; i++) s[g][i] = _mm512_fmadd_ps(by, x[i], s[g][i]);
         }
     }
@@ -94,6 +95,79 @@ static void rows_q8(const pd_part_pass *p) {
 
 static void rows_q4(const pd_part_pass *p) {
     rows(p, Q4);
+}
+
+/* ---- scores of rows that lie anywhere ---- */
+
+enum { MANY = 16 };
+
+/* Lane k of each quarter: the sum of that quarter of x[k]. */
+FORCE_INLINE __m512 quarters(const __m512 *x) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+}
+
+/* Lane k: the sum of x[k]. */
+FORCE_INLINE __m512 sums(const __m512 *x) {
+    const __m512 a = quarters(x), b = quarters(x + 4), c = quarters(x + 8), d = quarters(x + 12);
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+
+/* part[g][k]: what channels [c, c + 16 nv) give key k and head g0 + g. */
+FORCE_INLINE void dots_block(const float *q, int ng, size_t dim, size_t c, int nv, const uint16_t *const *key, __m512 part[MAX_NG][MANY]) {
+    __m512 x[MAX_NG][4];
+    for (int g = 0; g < ng; g++)
+        for (int i = 0; i < nv; i++) x[g][i] = _mm512_loadu_ps(q + (size_t)g * dim + c + 16 * (size_t)i);
+    for (size_t k = 0; k < MANY; k++) {
+        __m512 s[MAX_NG];
+        for (int g = 0; g < ng; g++) s[g] = c ? part[g][k] : _mm512_setzero_ps();
+        for (int i = 0; i < nv; i++) {
+            const __m512 y = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(key[k] + c + 16 * (size_t)i)));
+            for (int g = 0; g < ng; g++) s[g] = _mm512_fmadd_ps(x[g][i], y, s[g]);
+        }
+        for (int g = 0; g < ng; g++) part[g][k] = s[g];
+    }
+}
+
+/* Heads g0 .. g0 + ng of those of one KV head, of MANY keys; `live` of them are written. */
+FORCE_INLINE void dots_heads(const float *q, int ng, size_t dim, const uint16_t *const *key, __mmask16 live, float *s, size_t ld_s) {
+    __m512 part[MAX_NG][MANY];
+    size_t c = 0;
+    for (; c + 64 <= dim; c += 64) dots_block(q, ng, dim, c, 4, key, part);
+    for (; c < dim; c += 16) dots_block(q, ng, dim, c, 1, key, part);
+    for (int g = 0; g < ng; g++) _mm512_mask_storeu_ps(s + (size_t)g * ld_s, live, sums(part[g]));
+}
+
+static void dots_f16(const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
+                     size_t ld_s) {
+    const size_t ld = n_head * dim;
+    for (size_t i = 0; i < n; i += MANY) {
+        const uint16_t *key[MANY];
+        const size_t m = n - i < MANY ? n - i : MANY;
+        const __mmask16 live = (__mmask16)((1u << m) - 1);
+        for (size_t k = 0; k < MANY; k++) key[k] = keys + row[i + (k < m ? k : m - 1)] * ld; /* the last one again: no branch */
+        for (size_t h = 0; h < n_head; h++) {
+            for (size_t k = h; k < MANY; k += n_head) { /* a share of those of the next MANY */
+                const uint16_t *later = keys + row[i + MANY + k < n ? i + MANY + k : n - 1] * ld;
+                for (size_t c = 0; c < ld; c += 32) _mm_prefetch((const char *)(later + c), _MM_HINT_T0);
+            }
+            for (size_t g = 0; g < n_group; g += MAX_NG) {
+                const float *from = q + (h * n_group + g) * dim;
+                float *to = s + (h * n_group + g) * ld_s + i;
+                switch (n_group - g) {
+                case 1: dots_heads(from, 1, dim, key, live, to, ld_s); break;
+                case 2: dots_heads(from, 2, dim, key, live, to, ld_s); break;
+                case 3: dots_heads(from, 3, dim, key, live, to, ld_s); break;
+                default: dots_heads(from, 4, dim, key, live, to, ld_s);
+                }
+            }
+            for (size_t k = 0; k < MANY; k++) key[k] += dim;
+        }
+    }
 }
 
 /* The lowest k lanes, k <= 16. */
@@ -153,6 +227,7 @@ static void page_bounds(const uint16_t *block, const float *q, size_t n_group, s
 }
 
 void pd__kernels_init_pick_avx512(pd_kernels *k) {
+    k->dots_f16 = dots_f16;
     k->rows_f16 = rows_f16;
     k->rows_f32 = rows_f32;
     k->rows_q8 = rows_q8;

@@ -69,6 +69,17 @@ static void matmul_f32(const float *a, size_t ld_a, size_t n, size_t k, const fl
     }
 }
 
+static void dots_f16(const float *q, size_t n_head, size_t n_group, size_t head_dim, const uint16_t *keys, const uint32_t *row, size_t n,
+                     float *s, size_t ld_s) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t g = 0; g < n_head * n_group; g++) {
+            const uint16_t *key = keys + (row[i] * n_head + g / n_group) * head_dim;
+            float sum = 0.0f;
+            for (size_t c = 0; c < head_dim; c++) sum += q[g * head_dim + c] * f16_decode(key[c]);
+            s[g * ld_s + i] = sum;
+        }
+}
+
 static float dot_f32(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
     for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
@@ -375,7 +386,7 @@ static void rows(const pd_part_pass *p, unsigned bits) {
     for (size_t g = 0; g < p->n_group; g++)
         for (size_t i = 0; i < p->n_row; i++)
             for (size_t c = 0; c < p->head_dim; c++)
-                p->acc[g * p->head_dim + c] += p->tmp[g * p->tmp_stride + p->row[i]] * row_value(p, p->row[i], c, bits);
+                p->acc[g * p->head_dim + c] += p->tmp[g * p->tmp_stride + (p->dense ? i : p->row[i])] * row_value(p, p->row[i], c, bits);
 }
 
 static void rows_f16(const pd_part_pass *p) {
@@ -491,6 +502,7 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .dot_f32 = dot_f32,
         .axpy_f32 = axpy_f32,
         .matmul_f32 = matmul_f32,
+        .dots_f16 = dots_f16,
         .max_f32 = max_f32,
         .exp_sum_f32 = exp_sum_f32,
         .rmsnorm = rmsnorm,

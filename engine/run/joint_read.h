@@ -6,14 +6,18 @@
  *     scores of blocks of pages -> the chosen tokens -> pieces of them, each for all heads
  *
  * The query is the mean of each group's, without RoPE, projected as keys are; scores take the first
- * numbers of each token alone (pd_latent_read).  A piece rebuilds the keys of its tokens and leaves what a
+ * numbers of each token alone (pd_latent_read).  Those lie a second time, in 8 bits, where one read after the
+ * other finds them: a plane for each layer.  A piece rebuilds the keys of its tokens and leaves what a
  * chunk of pages leaves (attn.c).  Tokens projected since the last choice are read until the next one.
  *
- * Rebuilding is most of the work, and a step reads six tenths of what the one before did: rebuilt keys are
- * kept, as pages store keys, while their tokens are chosen again.
+ * Rebuilding would be most of the work, and a step reads six tenths of what the one before did: rebuilt keys
+ * are kept, in f16, as long as there is room: PD_JOINT_KEEP times as many as a step reads.  Who was not read
+ * since the hand came by last goes first (the clock algorithm, Corbato 1968).
  *
- * Cost: 8 bytes a packed slot for the scores of one layer; in every layer the keys of the tokens read and 8
- * bytes for each.  Thread: engine; tasks: workers. */
+ * Where pages are f32, so are planes and keys, and nothing is rounded.
+ *
+ * Cost: a step reads a byte of each number that tokens are chosen by; 8 bytes a packed slot for the scores of one
+ * layer; in every layer its plane, the kept keys and 4 bytes for each slot.  Thread: engine; tasks: workers. */
 #ifndef PD_ENGINE_RUN_JOINT_READ_H
 #define PD_ENGINE_RUN_JOINT_READ_H
 
@@ -22,8 +26,21 @@
 #include "engine/cache/kv.h"
 #include "engine/model/model.h"
 
-/* Tokens of a piece, at least and at most; keys are rebuilt PD_JOINT_ROWS at a time. */
-enum { PD_JOINT_ROWS = 64, PD_JOINT_PIECE = 256 };
+/* Tokens of a piece, at least and at most; keys are rebuilt PD_JOINT_ROWS at a time.  LEAD: most numbers of a plane. */
+enum { PD_JOINT_ROWS = 64, PD_JOINT_PIECE = 256, PD_JOINT_KEEP = 2, PD_JOINT_LEAD = 2048 };
+
+#define PD_JOINT_FRESH (UINT32_C(1) << 31)
+
+/* Of one layer. */
+typedef struct pd_joint_layer {
+    uint32_t *slot, *row; /* [cap] chosen packed slots, ascending, and the rows of their keys */
+    uint32_t n, then, age; /* how many; packed slots when they were chosen; steps since */
+    uint32_t hand, planed; /* of the clock; slots whose numbers are in the plane */
+    uint32_t *where;      /* [stride] the row of a slot's key + 1; 0: it is not kept */
+    uint32_t *of;         /* [n_row] the slot of a row's key + 1 */
+    uint8_t *use;         /* [n_row] of the clock: read now, read since the hand came by, neither */
+    char *plane, *keys;   /* [stride / 16] pages of plane_bytes; [n_row] of key_bytes */
+} pd_joint_layer;
 
 /* Of one sequence; all-zero = everything is read. */
 typedef struct pd_joint_read {
@@ -31,14 +48,17 @@ typedef struct pd_joint_read {
     size_t n_sink;
     uint64_t seed;
     size_t stride;       /* most slots of a head, in whole pages */
-    float *query;        /* [rule.score] of the layer at work */
+    size_t lead;         /* numbers of a token in the plane: rule.score, in whole groups of its type */
+    pd_codec codec;      /* of the plane, as keys */
+    pd_part_pass query;  /* of the layer at work: lead numbers */
     float *score;        /* [stride] likewise; NULL = nothing is chosen */
     uint32_t *room;      /* [stride + 16] scratch of the choice */
-    uint32_t *slot, *row; /* [n_layer][cap] chosen packed slots, ascending, and the rows of their keys, then free rows: */
-    void *keys;          /* [n_layer][cap][n_head_kv * head_dim], f16, or f32 where pages are */
-    size_t cap, key_bytes; /* of a row */
-    uint32_t *list, *spare; /* [cap] scratch of the choice */
-    uint32_t *n, *then, *age; /* [n_layer] how many; packed slots when they were chosen; steps since */
+    uint32_t *list;      /* [cap] likewise */
+    float *lead_q, *scratch; /* [lead], and what pd_codec_query wants */
+    size_t cap, n_row;   /* most slots of a step; keys that are kept */
+    size_t key_bytes, plane_bytes; /* of a row; of a page */
+    pd_joint_layer *layer; /* [n_layer] */
+    void *block;         /* their arrays */
     size_t bytes;
 } pd_joint_read;
 
@@ -55,8 +75,6 @@ typedef struct pd_joint_look {
     void *keys;
     size_t key_bytes;
 } pd_joint_look;
-
-#define PD_JOINT_FRESH (UINT32_C(1) << 31)
 
 pd_joint_look pd_joint_look_at(const pd_joint_read *r, const pd_kv *kv, size_t layer);
 

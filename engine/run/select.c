@@ -170,6 +170,6 @@ size_t pd_select_rows(const pd_select *s, const pd_codec *c, const pd_kernels *k
         for (size_t i = 0; s->rule.renormalize && i < n_row; i++) l[g] += w[g * s->stride + row[i]];
         if (!s->rule.renormalize) l[g] = kern->sum_from_f32(w + g * s->stride, n_page * N, 0.0f);
     }
-    pd_codec_rows(c, kern, s->group, k_dim, v_dim, pages, row, n_row, w, s->stride, acc);
+    pd_codec_rows(c, kern, s->group, k_dim, v_dim, pages, row, n_row, false, w, s->stride, acc);
     return n_row;
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static void stop(const char *what, const pd_err *err) {
@@ -22,10 +23,10 @@ static char *read_all(const char *path, size_t *n) {
 }
 
 pd_engine *forced_open(const char *model, const char *press_data, size_t context, size_t forced, size_t n_kind) {
-    const char *compute = getenv("PRESSD_KV_COMPUTE"), *mask = getenv("PRESSD_KV_CPU_MASK");
+    const char *compute = getenv("PRESSD_KV_COMPUTE"), *mask = getenv("PRESSD_KV_CPU_MASK"), *threads = getenv("PRESSD_KV_THREADS");
     pd_err err = {0};
     pd_engine_opts o = {.model_path = model, .compute = compute && strcmp(compute, "f32") == 0 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8,
-                        .cpu_mask = ~0u, .ctx_size = context + forced, .parallel = (unsigned)n_kind, .press_data = press_data};
+                        .n_threads = threads ? (unsigned)atoi(threads) : 0, .cpu_mask = ~0u, .ctx_size = context + forced, .parallel = (unsigned)n_kind, .press_data = press_data};
     pd_engine *e;
     if (mask && pd_cpu_mask_parse(mask, &o.cpu_mask, &err) != PD_OK) stop(mask, &err);
     if (pd_engine_open(&e, &o, NULL, NULL, &err) != PD_OK) stop(model, &err);
@@ -97,17 +98,23 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-void forced_run(pd_engine *e, const char *path, size_t context, size_t forced, const forced_kind *kind, size_t n_kind,
-                forced_result *result) {
+/* The tokens of a text, as many as are needed or more. */
+static void take_text(const pd_engine *e, const char *path, size_t need, pd_ids *ids) {
     pd_err err = {0};
     size_t n_text;
     char *text = read_all(path, &n_text);
+    if (pd_tokenize(e->tok, text, n_text, PD_TOK_BOS, ids, &err) != PD_OK) stop(path, &err);
+    free(text);
+    if (ids->n >= need) return;
+    fprintf(stderr, "%s has %zu tokens; %zu are needed\n", path, ids->n, need);
+    exit(1);
+}
+
+void forced_run(pd_engine *e, const char *path, size_t context, size_t forced, const forced_kind *kind, size_t n_kind,
+                forced_result *result) {
+    pd_err err = {0};
     pd_ids ids = {0};
-    if (pd_tokenize(e->tok, text, n_text, PD_TOK_BOS, &ids, &err) != PD_OK) stop(path, &err);
-    if (ids.n < context + forced) {
-        fprintf(stderr, "%s has %zu tokens; %zu are needed\n", path, ids.n, context + forced);
-        exit(1);
-    }
+    take_text(e, path, context + forced, &ids);
     pd_seq *seq = calloc(n_kind, sizeof *seq), **row = calloc(n_kind, sizeof *row);
     double *kl = calloc(n_kind * forced, sizeof *kl);
     if (!seq || !row || !kl) abort();
@@ -144,5 +151,42 @@ void forced_run(pd_engine *e, const char *path, size_t context, size_t forced, c
     free(row);
     free(kl);
     pd_ids_done(&ids);
-    free(text);
+}
+
+static double now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+void forced_time(pd_engine *e, const char *path, size_t context, size_t rounds, size_t steps, const forced_kind *kind,
+                 size_t n_kind, double *ms) {
+    pd_err err = {0};
+    pd_ids ids = {0};
+    take_text(e, path, context + rounds * steps, &ids);
+    pd_seq *seq = calloc(n_kind, sizeof *seq);
+    double *took = calloc(n_kind * rounds, sizeof *took);
+    if (!seq || !took) abort();
+    for (size_t k = 0; k < n_kind; k++) start(e, &seq[k], ids.id, context, rounds * steps, &kind[k]);
+    for (size_t r = 0; r < rounds; r++) {
+        for (size_t k = 0; k < n_kind; k++) {
+            pd_seq *row = &seq[k];
+            const double from = now_ms();
+            for (size_t t = 0; t < steps; t++) {
+                size_t bad;
+                row->next = ids.id[context + r * steps + t];
+                if (pd_decode_step(&e->run, &row, 1, &bad, &err) != PD_OK) stop("step", &err);
+                if (pd_presser_step(row, &err) != PD_OK) stop("press", &err);
+            }
+            took[k * rounds + r] = (now_ms() - from) / (double)steps;
+        }
+    }
+    for (size_t k = 0; k < n_kind; k++) {
+        qsort(took + k * rounds, rounds, sizeof *took, by_size);
+        ms[k] = took[k * rounds + rounds / 2];
+        pd_seq_close(&seq[k], PD_FINISH_LENGTH, NULL);
+    }
+    free(seq);
+    free(took);
+    pd_ids_done(&ids);
 }

@@ -24,12 +24,17 @@ typedef struct forced_result {
     uint64_t rows, rows_key, rows_value; /* pd_kv_report */
 } forced_result;
 
-/* PRESSD_KV_COMPUTE=f32 and PRESSD_KV_CPU_MASK are obeyed; ends the program if it cannot.
+/* PRESSD_KV_COMPUTE=f32, PRESSD_KV_CPU_MASK and PRESSD_KV_THREADS are obeyed; ends the program if it cannot.
  * press_data: a file, or NULL. */
 pd_engine *forced_open(const char *model, const char *press_data, size_t context, size_t forced, size_t n_kind);
 
 /* result[n_kind]; ends the program if the text is too short. */
 void forced_run(pd_engine *e, const char *path, size_t context, size_t forced, const forced_kind *kind, size_t n_kind,
                 forced_result *result);
+
+/* What a step takes a sequence alone, ms[n_kind]: `rounds` times, each kind in its turn takes `steps` steps behind
+ * the context, and the median over rounds counts.  The engine is open for rounds * steps forced tokens. */
+void forced_time(pd_engine *e, const char *path, size_t context, size_t rounds, size_t steps, const forced_kind *kind,
+                 size_t n_kind, double *ms);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sum_from_f32 against a sum in f64 (n u sum|x|), and that it never grows with its bound;
- * list_from_f32 against its definition, exactly. */
+ * list_from_f32 against its definition, exactly; dots_f16 against sums in f64. */
 #include "tests/kernel/util.h"
 
 /* Weights as attention has them: a few large ones, many small ones, some equal. */
@@ -33,6 +33,50 @@ static void sums_of_the_heavy(void **state) {
         FOR_EACH_ROW(k, check_sum(&k, x, n));
         block_free(x);
     }
+}
+
+static void check_dots(const pd_kernels *k, const float *q, size_t n_head, size_t n_group, size_t dim, const uint16_t *keys, const uint32_t *row,
+                       size_t n) {
+    const size_t heads = n_head * n_group, ld_s = n + 3, size = (heads - 1) * ld_s + n;
+    float *s = block_new(size * sizeof *s);
+    for (size_t i = 0; i < size; i++) s[i] = 7.0f;
+    k->dots_f16(q, n_head, n_group, dim, keys, row, n, s, ld_s);
+    for (size_t i = 0; i < size; i++) {
+        double want = i % ld_s < n ? 0.0 : 7.0, mag = 0.0;
+        for (size_t c = 0; i % ld_s < n && c < dim; c++) {
+            float y;
+            k->f16_to_f32(&keys[(row[i % ld_s] * n_head + i / ld_s / n_group) * dim + c], &y, 1);
+            want += (double)q[i / ld_s * dim + c] * (double)y;
+            mag += fabs((double)q[i / ld_s * dim + c] * (double)y);
+        }
+        CHECK(near(want, (double)s[i], (double)dim * EPS * mag), "%s dots_f16 H=%zu G=%zu d=%zu n=%zu: %zu of %zu is %.9g, want %.9g", k->isa, n_head,
+              n_group, dim, n, i, ld_s, (double)s[i], want);
+    }
+    block_free(s);
+}
+
+/* Any heads, width and count, rows in any order and more than once, in blocks of exact size. */
+static void scores_of_rows_anywhere(void **state) {
+    (void)state;
+    static const size_t dims[] = {16, 48, 64, 80, 256}, counts[] = {1, 2, 15, 16, 17, 40, 63};
+    pd_rng rng = {43};
+    for (size_t g = 1; g <= 16; g += g < 6 ? 1 : 5)
+        for (size_t i = 0; i < LEN(dims); i++)
+            for (size_t j = 0; j < LEN(counts); j++) {
+                const size_t d = dims[i], n = counts[j], heads = 1 + (g + j) % 3, n_key = 23;
+                float *q = random_f32(&rng, heads * g * d, 1.0f), *x = random_f32(&rng, n_key * heads * d, 2.0f);
+                uint16_t *keys = block_new(n_key * heads * d * sizeof *keys);
+                uint32_t *row = block_new(n * sizeof *row);
+                for (size_t c = 0; c < n; c++) row[c] = random_below(&rng, (uint32_t)n_key);
+                FOR_EACH_ROW(k, {
+                    k.f32_to_f16(x, keys, n_key * heads * d);
+                    check_dots(&k, q, heads, g, d, keys, row, n);
+                });
+                block_free(q);
+                block_free(x);
+                block_free(keys);
+                block_free(row);
+            }
 }
 
 static void equal_ones_count(void **state) {
@@ -122,6 +166,7 @@ static void bounds_of_pages(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_of_the_heavy),
+        cmocka_unit_test(scores_of_rows_anywhere),
         cmocka_unit_test(equal_ones_count),
         cmocka_unit_test(lists_of_the_heavy),
         cmocka_unit_test(bounds_of_pages),

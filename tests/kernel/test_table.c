@@ -192,6 +192,13 @@ static void bad_matmul(const float *a, size_t ld_a, size_t n, size_t k, const fl
     scalar_row().matmul_f32(a, ld_a, n, k - 1, b, ld_b, m, y, ld_y);
 }
 
+/* The last key is the first one again. */
+static void bad_dots(const float *q, size_t n_head, size_t n_group, size_t head_dim, const uint16_t *keys, const uint32_t *row, size_t n, float *s,
+                     size_t ld_s) {
+    scalar_row().dots_f16(q, n_head, n_group, head_dim, keys, row, n - 1, s, ld_s);
+    for (size_t g = 0; g < n_head * n_group; g++) s[g * ld_s + n - 1] = s[g * ld_s];
+}
+
 static void bad_tile(const pd_attn_rows *t) {
     pd_attn_rows late = *t;
     late.n_before--;
@@ -219,6 +226,7 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(dot_f32, bad_dot);
     BREAK(axpy_f32, bad_axpy);
     BREAK(matmul_f32, bad_matmul);
+    BREAK(dots_f16, bad_dots);
     BREAK(max_f32, bad_max);
     BREAK(exp_sum_f32, bad_exp_sum);
     BREAK(rmsnorm, bad_rmsnorm);
