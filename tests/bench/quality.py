@@ -14,7 +14,7 @@ context_tokens).  Per press, ratio and text:
   bytes  the request's cache, as a share of the dense one (the scored tokens are in both)
   kl_random, kl_recent   the controls' kl at the same bytes
 
-The controls are `random` (the mean of three seeds) and `streaming_llm` (sinks and the most recent): a press that does not beat them has not
+The controls are `random` (the mean of two seeds) and `streaming_llm` (sinks and the most recent): a press that does not beat them has not
 earned its work.  Bytes fall in a straight line with the ratio of a control, so the ratio that gives a press's
 bytes is known, and the control is asked again where it is another one.  Presses whose parameters say what goes
 stand at their bytes.  Press data are measured first, from texts that are not scored (`pressd calibrate`).
@@ -22,9 +22,10 @@ stand at their bytes.  Press data are measured first, from texts that are not sc
 A press that the server lists and that is neither here nor in NOT_HERE is an error.  CSV on standard output;
 --markdown FILE and --png FILE write a table and a picture of the means over texts.
 
-Presses that drop nothing and read less are told apart in generated tokens alone: --reads PROGRAM runs golden_reads
-(tests/golden/reads.c) on the same texts instead, which forces the text behind a context token by token.  Their
-controls read as many pages, random ones or the first and most recent.  CSV of its own, for --reads-csv.
+Presses that work while tokens are generated are told apart in generated tokens alone: --reads PROGRAM runs
+golden_asked (tests/golden/asked.c) on the same texts instead, which forces the text behind a context token by token.
+Their controls read as many bytes in a step (random pages, or the first and most recent ones), or hold as many (random
+tokens, or the first and most recent ones, stay).  CSV of its own, for --reads-csv.
 """
 
 import argparse
@@ -48,7 +49,7 @@ import pressd  # noqa: E402
 
 TOP = 100
 RANDOM, RECENT = "random", "streaming_llm"
-SEEDS = (1, 2, 3)  # of random: all layers lose the same slots, and whether the first is among them decides much
+SEEDS = (1, 2)  # of random: whether the first token is among what a head loses decides much
 CONTROLS = (RANDOM, RECENT)
 MEASURES = ("kl", "top1", "dnll", "bytes", "kl_random", "kl_recent")
 FIELDS = ("model", "press", "ratio", "text", "tokens") + MEASURES
@@ -68,16 +69,16 @@ OWN = {
     "simlayerkv": [f"simlayerkv:lazy_threshold={t},n_recent=124" for t in (0.5, 0.7)],
     "duo_attention": [f"duo_attention:head_compression_ratio={r}" for r in (0.25, 0.5, 0.75)],
     "think": [f"think:key_channel_compression_ratio={r}" for r in (0.25, 0.5, 0.75)],
-    "eigen_attention": [f"eigen_attention:error_budget={b}" for b in (0.02, 0.05, 0.1)],
+    "eigen_attention": [f"eigen_attention:error_budget={b}{v}" for v in ("", ",budget_for=both") for b in (0.02, 0.05, 0.1)],
     "per_layer": ["per_layer:compression_ratios={rising}(expected_attention)"],
     "dms": [f"dms:threshold={t}(kvzap:model_type=linear)" for t in (-7, -6, -5)]}
 NOT_HERE = {
-    "decoding": "prunes while tokens are generated; scored tokens are read, not generated",
+    "decoding": "prunes while tokens are generated: --reads",
     "compression_ratio_decoding": "as decoding",
     "cam": "as decoding",
     "hcattention": "reads less while tokens are generated: --reads",
     "quest": "as hcattention",
-    "sals": "as hcattention, but tests/golden/sals.c has its numbers",
+    "sals": "as hcattention",
     "prefill_decoding": "its first press is what happens to a context"}
 
 
@@ -253,6 +254,8 @@ def measure(a, model, out):
         presses, wrong = presses_of(s, n_layer)
         if a.press:
             presses, wrong = [(c, True) for c in CONTROLS] + [(p, True) for p in a.press if p not in CONTROLS], []
+        first = a.first.split(",")
+        presses.sort(key=lambda x: (x[0] not in CONTROLS, next((i for i, w in enumerate(first) if w and x[0].startswith(w)), len(first))))
         todo = [(p, r) for p, by_ratio in presses for r in (sorted(a.ratios, reverse=True) if by_ratio else [None])]
         before = collections.defaultdict(list)  # an earlier run's rows by press and ratio
         for r in a.before:
@@ -283,49 +286,102 @@ def measure(a, model, out):
     return [f"{name}: {w}" for w in wrong]
 
 
-# ---- presses that read less ----
+# ---- presses that work while tokens are generated ----
 
-READS = ("model", "press", "text", "context", "kl", "top1", "keys", "values", "kl_random", "kl_recent")
+READS = ("model", "press", "text", "context", "tokens", "kl", "top1", "keys", "values", "bytes", "control", "kl_random", "kl_recent")
+FORCED = 192
+PAGES = "quest:token_budget={n},skip_layers=0,page_order={order}"
+DECODE = "compression_ratio_decoding:target_compression_ratio={ratio},compression_interval=16({press})"
+# (context, control, presses).  A control: at as many bytes read in a step ("pages"), at as many bytes held at the end
+# ("tokens"; "pruned" while they come), or the press' own, which reads as many tokens ("order").
+STEPS = (
+    (1536, "pages", ["hcattention", "hcattention:tau=0.9", "hcattention:tau=0.9,renormalize=false",
+                     "hcattention:tau=1,sub_vector=4,codes=index", "hcattention:sub_vector=4,codes=index"]),
+    (3840, "pages", ["quest:token_budget=1024", "quest:token_budget=512", "quest:token_budget=512(hcattention)"]),
+    (1536, "order", ["sals", "sals:min_overlap=0.85", "sals:granularity=page"]),
+    (1536, "tokens", ["sals", "sals+f16/q4", "sals:token_share=1", "hcattention:tau=1,sub_vector=2", "hcattention:tau=1,sub_vector=4",
+                      "hcattention:sub_vector=2", "eigen_attention", "eigen_attention:error_budget=0.1,budget_for=both", "+q8_0/q8_0",
+                      "+q4/q4"]),
+    (1536, "pruned", ["kv_compress:when=always@0.75", *(DECODE.format(ratio=0.75, press=p) for p in (
+        "kv_compress", "snapkv:window_size=16", "expected_attention", "tova", "keydiff", "knorm")),
+        "cam:compression_interval=16,target_size=448(tova)", "dms:threshold=-5,decoding=true(kvzap:model_type=linear)"]))
+
+
+def asked(a, model, data, path, context, presses):
+    """{press: what golden_asked says of it}; ValueError with its words if it says nothing."""
+    with a.turns:
+        r = subprocess.run([a.reads, model, data, str(context), str(FORCED), path, *presses], capture_output=True, text=True)
+    rows = list(csv.DictReader(r.stdout.splitlines(), delimiter="\t"))
+    if r.returncode or len(rows) != len(presses):
+        raise ValueError(r.stderr.strip() or f"ended with {r.returncode}")
+    return {row.pop("press"): {k: float(v) for k, v in row.items()} for row in rows}
+
+
+def read_bytes(row):
+    """Share of the dense cache's bytes that a step reads: keys and values are of one width."""
+    return (row["key_share"] + row["value_share"]) / 2
+
+
+def controls_of(a, model, data, path, context, control, rows):
+    """{press: (text of the random control, of the recent one)}; a control of which one setting is known is straight."""
+    if control == "order":
+        return {p: tuple(p + (":" if p == "sals" else ",") + f"order={o}" for o in ("random", "recent")) for p in rows}
+    probe = {"pages": PAGES.format(n=context // 2, order="recent"), "tokens": RECENT + "@0.5", "pruned": DECODE.format(ratio=0.5, press=RECENT)}[control]
+    known = asked(a, model, data, path, context, [probe])[probe]
+    out = {}
+    for p, row in rows.items():
+        if control == "pages":
+            n = round(context / 2 + (read_bytes(row) - read_bytes(known)) / (1 - read_bytes(known)) * context / 2)
+            out[p] = tuple(PAGES.format(n=max(n, 64), order=o) for o in ("random", "recent"))
+        else:
+            ratio = round(min(max(0.5 * (1 - row["bytes"]) / (1 - known["bytes"]), 0.0), 0.98), 3)
+            out[p] = tuple(DECODE.format(ratio=ratio, press=c) if control == "pruned" else f"{c}@{ratio}" for c in CONTROLS)
+    return out
 
 
 def measure_reads(a, model, out):
     """Rows of one model to out(); lines of what went wrong."""
-    name, wrong, found = os.path.basename(model), [], {}
-    os.makedirs(a.work, exist_ok=True)
+    name, wrong, data = os.path.basename(model), [], a.press_data or calibrate(a, model)
     for kind in a.kinds:
         path = os.path.join(a.work, f"{kind}.txt")
         with open(path, "w") as f:
             f.write(KINDS[kind]())
-        for mode, context in (("values", 1536), ("pages", 3840)):
-            with a.turns:
-                r = subprocess.run([a.reads, model, mode, path], capture_output=True, text=True)
-            rows = [line.split(",") for line in r.stdout.splitlines() if line.startswith(path)]
-            if not rows:
-                wrong.append(f"{name}, {kind}: {r.stderr.strip()}")
-            for _, press, kl_mean, _, top1, keys, values, *_ in rows:
-                found[press, kind] = {"model": name, "press": press, "text": kind, "context": context, "kl": float(kl_mean),
-                                      "top1": float(top1), "keys": float(keys), "values": float(values)}
-            say(f"{name}: {kind}, {mode}")
-    for (press, kind), row in found.items():
-        if press.split()[0] in ("random", "recent") or row["keys"] == row["values"] == 1:
-            continue
-        for control in ("random", "recent"):  # of as many pages
-            same = found.get((press.replace("quest", control), kind)) if re.fullmatch(r"quest \d+", press) else None
-            row["kl_" + control] = same["kl"] if same else ""
-        out(row)
+        for context, control, presses in STEPS:
+            if all(any(r["model"] == name and r["press"] == p and r["text"] == kind and r["control"] == control for r in a.before)
+                   for p in presses):
+                for r in a.before:
+                    if r["model"] == name and r["text"] == kind and r["control"] == control and r["press"] in presses:
+                        out(r)
+                continue
+            try:
+                rows = asked(a, model, data, path, context, presses)
+                beside = controls_of(a, model, data, path, context, control, rows)
+                of = asked(a, model, data, path, context, sorted({c for two in beside.values() for c in two}))
+            except ValueError as e:
+                wrong.append(f"{name}, {kind}, {control}: {e}")
+                continue
+            for press, r in rows.items():
+                out({"model": name, "press": press, "text": kind, "context": context, "tokens": FORCED, "kl": r["kl_mean"], "top1": r["same_top"],
+                     "keys": r["key_share"], "values": r["value_share"], "bytes": r["bytes"], "control": control,
+                     "kl_random": of[beside[press][0]]["kl_mean"], "kl_recent": of[beside[press][1]]["kl_mean"]})
+            say(f"{name}: {kind}, {control} at {context}")
     return wrong
+
+
+CONTROL_SAYS = {"pages": "pages of as many bytes read", "order": "as many tokens of the same latents", "tokens": "tokens of as many bytes",
+                "pruned": "pruned while they come, to as many bytes"}
 
 
 def reads_markdown(rows, f):
     for model in dict.fromkeys(r["model"] for r in rows):
-        print(f"**{model}**, presses that drop nothing and read less of the cache in each step\n\n"
-              "| press | keys, values read | KL / first token | random, first and recent pages, as many |\n|---|---|---|---|", file=f)
+        print(f"**{model}**, while tokens are generated; † = not better than both controls\n\n"
+              "| press | cache | keys, values read | KL / first token | random, first and recent: | |\n|---|---|---|---|---|---|", file=f)
         mine = [r for r in rows if r["model"] == model]
-        for press in dict.fromkeys(r["press"] for r in mine):
-            some = [r for r in mine if r["press"] == press]
-            mean = lambda k: statistics.fmean(r[k] for r in some)
-            controls = f"{mean('kl_random'):.3f}, {mean('kl_recent'):.3f}" if some[0]["kl_random"] != "" else ""
-            print(f"| {press} | {mean('keys'):.2f}, {mean('values'):.2f} | {mean('kl'):.4f} / {mean('top1'):.2f} | {controls} |", file=f)
+        for press, context, control in dict.fromkeys((r["press"], r["context"], r["control"]) for r in mine):
+            some = [r for r in mine if (r["press"], r["context"], r["control"]) == (press, context, control)]
+            c = {k: statistics.fmean(r[k] for r in some) for k in READS[5:] if k != "control"}
+            print(f"| `{press}` | {c['bytes']:.2f} | {c['keys']:.2f}, {c['values']:.2f} | {c['kl']:.4f}{'' if beats(c) else '†'} / {c['top1']:.2f} "
+                  f"| {c['kl_random']:.3f}, {c['kl_recent']:.3f} | {CONTROL_SAYS[control]}, behind {context:g} |", file=f)
         print(file=f)
 
 
@@ -333,7 +389,7 @@ def reads_markdown(rows, f):
 
 def read(path):
     with open(path) as f:
-        return [{k: v if k in ("model", "press", "text") or v == "" else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
+        return [{k: v if k in ("model", "press", "text", "control") or v == "" else float(v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 
 def means(rows):
@@ -415,10 +471,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="*")
     p.add_argument("--press", action="append", help="only this one beside the controls, as in a request; default: all the server lists")
+    p.add_argument("--first", default="", metavar="NAME,...", help="presses to begin with, by how their texts begin, where a run may be cut off")
     p.add_argument("--ratios", type=lambda x: [float(v) for v in x.split(",")], default=[0.5, 0.75, 0.9])
     p.add_argument("--kinds", type=lambda x: x.split(","), default=list(KINDS))
     p.add_argument("--context", type=int, default=1024)
-    p.add_argument("--tokens", type=int, default=192)
+    p.add_argument("--tokens", type=int, default=128)
     p.add_argument("--windows", type=int, default=1, help="pieces of each text")
     p.add_argument("--calibrate", type=int, default=24576, metavar="TOKENS", help="length of the text that press data are measured from")
     p.add_argument("--press-data", help="use these instead")
@@ -428,7 +485,7 @@ def main():
     p.add_argument("--server-args", default="", help='e.g. "--compute f32"')
     p.add_argument("--resume", help="CSV of a run with these settings that was cut off: measure what it lacks")
     p.add_argument("--from-csv", action="append", help="draw from earlier runs' CSVs")
-    p.add_argument("--reads", metavar="PROGRAM", help="golden_reads: measure what presses cost that read less, nothing else")
+    p.add_argument("--reads", metavar="PROGRAM", help="golden_asked: measure what presses cost that work while tokens are generated, nothing else")
     p.add_argument("--reads-csv", help="an earlier --reads run's CSV, for --markdown")
     p.add_argument("--markdown")
     p.add_argument("--png")

@@ -16,11 +16,11 @@ models=("$PD_MODEL")
 pd_model_gemma3
 models+=("$PD_MODEL")
 pd_build "$PRESSD_TOP/build/release" server/pressd -Dbuildtype=release -Dtests=false
-pd_build "$PRESSD_TOP/build/tests" tests/golden/golden_reads -Dwerror=true -Dtests=true # as tests/run.sh
+pd_build "$PRESSD_TOP/build/tests" tests/golden/golden_asked -Dwerror=true -Dtests=true # as tests/run.sh
 . tests/bench/venv.sh
 out=${OUT:-$PRESSD_TOP/tests/bench/results}
 mkdir -p "$out" build
-nice -n 19 "$venv/bin/python" tests/bench/quality.py --reads "$PRESSD_TOP/build/tests/tests/golden/golden_reads" \
+nice -n 19 "$venv/bin/python" tests/bench/quality.py --reads "$PRESSD_TOP/build/tests/tests/golden/golden_asked" \
     "${models[@]}" >build/reads-$$.csv
 mv build/reads-$$.csv "$out/reads.csv"
 new=build/quality-$$.csv # not over what --resume reads
