@@ -38,7 +38,8 @@ typedef struct pd_replay_rows {
     size_t layer;
     size_t row0, n, n_all;   /* rows [row0, row0 + n) of a replay of n_all */
     const float *q;          /* [n][Hq][D] rotated, unscaled */
-    const float *x;          /* [n][d] attention input after its norm */
+    const float *x;          /* [n][d] attention input after its norm; NULL where there are gradients */
+    const float *grad;       /* [n] |dPhi/da| of a press with `gradient`, or NULL */
     const float *const *k, *const *v; /* [H] -> [context n + row0 + n][D]: the cache, then the replay */
     const float *wo;         /* [d][Hq * D]; if the press needs PD_NEEDS_WO */
     const pd_kernels *kern;
@@ -63,6 +64,9 @@ typedef struct pd_deferred {
     /* plan[n_layer]: those of layers that are not pressed are not read. */
     pd_status (*decide)(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err);
 
+    /* Rows are shown when their replay runs backwards (run/reverse.h): all tiles of the last layer
+     * in order, then of the one before it, each with what its attention block's output does to Phi. */
+    bool gradient;
     bool whole_pages; /* what it leaves of layers * H * n slots are full pages, as few as hold the budget */
 } pd_deferred;
 

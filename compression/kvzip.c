@@ -17,7 +17,7 @@
  * Cost: a forward pass over the context, and (chunk + m) * m * Hq * D per chunk; plus:
  * d * Hq * D per slot and layer, and Wo in f32 once per tile.  Value norms are spread
  * over a layer's tiles, so that no unit of work is longer than the others. */
-#include "compression/deferred.h"
+#include "compression/kvzip.h"
 
 #include "engine/base/num.h"
 
@@ -25,26 +25,36 @@
 #include <math.h>
 #include <string.h>
 
-enum { LAYERWISE, N_SINK, PLUS, CHUNK };
+enum { LAYERWISE = PD__KVZIP_LAYERWISE, N_SINK = PD__KVZIP_N_SINK, PLUS = PD__KVZIP_PLUS, CHUNK = PD__KVZIP_CHUNK };
 enum { OVERLAP = 8, PROMPT_ROWS = 256, VALUES = 32 };
 
 typedef struct {
     const int32_t *lead[2]; /* what goes before the first chunk, and before the others */
     size_t n_lead[2];
     int32_t *ids;           /* of the replay at work */
-    float *effect, *most;   /* plus: [Hq][n] of the layer at work: |Wo v|, and the largest weight / |x| */
+    float *effect, *most;   /* plus: [Hq][n] of the layer at work: |Wo v|, and the largest weight times what its row counts */
 } zip;
 
-static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
+/* Weights count by what the value does: plus, or kvgrad, which has no such parameter. */
+static bool weighs(const pd_press_inst *inst) {
+    return inst->press->deferred->gradient || inst->p[PLUS] != 0.0;
+}
+
+/* The last parameter of every press that replays so. */
+static size_t chunk_size(const pd_press_inst *inst) {
+    return (size_t)inst->p[inst->press->n_params - 1];
+}
+
+pd_status pd__kvzip_open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
     zip *z = pd_arena_zalloc(c->keep, 1, sizeof *z);
     if (!z) return pd_fail(err, PD_ENOMEM, NULL, "no memory for kvzip");
     c->state = z;
     PD_TRY(c->tokenize(c, "\n\nRepeat the previous context exactly.", &z->lead[0], &z->n_lead[0], err));
     PD_TRY(c->tokenize(c, "\n\nRepeat the part of the previous context exactly, starting with", &z->lead[1],
                        &z->n_lead[1], err));
-    const size_t most = pd_max_size(z->n_lead[0], z->n_lead[1]) + OVERLAP + c->n_suffix + pd_min_size(c->n, (size_t)inst->p[CHUNK]);
+    const size_t most = pd_max_size(z->n_lead[0], z->n_lead[1]) + OVERLAP + c->n_suffix + pd_min_size(c->n, chunk_size(inst));
     z->ids = PD_ARENA_NEW(c->keep, most, int32_t);
-    const bool plus = inst->p[PLUS] != 0.0;
+    const bool plus = weighs(inst);
     if (plus) z->effect = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
     if (plus) z->most = PD_ARENA_NEW(c->keep, c->n_head * c->n, float);
     if (!z->ids || (plus && (!z->effect || !z->most))) return pd_fail(err, PD_ENOMEM, NULL, "no memory for kvzip");
@@ -53,12 +63,12 @@ static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
 
 /* Slots of chunk i; empty when there is none. */
 static void chunk_of(const pd_press_inst *inst, const pd_context *c, size_t i, size_t *begin, size_t *end) {
-    const size_t size = (size_t)inst->p[CHUNK], left = c->n - c->n_prefix;
+    const size_t size = chunk_size(inst), left = c->n - c->n_prefix;
     *begin = i < pd_div_up(left, size) ? c->n_prefix + i * size : c->n;
     *end = pd_min_size(c->n, *begin + pd_min_size(size, left));
 }
 
-static pd_status ids(const pd_press_inst *inst, pd_context *c, size_t i, const int32_t **ret, size_t *n, pd_err *err) {
+pd_status pd__kvzip_ids(const pd_press_inst *inst, pd_context *c, size_t i, const int32_t **ret, size_t *n, pd_err *err) {
     (void)err;
     zip *z = c->state;
     size_t begin, end, at = 0;
@@ -66,7 +76,7 @@ static pd_status ids(const pd_press_inst *inst, pd_context *c, size_t i, const i
     *ret = z->ids;
     *n = 0;
     if (begin == end) return PD_OK;
-    const size_t overlap = i > 0 ? pd_min_size(OVERLAP, (size_t)inst->p[CHUNK]) : 0;
+    const size_t overlap = i > 0 ? pd_min_size(OVERLAP, chunk_size(inst)) : 0;
     const struct {
         const int32_t *id;
         size_t n;
@@ -101,8 +111,9 @@ static void effects(const job *j, size_t head, float *y) {
     }
 }
 
-/* 1 / |x_row|_2 */
-static float over_input(const job *j, size_t row) {
+/* What a row counts: 1 / |x_row|_2, or its gradient's size. */
+static float of_row(const job *j, size_t row) {
+    if (j->r->grad) return j->r->grad[row];
     const float *x = j->r->x + row * j->c->n_embd;
     double sum = 0.0;
     for (size_t e = 0; e < j->c->n_embd; e++) sum += (double)x[e] * x[e];
@@ -114,7 +125,7 @@ static void one_head(void *ctx, size_t h, unsigned thread) {
     pd_context *c = j->c;
     const pd_replay_rows *r = j->r;
     const size_t group = c->n_head / c->n_head_kv, width = pd__replay_columns(r, j->n_sink, j->begin, j->end);
-    const bool plus = j->inst->p[PLUS] != 0.0;
+    const bool plus = weighs(j->inst);
     float *w = j->w[thread], *score = c->score[r->layer * c->n_head_kv + h] + j->begin;
     const size_t len = j->end - j->begin;
     for (size_t head = h * group; head < (h + 1) * group; head++) {
@@ -123,7 +134,7 @@ static void one_head(void *ctx, size_t h, unsigned thread) {
         if (plus && r->row0 == 0) memset(most, 0, len * sizeof *most);
         pd__replay_softmax(c, r, head, j->n_sink, j->begin, j->end, 1.0f / sqrtf((float)c->head_dim), w);
         for (size_t i = 0; i < r->n; i++) {
-            const float *row = w + i * width + j->n_sink, scale = plus ? over_input(j, i) : 1.0f;
+            const float *row = w + i * width + j->n_sink, scale = plus ? of_row(j, i) : 1.0f;
             for (size_t t = 0; t < len; t++) most[t] = pd__larger(most[t], row[t] * scale);
         }
         if (!plus || r->row0 + r->n < r->n_all) continue;
@@ -132,7 +143,7 @@ static void one_head(void *ctx, size_t h, unsigned thread) {
     }
 }
 
-static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err) {
+pd_status pd__kvzip_rows(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err) {
     job j = {.inst = inst, .c = c, .r = r};
     chunk_of(inst, c, i, &j.begin, &j.end);
     j.n_sink = pd_min_size((size_t)inst->p[N_SINK], j.begin);
@@ -145,7 +156,7 @@ static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const 
     return PD_OK;
 }
 
-static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err) {
+pd_status pd__kvzip_decide(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err) {
     float most = 0.0f;
     const size_t heads = c->n_layer * c->n_head_kv, n_sink = pd_min_size((size_t)inst->p[N_SINK], c->n);
     for (size_t i = 0; i < heads; i++)
@@ -155,15 +166,15 @@ static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budge
     return pd__plan_global(c, budget, inst->p[LAYERWISE] != 0.0, plan, err);
 }
 
-static size_t most_rows(const pd_press_inst *inst, size_t n) {
-    return pd_min_size(n, (size_t)inst->p[CHUNK]) + PROMPT_ROWS;
+size_t pd__kvzip_most_rows(const pd_press_inst *inst, size_t n) {
+    return pd_min_size(n, chunk_size(inst)) + PROMPT_ROWS;
 }
 
-static void needs(const pd_press_inst *inst, pd_press_needs *n) {
-    if (inst->p[PLUS] != 0.0) n->bits |= PD_NEEDS_WO;
+void pd__kvzip_needs(const pd_press_inst *inst, pd_press_needs *n) {
+    if (weighs(inst)) n->bits |= PD_NEEDS_WO;
 }
 
-static const pd_param params[] = {
+const pd_param pd__kvzip_params[PD__KVZIP_PARAMS] = {
     [LAYERWISE] = {.name = "layerwise", .type = PD_PARAM_BOOL, .def = 0, .max = 1,
                    .doc = "the same share of every layer instead of one budget for all"},
     [N_SINK] = {.name = "n_sink", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 4096, .doc = "first tokens that stay"},
@@ -173,7 +184,8 @@ static const pd_param params[] = {
                .doc = "context tokens repeated at a time"},
 };
 
-static const pd_deferred deferred = {.most_rows = most_rows, .open = open, .ids = ids, .rows = rows, .decide = decide};
+static const pd_deferred deferred = {.most_rows = pd__kvzip_most_rows, .open = pd__kvzip_open, .ids = pd__kvzip_ids,
+                                     .rows = pd__kvzip_rows, .decide = pd__kvzip_decide};
 
 const pd_press pd_press_kvzip = {
     .name = "kvzip",
@@ -182,9 +194,9 @@ const pd_press pd_press_kvzip = {
     .source = "arXiv 2505.23416",
     .doc = "Keeps what the model looks at when it repeats the context; one budget for all layers, and a second pass.",
     .ratio_doc = "its own",
-    .params = params,
-    .n_params = sizeof params / sizeof *params,
+    .params = pd__kvzip_params,
+    .n_params = PD__KVZIP_PARAMS,
     .can = PD_CAN_DEFER,
-    .needs = needs,
+    .needs = pd__kvzip_needs,
     .deferred = &deferred,
 };

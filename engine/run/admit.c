@@ -10,6 +10,7 @@
 #include "engine/run/seq.h"
 
 #include "compression/deferred.h"
+#include "engine/run/reverse.h"
 #include "compression/spec.h"
 #include "engine/base/num.h"
 
@@ -354,6 +355,13 @@ static pd_status plan_packed(pd_job *job, const pd_hparams *hp, pd_err *err) {
     return PD_OK;
 }
 
+/* What running `rows` behind the scope backwards takes. */
+static void plan_reverse(pd_job *job, const pd_hparams *hp, size_t rows) {
+    const uint64_t most = UINT64_MAX / 4, all = pd_reverse_bytes(hp, 0, rows, job->scope + rows);
+    job->thread_bytes = pd_reverse_bytes(hp, 1, rows, job->scope + rows) - all;
+    job->staging_bytes += all < most ? all : most;
+}
+
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
@@ -394,5 +402,7 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
     const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
     const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;
     job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, pd_max_size(job->n_tokens, job->scope + behind));
+    job->thread_bytes = 0;
+    if (d && d->gradient) plan_reverse(job, hp, behind);
     return PD_OK;
 }

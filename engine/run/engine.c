@@ -263,7 +263,7 @@ static pd_status check_params(const pd_engine *e, const pd_job_params *p, pd_err
 }
 
 static uint64_t need_bytes(const pd_engine *e, const pd_job *job) {
-    return job->n_choice * pd__job_reserved(job) + job->staging_bytes;
+    return job->n_choice * pd__job_reserved(job) + job->staging_bytes + e->info.n_threads * job->thread_bytes;
 }
 
 /* Most tokens to generate when the client left it open: the context's rest, or

@@ -80,7 +80,8 @@ struct pd_job {
     size_t pack_page_bytes;      /* of the packed pages they go to (kv.h); 0 = there is no narrower kind */
     uint64_t pack_reserved, pack_promised; /* as pages_* */
     pd_latent_rule latent;       /* rank 0 = keys are stored as they are */
-    uint64_t staging_bytes;      /* dense layer of its prefill */
+    uint64_t staging_bytes;      /* dense layer of its prefill, and rows that run backwards */
+    uint64_t thread_bytes;       /* and of every thread */
     void (*notify)(void *arg, pd_job *job);
     void *notify_arg;
     size_t notify_tokens;        /* >= 1 */

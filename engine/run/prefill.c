@@ -194,7 +194,7 @@ static pd_status run_tile(pd_prefill *p, size_t n, pd_err *err) {
     const bool ends_prompt = !p->ids && p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
     const bool pooled = !p->ids && (s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt));
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || pooled || att_sum;
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || pooled || att_sum || p->to_end;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows || p->ids;
     const bool kv_only = !output && !wants_q;
 
@@ -244,10 +244,14 @@ pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *
     return PD_OK;
 }
 
-void pd_segment_next_layer(pd_prefill *p) {
-    p->layer++;
+void pd_segment_to_layer(pd_prefill *p, size_t layer) {
+    p->layer = layer;
     p->row = 0;
     begin_layer(p);
+}
+
+void pd_segment_next_layer(pd_prefill *p) {
+    pd_segment_to_layer(p, p->layer + 1);
 }
 
 static pd_status end_layer(pd_prefill *p, bool *done, pd_err *err) {

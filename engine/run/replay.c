@@ -6,12 +6,16 @@
  * A replay is a prefill segment behind the scope whose keys and values never reach
  * pages: they live in the staging layer and the next layer overwrites them.  A unit
  * is one tile of one layer, as in any prefill, so running streams wait no longer.
+ * For a press with gradients the rows go back through all layers as well, in units of
+ * PD_REVERSE_TILE rows, and are shown then.
  * Cost: a forward pass of the ids, the press's scoring, layers * H * n scores. */
 #include "compression/deferred.h"
+#include "engine/run/reverse.h"
 #include "engine/run/seq.h"
 
 #include "engine/base/clock.h"
 
+#include <cblas.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -24,6 +28,8 @@ struct pd_replay {
     const int32_t *ids;
     size_t n_ids;   /* 0: all were run */
     pd_prefill seg; /* open while n_ids */
+    pd_reverse *reverse; /* of the same rows, if the press asks for gradients; or NULL */
+    bool backwards;      /* they were run forward */
 };
 
 static const pd_deferred *hooks(const pd_prefill *p, const pd_press_inst **inst) {
@@ -102,8 +108,10 @@ static pd_status begin(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     const pd_deferred *d = hooks(p, &inst);
     PD_TRY(d->ids(inst, &r->c, r->i, &r->ids, &r->n_ids, err));
     if (r->n_ids == 0) return PD_OK;
-    r->seg = (pd_prefill){.seq = p->seq, .ids = r->ids, .replay = r};
-    return pd_segment_open(&r->seg, r->c.n, r->c.n + r->n_ids, false, err);
+    r->seg = (pd_prefill){.seq = p->seq, .ids = r->ids, .replay = r, .to_end = d->gradient};
+    PD_TRY(pd_segment_open(&r->seg, r->c.n, r->c.n + r->n_ids, false, err));
+    pd_run *run = p->seq->run;
+    return d->gradient ? pd_reverse_open(&r->reverse, &run->fwd, &run->attn, &run->codec, r->n_ids, r->seg.stage.cap, err) : PD_OK;
 }
 
 bool pd_replay_scores(const pd_job *job) {
@@ -134,38 +142,61 @@ pd_status pd_replay_open(pd_prefill *p, pd_err *err) {
     return begin(p, r, err);
 }
 
+static void end(struct pd_replay *r) {
+    pd_segment_close(&r->seg);
+    pd_reverse_close(r->reverse);
+    r->reverse = NULL;
+    r->backwards = false;
+}
+
 void pd_replay_close(pd_prefill *p) {
     struct pd_replay *r = p->replay;
     if (!r) return;
-    pd_segment_close(&r->seg);
+    end(r);
     pd_arena_done(&r->keep);
     free(r);
     p->replay = NULL;
     p->replaying = false;
 }
 
-pd_status pd_replay_rows_seen(pd_prefill *seg, size_t n, pd_err *err) {
+/* Rows [row0, row0 + n) of a layer to the press; g [n][n_embd] or NULL: their gradients. */
+static pd_status show(pd_prefill *seg, size_t layer, size_t row0, size_t n, const float *q, const float *g, pd_err *err) {
     struct pd_replay *r = seg->replay;
     pd_seq *s = seg->seq;
     const size_t heads = r->c.n_head_kv;
-    if (!r->c.score[seg->layer * heads]) return PD_OK;
+    if (!r->c.score[layer * heads]) return PD_OK;
     const uint64_t t0 = pd_now_ns();
     pd_arena *tmp = &s->run->tmp;
     pd_arena_reset(tmp);
+    float *grad = g ? PD_ARENA_NEW(tmp, n, float) : NULL;
+    if (g && !grad) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a replay");
+    for (size_t i = 0; g && i < n; i++) grad[i] = cblas_snrm2((int)r->c.n_embd, g + i * r->c.n_embd, 1);
     const float **k = PD_ARENA_NEW(tmp, heads, const float *), **v = PD_ARENA_NEW(tmp, heads, const float *);
     if (!k || !v) return pd_fail(err, PD_ENOMEM, NULL, "no memory for a replay");
     for (size_t h = 0; h < heads; h++) {
         k[h] = pd_stage_k(&seg->stage, h);
         v[h] = pd_stage_v(&seg->stage, h);
     }
-    pd_replay_rows rows = {.layer = seg->layer, .row0 = seg->row, .n = n, .n_all = r->n_ids, .q = s->run->fwd.q,
-                           .x = s->run->fwd.h, .k = k, .v = v, .kern = s->run->kern, .workers = s->run->workers, .tmp = tmp};
-    if (r->needs.bits & PD_NEEDS_WO) PD_TRY(pd_presser_wo(s, seg->layer, &rows.wo, err));
+    pd_replay_rows rows = {.layer = layer, .row0 = row0, .n = n, .n_all = r->n_ids, .q = q, .x = g ? NULL : s->run->fwd.h,
+                           .grad = grad, .k = k, .v = v, .kern = s->run->kern, .workers = s->run->workers, .tmp = tmp};
+    if (r->needs.bits & PD_NEEDS_WO) PD_TRY(pd_presser_wo(s, layer, &rows.wo, err));
     const pd_press_inst *inst;
     const pd_deferred *d = hooks(seg, &inst);
     PD_TRY(d->rows(inst, &r->c, r->i, &rows, err));
     s->press_ns += pd_now_ns() - t0;
     return PD_OK;
+}
+
+pd_status pd_replay_rows_seen(pd_prefill *seg, size_t n, pd_err *err) {
+    pd_reverse *rev = seg->replay->reverse;
+    if (!rev) return show(seg, seg->layer, seg->row, n, seg->seq->run->fwd.q, NULL, err);
+    const size_t d = seg->replay->c.n_embd, at = seg->row * d; /* shown on the way back */
+    memcpy(pd_reverse_input(rev, seg->layer) + at, seg->x + at, n * d * sizeof(float));
+    return PD_OK;
+}
+
+static pd_status rows_back(void *seg, size_t layer, size_t row0, size_t n, const float *q, const float *g, pd_err *err) {
+    return show(seg, layer, row0, n, q, g, err);
 }
 
 /* What the press ranked the prompt by goes on to count where it prunes later as well. */
@@ -192,6 +223,24 @@ static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     return pd_presser_context(s, &r->c, plan, err);
 }
 
+/* The next replay. */
+static pd_status next(pd_prefill *p, struct pd_replay *r, pd_err *err) {
+    end(r);
+    r->i++;
+    return begin(p, r, err);
+}
+
+/* A tile of the replay's way back; its length is its own, so that results do not depend on what else runs. */
+static pd_status back_unit(pd_prefill *p, struct pd_replay *r, pd_err *err) {
+    pd_prefill *seg = &r->seg;
+    bool whole, all;
+    const size_t rope = p->seq->run->model->layer[pd_reverse_layer(r->reverse)].rope;
+    PD_TRY(pd_reverse_unit(r->reverse, &seg->stage, seg->cos[rope], seg->sin[rope], rows_back, seg, &p->tile, &whole, &all, err));
+    if (all) return next(p, r, err);
+    if (whole) pd_segment_to_layer(seg, pd_reverse_layer(r->reverse));
+    return PD_OK;
+}
+
 pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
     struct pd_replay *r = p->replay;
     *done = r->n_ids == 0;
@@ -200,6 +249,7 @@ pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
         pd_replay_close(p);
         return PD_OK;
     }
+    if (r->backwards) return back_unit(p, r, err);
     bool whole = false;
     PD_TRY(pd_segment_tile(&r->seg, rows, &whole, err));
     p->tile = r->seg.tile;
@@ -209,7 +259,8 @@ pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
         pd_segment_next_layer(&r->seg);
         return PD_OK;
     }
-    pd_segment_close(&r->seg);
-    r->i++;
-    return begin(p, r, err);
+    r->backwards = r->reverse != NULL;
+    if (!r->backwards) return next(p, r, err);
+    pd_reverse_begin(r->reverse, r->seg.x);
+    return PD_OK;
 }

@@ -124,12 +124,12 @@ static void end_running(pd_engine *e, size_t i, pd_finish finish, const pd_err *
 }
 
 /* What a job must find free. */
-static uint64_t wanted(const pd_job *job) {
-    return job->n_choice * pd__job_reserved(job) + job->staging_bytes;
+static uint64_t wanted(const pd_engine *e, const pd_job *job) {
+    return job->n_choice * pd__job_reserved(job) + job->staging_bytes + e->info.n_threads * job->thread_bytes;
 }
 
 static bool fits(const pd_engine *e, const pd_job *job) {
-    return e->reserved + wanted(job) <= e->info.kv_pool_bytes;
+    return e->reserved + wanted(e, job) <= e->info.kv_pool_bytes;
 }
 
 /* Tokens since it was pruned, if pruning it gives memory back; else 0. */
@@ -147,7 +147,7 @@ static void promise_less(pd_engine *e, const pd_seq *s) {
 static void make_room(pd_engine *e, const pd_job *job) {
     uint64_t gain = 0;
     for (size_t i = 0; i < e->n_seq; i++) gain += pd_admit_gain(e->seq[i]) * e->seq[i]->job->page_bytes;
-    if (gain == 0 || e->reserved - gain + wanted(job) > e->info.kv_pool_bytes) return;
+    if (gain == 0 || e->reserved - gain + wanted(e, job) > e->info.kv_pool_bytes) return;
     while (!fits(e, job)) {
         size_t at = 0;
         for (size_t i = 1; i < e->n_seq; i++)

@@ -136,6 +136,7 @@ typedef struct pd_prefill {
     size_t bytes;              /* hidden states and tables */
     const int32_t *ids;        /* the segment's tokens if they are not the prompt's: a replay */
     struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, what its deferred press knows */
+    bool to_end;               /* of the last layer too, all rows go through to its output */
     bool replaying;            /* the scope is in the cache, the decision is not made yet */
 } pd_prefill;
 
@@ -163,6 +164,7 @@ void pd_segment_close(pd_prefill *p);
  * a layer (p->layer is still that one). */
 pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err);
 void pd_segment_next_layer(pd_prefill *p);
+void pd_segment_to_layer(pd_prefill *p, size_t layer); /* its first row is next */
 
 /* ---- replay.c: a press that decides when the scope is in the cache ---- */
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write data/arch_<name>.json.gz and data/arch_<name>_presses.json.gz: transformers' and kvpress' word on the
+"""Write data/arch_<name>.json.gz, .._presses.json.gz and .._replays.json.gz: transformers' and kvpress' word on the
 small models of arch_models.py, for check_logits.py and check_presses.py.
 
-    arch.py [--out DIR] [--logits-only | --presses-only] [NAME ...]
+    arch.py [--out DIR] [--logits-only | --presses-only | --replays-only] [NAME ...]
     arch.py --table            # what is stored, as Markdown: the table of README.md
 
 logits   two prompts, the second far beyond windows and original contexts: the top TOP tokens after forced
          prefixes and along GREEDY greedy ones, as logits.py has them
 presses  SHORT and LONG tokens, as presses_model.py has them (less of each, to keep files small), and which
          presses cannot be judged, with the reason
+
+replays  kvgrad, which goes backwards through every layer (replays_model.py)
 
 Before anything is written the model is held against a third party: llama.cpp reads the file and must say the
 same (its products have 8-bit operands, so this is about structure: names, order, keys).
@@ -32,8 +34,10 @@ import arch_presses
 import logits
 import recorded
 import ref_model
+import replays_model
 
 TOP, GREEDY = 32, 32
+REPLAYED = 180  # tokens
 KL_LIMIT = 1e-4
 # llama.cpp leaves out the window that these files state, and takes the long factors in a context of 256
 DIFFERENT = ("mistral", "phi3-window", "phi3-short")
@@ -137,6 +141,7 @@ def main():
     p.add_argument("--out", default=os.path.join(HERE, "data"))
     p.add_argument("--logits-only", action="store_true")
     p.add_argument("--presses-only", action="store_true")
+    p.add_argument("--replays-only", action="store_true")
     p.add_argument("--table", action="store_true")
     a = p.parse_args()
     if a.table:
@@ -152,9 +157,16 @@ def main():
             ids = peer.tokenize(list(prompts(name).values())[-1])
             if against_llama_cpp(name, model, peer, ids) > KL_LIMIT and name not in DIFFERENT:
                 raise SystemExit(f"{name}: llama.cpp does not agree")
-            if not a.presses_only:
+            if not a.presses_only and not a.replays_only:
                 recorded.save(os.path.join(a.out, f"arch_{name}.json.gz"), logits_doc(name, model, peer))
             if not a.logits_only and not arch_models.SPECS[name].args:
+                ids = ids[:REPLAYED]
+                why = arch_presses.NO_HIDING if arch_models.SPECS[name].arch == "gemma2" else None
+                doc = replays_model.small_doc(name, model, peer, ids, why)
+                if doc:
+                    recorded.save(os.path.join(a.out, f"arch_{name}_replays.json.gz"), doc)
+                if a.replays_only:
+                    continue
                 doc = arch_presses.presses_doc(name, model, peer, prompts(name)["long"])
                 if doc:
                     recorded.save(os.path.join(a.out, f"arch_{name}_presses.json.gz"), doc)

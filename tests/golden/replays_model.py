@@ -27,7 +27,7 @@ import types
 
 import jinja2.sandbox
 import torch
-from kvpress import FastKVzipPress, KVComposePress, KVzipPress
+from kvpress import FastKVzipPress, KVComposePress, KVgradPress, KVzipPress
 from kvpress.presses import fastkvzip_press, kvzip_press
 from transformers import DynamicCache
 
@@ -77,7 +77,9 @@ class Pressed:
         return out
 
 
-class Zip(KVzipPress):
+class Cuts:
+    """kvzip's last step at every ratio."""
+
     def compress_post(self, model):
         self.scores, self.found = self.score_val[self.pressed][:, 0].clone(), {}
         for ratio in (*RATIOS, base.WALK_RATIO):  # the last one stays
@@ -88,6 +90,14 @@ class Zip(KVzipPress):
             self.found[ratio] = view.kept(*self.scores.shape[1:])
             view.apply()
         self.scores = self.score_val[:, 0].clone()  # with the sinks
+
+
+class Zip(Cuts, KVzipPress):
+    pass
+
+
+class Grad(Cuts, KVgradPress):
+    pass
 
 
 class Compose(KVComposePress):
@@ -157,11 +167,17 @@ PRESSES = {
     "kvzip:layerwise=true": lambda m: Zip(0.5, layerwise=True),
     "kvzip:kvzip_plus_normalization=true,chunk_size=512": lambda m: Zip(0.5, kvzip_plus_normalization=True, chunk_size=512),
     "kvzip:n_sink=1,chunk_size=100": lambda m: Zip(0.5, n_sink=1, chunk_size=100),
+    "kvgrad": lambda m: Grad(0.5),
+    "kvgrad:layerwise=true,n_sink=1,chunk_size=100": lambda m: Grad(0.5, layerwise=True, n_sink=1, chunk_size=100),
     "kvcompose": lambda m: Compose(compression_ratio=0.5),
     "kvcompose:structured=false": lambda m: Compose(compression_ratio=0.5, structured=False),
     "kvcompose:agg_task=mean,agg_group=max,agg_head=max,add_v_norm=true,add_mean_across_heads=false,keep_token_lower_bound=9":
         lambda m: Compose(compression_ratio=0.5, agg_task="mean", agg_group="max", agg_head="max", add_v_norm=True,
                         add_mean_across_heads=False, keep_token_lower_bound=9),
+}
+SMALL = {
+    "kvgrad": lambda m: Grad(0.5),
+    "kvgrad:layerwise=true,n_sink=1,chunk_size=70": lambda m: Grad(0.5, layerwise=True, n_sink=1, chunk_size=70),
 }
 GATED = {
     "fastkvzip": fast,
@@ -172,9 +188,9 @@ GATED = {
 RAW, CHAT, CONTEXT = range(3)  # CONTEXT: a chat up to the message's end
 PROMPTS = {
     "letter chat": ("letter", 70, CHAT, None),
-    "mixed context": ("mixed", 300, CONTEXT, ("kvzip", "kvzip:n_sink=1,chunk_size=100", "kvcompose:structured=false")),
+    "mixed context": ("mixed", 300, CONTEXT, ("kvzip", "kvzip:n_sink=1,chunk_size=100", "kvgrad", "kvcompose:structured=false")),
     "mixed": ("mixed", 300, RAW, None),
-    "long chat": ("long", 960, CHAT, ("kvzip", "kvzip:kvzip_plus_normalization=true,chunk_size=512", "kvcompose")),
+    "long chat": ("long", 960, CHAT, ("kvzip", "kvzip:kvzip_plus_normalization=true,chunk_size=512", "kvgrad", "kvcompose")),
 }
 
 
@@ -207,6 +223,24 @@ def one_press(model, peer, tokenizer, make, ids, pressed, walks):
     got, top = base.walk(model, types.SimpleNamespace(logits=logits), cache, len(ids), WALK)
     out["walk"] = {"ids": got, "text": base.detokenize(peer, got), "top": top}
     return out
+
+
+@torch.inference_mode()
+def small_doc(name, model, peer, ids, why):
+    """Of a model of arch_models.py: kvgrad, whose way back is each architecture's own; None where no layer is pressed.
+    why: no walk, since pairs that are hidden would be seen again; or None."""
+    base.LONG, base.WALK_LONG, base.STRIDE = 0, WALK, 7
+    kinds = getattr(model.config, "layer_types", None) or [
+        "sliding_attention" if getattr(model.config, "sliding_window", None) else "full_attention"] * model.config.num_hidden_layers
+    pressed = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+    if not pressed:
+        return None
+    entry = {"name": "replayed", "ids": ids, "pressed": pressed, "presses": {}}
+    for text, make in SMALL.items():
+        with base.lower_slot_wins():
+            entry["presses"][text] = one_press(model, peer, Tokenizer(peer, None), make, ids, pressed, why is None)
+    return {"format": 2, "model": name, "reference": "kvpress 0.5.5, f32", "stride": base.STRIDE, "walk_ratio": base.WALK_RATIO,
+            "alone": True, "prompts": [entry], "not_judged": {} if why is None else {"walks": why}}
 
 
 def main():

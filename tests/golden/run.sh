@@ -73,9 +73,10 @@ architectures() {
         "$python" "$here/arch_models.py" "$name" "$dir/$name.gguf" "$dir/$name.safetensors"
         args+=(--press-data "$dir/$name.safetensors")
         check "$dir/$name.gguf" f32 check_logits.py "$here/data/arch_$name.json.gz" "${args[@]}"
-        if [ -f "$here/data/arch_${name}_presses.json.gz" ]; then
-            check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_presses.json.gz" "${args[@]}"
-        fi
+        for kind in presses replays; do
+            [ -f "$here/data/arch_${name}_$kind.json.gz" ] || continue
+            check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_$kind.json.gz" "${args[@]}"
+        done
     done
     rm -rf "$dir"
     local out
