@@ -17,7 +17,7 @@
  * Cost: a forward pass over the context, and (chunk + m) * m * Hq * D per chunk; plus:
  * d * Hq * D per slot and layer, and Wo in f32 once per tile.  Value norms are spread
  * over a layer's tiles, so that no unit of work is longer than the others. */
-#include "compression/deferred.h"
+#include "compression/kvzip.h"
 
 #include "engine/base/num.h"
 
@@ -25,7 +25,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { LAYERWISE, N_SINK, PLUS, CHUNK };
+enum { LAYERWISE = PD__KVZIP_LAYERWISE, N_SINK = PD__KVZIP_N_SINK, PLUS = PD__KVZIP_PLUS, CHUNK = PD__KVZIP_CHUNK };
 enum { OVERLAP = 8, PROMPT_ROWS = 256, VALUES = 32 };
 
 typedef struct {
@@ -35,7 +35,7 @@ typedef struct {
     float *effect, *most;   /* plus: [Hq][n] of the layer at work: |Wo v|, and the largest weight / |x| */
 } zip;
 
-static pd_status open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
+pd_status pd__kvzip_open(const pd_press_inst *inst, pd_context *c, pd_err *err) {
     zip *z = pd_arena_zalloc(c->keep, 1, sizeof *z);
     if (!z) return pd_fail(err, PD_ENOMEM, NULL, "no memory for kvzip");
     c->state = z;
@@ -58,7 +58,7 @@ static void chunk_of(const pd_press_inst *inst, const pd_context *c, size_t i, s
     *end = pd_min_size(c->n, *begin + pd_min_size(size, left));
 }
 
-static pd_status ids(const pd_press_inst *inst, pd_context *c, size_t i, const int32_t **ret, size_t *n, pd_err *err) {
+pd_status pd__kvzip_ids(const pd_press_inst *inst, pd_context *c, size_t i, const int32_t **ret, size_t *n, pd_err *err) {
     (void)err;
     zip *z = c->state;
     size_t begin, end, at = 0;
@@ -132,7 +132,7 @@ static void one_head(void *ctx, size_t h, unsigned thread) {
     }
 }
 
-static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err) {
+pd_status pd__kvzip_rows(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err) {
     job j = {.inst = inst, .c = c, .r = r};
     chunk_of(inst, c, i, &j.begin, &j.end);
     j.n_sink = pd_min_size((size_t)inst->p[N_SINK], j.begin);
@@ -145,7 +145,7 @@ static pd_status rows(const pd_press_inst *inst, pd_context *c, size_t i, const 
     return PD_OK;
 }
 
-static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err) {
+pd_status pd__kvzip_decide(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err) {
     float most = 0.0f;
     const size_t heads = c->n_layer * c->n_head_kv, n_sink = pd_min_size((size_t)inst->p[N_SINK], c->n);
     for (size_t i = 0; i < heads; i++)
@@ -155,15 +155,15 @@ static pd_status decide(const pd_press_inst *inst, pd_context *c, const pd_budge
     return pd__plan_global(c, budget, inst->p[LAYERWISE] != 0.0, plan, err);
 }
 
-static size_t most_rows(const pd_press_inst *inst, size_t n) {
+size_t pd__kvzip_most_rows(const pd_press_inst *inst, size_t n) {
     return pd_min_size(n, (size_t)inst->p[CHUNK]) + PROMPT_ROWS;
 }
 
-static void needs(const pd_press_inst *inst, pd_press_needs *n) {
+void pd__kvzip_needs(const pd_press_inst *inst, pd_press_needs *n) {
     if (inst->p[PLUS] != 0.0) n->bits |= PD_NEEDS_WO;
 }
 
-static const pd_param params[] = {
+const pd_param pd__kvzip_params[PD__KVZIP_PARAMS] = {
     [LAYERWISE] = {.name = "layerwise", .type = PD_PARAM_BOOL, .def = 0, .max = 1,
                    .doc = "the same share of every layer instead of one budget for all"},
     [N_SINK] = {.name = "n_sink", .type = PD_PARAM_INT, .def = 4, .min = 0, .max = 4096, .doc = "first tokens that stay"},
@@ -173,7 +173,8 @@ static const pd_param params[] = {
                .doc = "context tokens repeated at a time"},
 };
 
-static const pd_deferred deferred = {.most_rows = most_rows, .open = open, .ids = ids, .rows = rows, .decide = decide};
+static const pd_deferred deferred = {.most_rows = pd__kvzip_most_rows, .open = pd__kvzip_open, .ids = pd__kvzip_ids,
+                                     .rows = pd__kvzip_rows, .decide = pd__kvzip_decide};
 
 const pd_press pd_press_kvzip = {
     .name = "kvzip",
@@ -182,9 +183,9 @@ const pd_press pd_press_kvzip = {
     .source = "arXiv 2505.23416",
     .doc = "Keeps what the model looks at when it repeats the context; one budget for all layers, and a second pass.",
     .ratio_doc = "its own",
-    .params = params,
-    .n_params = sizeof params / sizeof *params,
+    .params = pd__kvzip_params,
+    .n_params = PD__KVZIP_PARAMS,
     .can = PD_CAN_DEFER,
-    .needs = needs,
+    .needs = pd__kvzip_needs,
     .deferred = &deferred,
 };
