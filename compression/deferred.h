@@ -5,13 +5,14 @@
  * every layer of the scope dense; after the last one the engine asks for token ids
  * to replay, runs them layer by layer over the full cache at positions n, n + 1, ...
  * (their own keys and values are forgotten layer by layer), shows the press each
- * tile of rows, and at the end takes one plan per layer, which it applies to the
- * pages.  A press may score each layer while it is prefilled, and do without replays.
+ * tile of rows, runs rows of the press's own if it adds any, and at the end takes one plan
+ * per layer, which it applies to the pages.  A press may score each layer while it is prefilled, and do without replays.
  * Layers with a sliding window are replayed but neither shown nor pressed.
  * Thread of every hook but most_rows: engine. */
 #ifndef PD_COMPRESSION_DEFERRED_H
 #define PD_COMPRESSION_DEFERRED_H
 
+#include "compression/adapter.h"
 #include "compression/press.h"
 
 /* The scope, from the end of its prefill to the decision. */
@@ -61,6 +62,10 @@ typedef struct pd_deferred {
     pd_status (*ids)(const pd_press_inst *inst, pd_context *c, size_t i, const int32_t **ids, size_t *n, pd_err *err);
     /* Rows of replay i in a pressed layer: all tiles of a layer in order, then the next layer. */
     pd_status (*rows)(const pd_press_inst *inst, pd_context *c, size_t i, const pd_replay_rows *r, pd_err *err);
+    /* Rows that run once over the full cache when all was replayed, at positions n, n + 1, ...: their
+     * keys and values stay behind the scope's in every layer and head, beside what the plans keep, and
+     * what follows stands behind them.  The budget is of both: plans leave them room.  NULL = none.  Thread: any. */
+    void (*added)(const pd_press_inst *inst, pd_added *ret);
     /* plan[n_layer]: those of layers that are not pressed are not read. */
     pd_status (*decide)(const pd_press_inst *inst, pd_context *c, const pd_budget *budget, pd_plan *plan, pd_err *err);
 

@@ -162,6 +162,119 @@ pd_status pd_import_fastkvzip(pd_press_data *d, const char *path, pd_err *err) {
     return rc;
 }
 
+/* ---- restorekv ---- */
+
+typedef struct {
+    size_t layer;
+    pd_proj proj;
+    bool b;
+} lora_place;
+
+static const char *const projections[PD_PROJ_N] = {
+    [PD_PROJ_Q] = "self_attn.q_proj", [PD_PROJ_K] = "self_attn.k_proj", [PD_PROJ_V] = "self_attn.v_proj", [PD_PROJ_O] = "self_attn.o_proj",
+    [PD_PROJ_GATE] = "mlp.gate_proj", [PD_PROJ_UP] = "mlp.up_proj",     [PD_PROJ_DOWN] = "mlp.down_proj",
+};
+
+const char *pd_proj_name(pd_proj proj) {
+    return strchr(projections[proj], '.') + 1;
+}
+
+/* Behind `word`, if that is how *p begins. */
+static bool skip(const char **p, const char *word) {
+    const size_t n = strlen(word);
+    if (strncmp(*p, word, n) != 0) return false;
+    *p += n;
+    return true;
+}
+
+/* [base_model.][model.]...layers.<l>.<projection>.lora_A.weight, as PEFT names them. */
+static bool place_of(const char *name, lora_place *ret) {
+    const char *p = name;
+    while (skip(&p, "base_model.") || skip(&p, "model.")) continue;
+    if (!skip(&p, "layers.") || *p < '0' || *p > '9') return false;
+    char *end;
+    ret->layer = (size_t)strtoull(p, &end, 10);
+    p = end;
+    if (!skip(&p, ".")) return false;
+    int proj = 0;
+    while (proj < PD_PROJ_N && !skip(&p, projections[proj])) proj++;
+    ret->proj = (pd_proj)proj;
+    ret->b = strcmp(p, ".lora_B.weight") == 0;
+    return proj < PD_PROJ_N && (ret->b || strcmp(p, ".lora_A.weight") == 0);
+}
+
+/* One tensor to its layer of A or B.  seen[layer * PD_PROJ_N + proj]: bit 1 << b. */
+static pd_status read_lora(pd_press_data *d, const pd_safetensors *f, const pd_st_tensor *t, const char *path, pd_data_id at, double scale,
+                           unsigned char *seen, pd_err *err) {
+    lora_place to;
+    size_t shape[PD_DATA_DIMS_MAX], n_layer;
+    if (!place_of(t->name, &to))
+        return pd_file_fail(path, err, "tensor '%.100s' is no lora_A or lora_B of a layer's q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj",
+                            t->name);
+    const pd_data_id id = (pd_data_id)(at + (to.b ? PD_DATA_RESTORE_B : PD_DATA_RESTORE_A) - PD_DATA_RESTORE + (int)to.proj);
+    pd_press_data_shape(d, id, shape);
+    n_layer = shape[0];
+    if (to.layer >= n_layer) return pd_file_fail(path, err, "tensor '%.100s' is of layer %zu; the model has %zu", t->name, to.layer, n_layer);
+    unsigned char *mark = &seen[to.layer * PD_PROJ_N + (size_t)to.proj], bit = to.b ? 2 : 1;
+    if (*mark & bit) return pd_file_fail(path, err, "tensor '%.100s' is there twice, under different names", t->name);
+    *mark |= bit;
+    /* layers that the adapter leaves out stay 0 */
+    float *all = (float *)pd_press_data_get(d, id);
+    if (!all) all = pd_press_data_put(d, id);
+    if (!all) return no_memory(err);
+    float *dst = all + to.layer * shape[1] * shape[2];
+    PD_TRY(read_tensor(f, path, t->name, shape + 1, 2, dst, err));
+    for (size_t i = 0; to.b && i < shape[1] * shape[2]; i++) dst[i] = (float)(scale * (double)dst[i]);
+    return PD_OK;
+}
+
+static pd_status read_adapter(pd_press_data *d, const pd_safetensors *f, const char *path, pd_data_id at, const pd_lora_config *c, pd_err *err) {
+    size_t shape[PD_DATA_DIMS_MAX];
+    pd_press_data_shape(d, PD_DATA_RESTORE_A, shape);
+    const size_t n = shape[0] * PD_PROJ_N;
+    unsigned targets = 0;
+    unsigned char *seen = calloc(n, 1);
+    if (!seen) return no_memory(err);
+    pd_status rc = PD_OK;
+    for (size_t i = 0; i < pd_safetensors_count(f) && rc == PD_OK; i++)
+        rc = read_lora(d, f, pd_safetensors_at(f, i), path, at, c->scale, seen, err);
+    for (size_t i = 0; i < n && rc == PD_OK; i++) {
+        if (seen[i]) targets |= 1u << i % PD_PROJ_N;
+        if (seen[i] == 1 || seen[i] == 2)
+            rc = pd_file_fail(path, err, "layer %zu's %s has no lora_%c", i / PD_PROJ_N, pd_proj_name((pd_proj)(i % PD_PROJ_N)), seen[i] == 1 ? 'B' : 'A');
+    }
+    free(seen);
+    PD_TRY(rc);
+    if (!targets) return pd_file_fail(path, err, "has no tensors");
+    for (unsigned p = 0; p < PD_PROJ_N && c->targets; p++)
+        if ((c->targets ^ targets) >> p & 1)
+            return pd_file_fail(path, err, "%s %s, which its config %s", targets >> p & 1 ? "adapts" : "does not adapt",
+                                pd_proj_name((pd_proj)p), targets >> p & 1 ? "does not name" : "names");
+    return PD_OK;
+}
+
+pd_status pd_import_restorekv(pd_press_data *d, pd_data_set set, const char *rows, const char *adapter, const pd_lora_config *c, pd_err *err) {
+    static const char name[] = "restore_embeddings";
+    const pd_data_id at = set == PD_SET_RESTORE_PLUS ? PD_DATA_RESTORE_PLUS : PD_DATA_RESTORE;
+    pd_safetensors *f;
+    PD_TRY(pd_safetensors_open(&f, rows, err));
+    const pd_st_tensor *t = pd_safetensors_find(f, name);
+    const size_t n = t && t->n_dim == 2 ? t->shape[0] : 0;
+    pd_status rc = PD_OK;
+    if (t && (n < 1 || n > PD_ADDED_MAX))
+        rc = pd_file_fail(rows, err, "tensor '%s' is no matrix of 1 to %d rows", name, PD_ADDED_MAX);
+    if (rc == PD_OK) {
+        pd_press_data_set_added(d, set, n, c->rank);
+        rc = read_whole(d, f, rows, name, at, err);
+    }
+    pd_safetensors_close(f);
+    PD_TRY(rc);
+    PD_TRY(pd_safetensors_open(&f, adapter, err));
+    rc = read_adapter(d, f, adapter, at, c, err);
+    pd_safetensors_close(f);
+    return rc;
+}
+
 /* ---- .tsv ---- */
 
 static pd_status parse_tsv(const char *text, size_t n_row, size_t n_col, float *dst,

@@ -22,6 +22,21 @@ pd_status pd_import_duo(pd_press_data *d, const char *path, size_t sink, size_t 
 /* Fast KVzip's gates (q<G>_dim16_sink16), each layer's dictionary as layers.<l>.<name>
  * of a safetensors file; they are published as pickled objects, which are not read. */
 pd_status pd_import_fastkvzip(pd_press_data *d, const char *path, pd_err *err);
+
+/* What a PEFT adapter_config.json says of its LoRA. */
+typedef struct pd_lora_config {
+    size_t rank;      /* 1 to PD_ADAPTER_RANK_MAX */
+    double scale;     /* lora_alpha / r, or / sqrt(r) */
+    unsigned targets; /* bit 1 << pd_proj: those it names; 0 = it has a pattern */
+} pd_lora_config;
+
+const char *pd_proj_name(pd_proj proj); /* "q_proj" */
+
+/* RestoreKV's restore_embeddings.safetensors and the LoRA adapter beside it, in PEFT's form
+ * (adapter_model.safetensors); set: PD_SET_RESTORE or its plus variant.  Layers that the adapter
+ * leaves out get none of it.  Their rows of queries and keys are transformers', and so in the order
+ * of the loaded model (model.h). */
+pd_status pd_import_restorekv(pd_press_data *d, pd_data_set set, const char *rows, const char *adapter, const pd_lora_config *c, pd_err *err);
 /* LU-KV's budget curves: .npy (versions 1 to 3), f4 or f8, [99][NL][Hk]. */
 pd_status pd_import_lukv(pd_press_data *d, const char *path, pd_err *err);
 

@@ -126,7 +126,8 @@ static void head_metric(const pd_press_inst *inst, const pd_running *r, size_t i
     for (size_t s = 0; s < r->n[i]; s++) {
         const double pos = r->pos[i][s];
         const bool stays = pos < inst->p[N_SINK] || pos >= (double)r->next[l] - inst->p[PROTECTED] ||
-                           (r->pos[i][s] >= r->guard[l][0] && r->pos[i][s] < r->guard[l][1]);
+                           (r->pos[i][s] >= r->guard[l][0] && r->pos[i][s] < r->guard[l][1]) ||
+                           (r->pos[i][s] >= r->added[0] && r->pos[i][s] < r->added[1]);
         ret[s] = stays ? INFINITY : r->tag[i][s];
     }
 }

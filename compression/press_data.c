@@ -19,11 +19,13 @@ static const char format[] = "pressd press data 1";
 /* dims: l layers, q query heads, k KV heads, D head size, d model width,
  * h hidden units, r rows of a curve, g size of a gate, J keys of all heads in a row,
  * b curves of errors, e their points, C and c 256 and 16 centroids, P pairs
- * of channels, o setups of overlaps. */
+ * of channels, o setups of overlaps, n rows and R rank of what restorekv adds, Q queries of all
+ * heads in a row, f feed-forward units. */
 static const struct {
     const char *name, *dims;
     pd_data_set set;
     float min, max;
+    bool optional;
 } tensors[PD_DATA_N] = {
     [PD_DATA_QUERY_MEAN] = {"expected_attention.query_mean", "lqD", PD_SET_STATS, -INFINITY,
                             INFINITY},
@@ -68,6 +70,19 @@ static const struct {
     BOOK(3, 2, 16, "lkDc"), BOOK(4, 4, 16, "lkDc"), BOOK(5, 8, 16, "lkDc"),
 #undef BOOK
     [PD_DATA_JOINT_OVERLAP] = {"joint.keys.overlap", "lo", PD_SET_JOINT, 0, 1},
+#define LORA(at, set, name, proj, id, a, b) \
+    [PD_DATA_RESTORE_A + at + id] = {name "." proj ".lora_A", a, set, -INFINITY, INFINITY, true}, \
+    [PD_DATA_RESTORE_B + at + id] = {name "." proj ".lora_B", b, set, -INFINITY, INFINITY, true}
+#define RESTORE(at, set, name) \
+    [PD_DATA_RESTORE + at] = {name ".embeddings", "nd", set, -INFINITY, INFINITY, false}, \
+    LORA(at, set, name, "q_proj", PD_PROJ_Q, "lRd", "lQR"), LORA(at, set, name, "k_proj", PD_PROJ_K, "lRd", "lJR"), \
+    LORA(at, set, name, "v_proj", PD_PROJ_V, "lRd", "lJR"), LORA(at, set, name, "o_proj", PD_PROJ_O, "lRQ", "ldR"), \
+    LORA(at, set, name, "gate_proj", PD_PROJ_GATE, "lRd", "lfR"), LORA(at, set, name, "up_proj", PD_PROJ_UP, "lRd", "lfR"), \
+    LORA(at, set, name, "down_proj", PD_PROJ_DOWN, "lRf", "ldR")
+    RESTORE(0, PD_SET_RESTORE, "restorekv"),
+    RESTORE(PD_DATA_RESTORE_PLUS - PD_DATA_RESTORE, PD_SET_RESTORE_PLUS, "restorekv_plus"),
+#undef RESTORE
+#undef LORA
 };
 
 /* How to get a set: the command that makes it. */
@@ -87,6 +102,8 @@ static const struct {
     [PD_SET_EIGEN] = {"bases of keys and values", "calibrate -m MODEL --text FILE --only eigen"},
     [PD_SET_JOINT] = {"bases of all heads' keys", "calibrate -m MODEL --text FILE --only joint"},
     [PD_SET_CODES] = {"codebooks of keys", "calibrate -m MODEL --text FILE --only codes"},
+    [PD_SET_RESTORE] = {"restore embeddings and their adapter", "import-press-data -m MODEL --kind restorekv FILE..."},
+    [PD_SET_RESTORE_PLUS] = {"restore embeddings and their adapter", "import-press-data -m MODEL --kind restorekv_plus FILE..."},
 };
 
 static const char *const duo_names[2] = {"duo_attention.pattern", "duo_attention.calibrated"};
@@ -96,12 +113,14 @@ struct pd_press_data {
     uint64_t key;
     size_t n_hidden;
     size_t duo[2][2]; /* PATTERN, CALIBRATED: sink, recent */
+    size_t added[2][2]; /* RESTORE, its plus variant: rows, rank */
     float *t[PD_DATA_N];
 };
 
 /* ---- shapes ---- */
 
-static size_t dim_of(const pd_press_data *d, char c) {
+static size_t dim_of(const pd_press_data *d, pd_data_set set, char c) {
+    const size_t *added = d->added[set == PD_SET_RESTORE_PLUS];
     switch (c) {
     case 'l': return d->model.n_layer;
     case 'q': return d->model.n_head;
@@ -117,6 +136,10 @@ static size_t dim_of(const pd_press_data *d, char c) {
     case 'C': return 256;
     case 'c': return 16;
     case 'o': return PD_OVERLAP_SETUPS;
+    case 'n': return added[0];
+    case 'R': return added[1];
+    case 'Q': return d->model.n_head * d->model.head_dim;
+    case 'f': return d->model.n_ff;
     default: return PD_LUKV_ROWS;
     }
 }
@@ -124,7 +147,7 @@ static size_t dim_of(const pd_press_data *d, char c) {
 unsigned pd_press_data_shape(const pd_press_data *d, pd_data_id id,
                              size_t shape[PD_DATA_DIMS_MAX]) {
     const unsigned n = (unsigned)strlen(tensors[id].dims);
-    for (unsigned i = 0; i < n; i++) shape[i] = dim_of(d, tensors[id].dims[i]);
+    for (unsigned i = 0; i < n; i++) shape[i] = dim_of(d, tensors[id].set, tensors[id].dims[i]);
     return n;
 }
 
@@ -166,6 +189,22 @@ size_t pd_press_data_hidden(const pd_press_data *d) {
     return d->n_hidden;
 }
 
+static pd_data_id first_of(pd_data_set set) {
+    return set == PD_SET_RESTORE_PLUS ? PD_DATA_RESTORE_PLUS : PD_DATA_RESTORE;
+}
+
+void pd_press_data_added(const pd_press_data *d, pd_data_set set, pd_added *ret) {
+    const pd_data_id at = first_of(set);
+    *ret = (pd_added){.x = pd_press_data_get(d, at)};
+    if (!ret->x) return;
+    ret->n = d->added[set == PD_SET_RESTORE_PLUS][0];
+    ret->adapter.rank = d->added[set == PD_SET_RESTORE_PLUS][1];
+    for (int p = 0; p < PD_PROJ_N; p++) {
+        ret->adapter.a[p] = d->t[at + (PD_DATA_RESTORE_A - PD_DATA_RESTORE) + p];
+        ret->adapter.b[p] = d->t[at + (PD_DATA_RESTORE_B - PD_DATA_RESTORE) + p];
+    }
+}
+
 void pd_press_data_duo(const pd_press_data *d, pd_data_set set, size_t *sink, size_t *recent) {
     const size_t *v = d->duo[set == PD_SET_DUO_CALIBRATED];
     *sink = v[0];
@@ -198,6 +237,17 @@ void pd_press_data_set_hidden(pd_press_data *d, size_t n_hidden) {
     d->n_hidden = n_hidden;
 }
 
+void pd_press_data_set_added(pd_press_data *d, pd_data_set set, size_t n, size_t rank) {
+    const int at = first_of(set);
+    for (int id = at; id < at + (PD_DATA_RESTORE_PLUS - PD_DATA_RESTORE); id++) {
+        free(d->t[id]);
+        d->t[id] = NULL;
+    }
+    size_t *v = d->added[set == PD_SET_RESTORE_PLUS];
+    v[0] = n;
+    v[1] = rank;
+}
+
 void pd_press_data_set_duo(pd_press_data *d, pd_data_set set, size_t sink, size_t recent) {
     size_t *v = d->duo[set == PD_SET_DUO_CALIBRATED];
     v[0] = sink;
@@ -226,14 +276,21 @@ static pd_status check_values(const pd_press_data *d, pd_data_id id, pd_err *err
     return PD_OK;
 }
 
+/* Of an adapter's A its B, and the other way round; of others themselves. */
+static int partner(int id) {
+    if (!tensors[id].optional) return id;
+    const int at = first_of(tensors[id].set) + (PD_DATA_RESTORE_B - PD_DATA_RESTORE);
+    return id < at ? id + PD_PROJ_N : id - PD_PROJ_N;
+}
+
 pd_status pd_press_data_check(const pd_press_data *d, pd_err *err) {
     const unsigned have = pd_press_data_have(d);
     for (int id = 0; id < PD_DATA_N; id++) {
         if (!(have & 1u << tensors[id].set)) continue;
-        if (!d->t[id])
+        if (!d->t[id] && (!tensors[id].optional || d->t[partner(id)]))
             return pd_fail(err, PD_EINVAL, NULL,
                            "%s is missing: other tensors of its set are there", tensors[id].name);
-        PD_TRY(check_values(d, (pd_data_id)id, err));
+        if (d->t[id]) PD_TRY(check_values(d, (pd_data_id)id, err));
     }
     for (int i = 0; i < 2; i++) {
         if (!(have & 1u << (PD_SET_DUO_PATTERN + i))) continue;
@@ -331,8 +388,24 @@ static size_t meta_size(const pd_safetensors *f, const char *name, const char *w
     return *end == '\0' && v <= PD_DUO_SIZE_MAX ? (size_t)v : SIZE_MAX; /* refused by the check */
 }
 
+/* Rows and rank of what a RESTORE set adds, from the shapes of its tensors. */
+static pd_status load_added(pd_press_data *d, const pd_safetensors *f, const char *path, pd_data_set set, pd_err *err) {
+    const pd_data_id at = first_of(set);
+    const pd_st_tensor *x = pd_safetensors_find(f, tensors[at].name), *a = NULL;
+    for (int p = 0; !a && p < PD_PROJ_N; p++) a = pd_safetensors_find(f, tensors[at + (PD_DATA_RESTORE_A - PD_DATA_RESTORE) + p].name);
+    const size_t n = x && x->n_dim == 2 ? x->shape[0] : 1, rank = a && a->n_dim == 3 ? a->shape[1] : 1;
+    if (n < 1 || n > PD_ADDED_MAX)
+        return pd_file_fail(path, err, "tensor '%s' has %zu rows; 1 to %d are allowed", x->name, n, PD_ADDED_MAX);
+    if (rank < 1 || rank > PD_ADAPTER_RANK_MAX)
+        return pd_file_fail(path, err, "tensor '%s' has rank %zu; 1 to %d are allowed", a->name, rank, PD_ADAPTER_RANK_MAX);
+    pd_press_data_set_added(d, set, n, rank);
+    return PD_OK;
+}
+
 static pd_status load(pd_press_data *d, const pd_safetensors *f, const char *path, pd_err *err) {
     PD_TRY(check_model(d, f, path, err));
+    PD_TRY(load_added(d, f, path, PD_SET_RESTORE, err));
+    PD_TRY(load_added(d, f, path, PD_SET_RESTORE_PLUS, err));
     const pd_st_tensor *w1 = pd_safetensors_find(f, tensors[PD_DATA_KVZAP_W1].name);
     if (w1 && w1->n_dim == 3) {
         if (w1->shape[1] < 1 || w1->shape[1] > PD_KVZAP_HIDDEN_MAX)

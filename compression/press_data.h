@@ -15,6 +15,7 @@
 #ifndef PD_COMPRESSION_PRESS_DATA_H
 #define PD_COMPRESSION_PRESS_DATA_H
 
+#include "compression/adapter.h"
 #include "compression/press.h"
 #include "compression/spec.h"
 #include "engine/cache/codes.h"
@@ -62,7 +63,12 @@ typedef enum {
     PD_DATA_BOOK_WEIGHT,          /* [NL][Hk][D/2] > 0 where a layer is pressed; what pairs of channels weigh in books */
     PD_DATA_BOOK,                 /* [NL][Hk][D][256 or 16] codebooks, one for each of pd_books (cache/codes.h) in turn */
     PD_DATA_BOOK_LAST = PD_DATA_BOOK + PD_BOOKS - 1,
-    PD_DATA_N
+    /* restorekv's rows and adapter (adapter.h), then its plus variant's.  A projection may have none. */
+    PD_DATA_RESTORE,              /* [n][d] */
+    PD_DATA_RESTORE_A,            /* + pd_proj: [NL][rank][n_in] */
+    PD_DATA_RESTORE_B = PD_DATA_RESTORE_A + PD_PROJ_N, /* + pd_proj: [NL][n_out][rank] */
+    PD_DATA_RESTORE_PLUS = PD_DATA_RESTORE_B + PD_PROJ_N,
+    PD_DATA_N = PD_DATA_RESTORE_PLUS + 1 + 2 * PD_PROJ_N
 } pd_data_id;
 
 /* What comes together. */
@@ -78,6 +84,8 @@ typedef enum {
     PD_SET_EIGEN,          /* EIGEN_SHARED .. EIGEN_ERROR */
     PD_SET_JOINT,          /* JOINT .. JOINT_OVERLAP */
     PD_SET_CODES,          /* BOOK_WEIGHT .. BOOK_LAST */
+    PD_SET_RESTORE,        /* RESTORE, its A and B */
+    PD_SET_RESTORE_PLUS,
     PD_SET_N
 } pd_data_set;
 
@@ -107,13 +115,16 @@ const float *pd_press_data_get(const pd_press_data *d, pd_data_id id);
 unsigned pd_press_data_have(const pd_press_data *d); /* bit 1 << set */
 void pd_press_data_heads(const pd_press_data *d, size_t *per_layer, size_t *all); /* KV heads */
 size_t pd_press_data_hidden(const pd_press_data *d); /* n_hidden of KVZAP_MLP */
+/* What restorekv adds; its n is 0 if the set is not there. */
+void pd_press_data_added(const pd_press_data *d, pd_data_set set, pd_added *ret);
 /* Sink and recent tokens of a DUO set. */
 void pd_press_data_duo(const pd_press_data *d, pd_data_set set, size_t *sink, size_t *recent);
 
 /* ---- making it ---- */
 
-/* Before the tensors of KVZAP_MLP (which go) and of a DUO set. */
+/* Before the tensors of KVZAP_MLP (which go), of a RESTORE set (likewise) and of a DUO set. */
 void pd_press_data_set_hidden(pd_press_data *d, size_t n_hidden);
+void pd_press_data_set_added(pd_press_data *d, pd_data_set set, size_t n, size_t rank);
 void pd_press_data_set_duo(pd_press_data *d, pd_data_set set, size_t sink, size_t recent);
 enum { PD_DATA_DIMS_MAX = 4 };
 /* The tensor's shape for this model; returns the number of dimensions. */
@@ -124,7 +135,7 @@ size_t pd_press_data_elems(const pd_press_data *d, pd_data_id id); /* their prod
 float *pd_press_data_put(pd_press_data *d, pd_data_id id);
 const char *pd_data_name(pd_data_id id);   /* in the file */
 pd_data_set pd_data_set_of(pd_data_id id);
-/* Whole sets, finite values, ranges: what load checks too.  Errors: EINVAL. */
+/* Whole sets (of RESTORE ones the rows, and A and B together), finite values, ranges: what load checks too.  Errors: EINVAL. */
 pd_status pd_press_data_check(const pd_press_data *d, pd_err *err);
 
 /* ---- for presses ---- */

@@ -13,6 +13,7 @@ typedef struct pd_running {
     const float *const *tag;     /* [n_layer * H] -> [n] */
     const int32_t *next;         /* [n_layer] the next position, as they count in that layer */
     const int32_t (*guard)[2];   /* [n_layer] positions [begin, end) that must stay */
+    int32_t added[2];            /* and those in every layer (pd_deferred.added) */
     pd_arena *tmp;               /* scratch; plans live in it */
 } pd_running;
 

@@ -14,7 +14,7 @@
 
 /* What the model offers; a press it cannot serve is refused at resolve. */
 typedef struct pd_press_model {
-    size_t n_layer, n_head, n_head_kv, head_dim, n_embd;
+    size_t n_layer, n_head, n_head_kv, head_dim, n_embd, n_ff;
     const struct pd_press_data *data; /* its trained tensors (press_data.h), NULL = none; outlives the instances */
 } pd_press_model;
 

@@ -91,6 +91,7 @@ static void kv_cache(pd_buf *out, const pd_kv_report *kv, const pd_engine_info *
     member_num(out, "ratio", kv->ratio);
     member_u64(out, "tokens_seen", kv->tokens_seen);
     member_num(out, "tokens_kept", kv->tokens_kept);
+    if (kv->tokens_added) member_u64(out, "tokens_added", kv->tokens_added);
     member_u64(out, "bytes_after_prefill", kv->bytes_after_prefill);
     member_u64(out, "bytes", kv->bytes);
     member_u64(out, "bytes_dense", kv->bytes_dense);
@@ -131,6 +132,7 @@ static void add_report(pd_kv_report *sum, const pd_kv_report *kv) {
     sum->tokens_seen += kv->tokens_seen;
     sum->tokens_evicted += kv->tokens_evicted;
     sum->tokens_kept += kv->tokens_kept;
+    sum->tokens_added += kv->tokens_added;
     sum->bytes += kv->bytes;
     sum->bytes_recent += kv->bytes_recent;
     sum->bytes_after_prefill += kv->bytes_after_prefill;

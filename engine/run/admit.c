@@ -22,7 +22,7 @@ static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
 
 /* What is left of the scope, per head of a full layer. */
 static size_t most_of_scope(const pd_job *job, size_t layer) {
-    if (!job->scope || job->deferred) return job->scope; /* a deferred press finds all of the scope dense */
+    if (!job->scope || job->deferred) return job->scope + job->n_added; /* a deferred press finds all of the scope dense */
     pd_budget budget = job->budget;
     budget.n_protected = job->protect_end - job->protect_begin;
     /* protected tokens stay whatever the budget says */
@@ -41,7 +41,7 @@ bool pd_admit_rule(const pd_job *job, pd_decode_rule *ret) {
 static size_t most_left(const pd_job *job, const pd_decode_rule *rule, size_t layer, size_t slots) {
     pd_budget last = pd_decode_budget(rule, rule->keep_prompt ? job->max_tokens : job->n_tokens + job->max_tokens);
     if (rule->keep_prompt) return pd_press_most(rule->prune, &last, layer, job->max_tokens);
-    last.n_protected = job->protect_end - job->protect_begin;
+    last.n_protected = job->protect_end - job->protect_begin + job->n_added;
     const size_t left = pd_press_most(rule->prune, &last, layer, slots) + last.n_protected;
     return rule->prune->press->running ? pd_div_up(left, PD_PAGE_TOKENS) * PD_PAGE_TOKENS : left;
 }
@@ -79,7 +79,7 @@ static void most_pages(pd_job *job, const pd_hparams *hp) {
             packed += layer_pages(hp, most_of_scope(job, l));
         }
         /* a window straddles up to two pages more, and holds one token more for a moment */
-        pages += w ? layer_pages(hp, pd_min_size(job->n_tokens + job->max_tokens, w + 1)) + hp->n_head_kv
+        pages += w ? layer_pages(hp, pd_min_size(job->n_tokens + job->n_added + job->max_tokens, w + 1)) + hp->n_head_kv
                    : layer_pages(hp, open);
     }
     job->pages_reserved = job->pages_promised = pages;
@@ -92,7 +92,7 @@ static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
     const pd_job *job = s->job;
     const pd_hparams *hp = &s->run->model->hp;
     const pd_decode_rule *rule = &s->rule;
-    const size_t total = job->n_tokens + job->max_tokens;
+    const size_t total = job->n_tokens + job->n_added + job->max_tokens;
     size_t left = total, more = job->max_tokens, slots = 0;
     if (rule->prune) {
         left = most_left(job, rule, layer, total);
@@ -118,7 +118,7 @@ static uint64_t pages_ahead(const pd_seq *s, size_t layer) {
 static uint64_t pages_together(const pd_seq *s) {
     const pd_job *job = s->job;
     const pd_hparams *hp = &s->run->model->hp;
-    const size_t more = job->max_tokens - job->n_sampled, total = job->n_tokens + job->max_tokens;
+    const size_t more = job->max_tokens - job->n_sampled, total = job->n_tokens + job->n_added + job->max_tokens;
     const size_t interval = s->rule.interval ? pd_min_size(s->rule.interval, more) : more;
     uint64_t now = 0, grown = 0, after = 0, heads = 0;
     for (size_t l = 0; l < hp->n_layer; l++) {
@@ -165,7 +165,7 @@ uint64_t pd_admit_gain(const pd_seq *s) {
     const size_t more = pd_div_up(job->max_tokens - job->n_sampled, PD_PAGE_TOKENS);
     uint64_t pages = pages_of_windows(s), now = 0, after = 0;
     pd_budget budget = pd_decode_budget(&s->rule, s->n_seen);
-    budget.n_protected = job->protect_end - job->protect_begin;
+    budget.n_protected = job->protect_end - job->protect_begin + job->n_added;
     for (size_t l = 0; l < hp->n_layer; l++) {
         if (hp->window[l]) continue;
         const size_t left = pd_press_most(s->rule.prune, &budget, l, s->n_seen) + budget.n_protected;
@@ -178,7 +178,7 @@ uint64_t pd_admit_gain(const pd_seq *s) {
 }
 
 size_t pd_admit_list_slots(const pd_job *job, const pd_hparams *hp, size_t layer) {
-    const size_t total = job->n_tokens + job->max_tokens, w = hp->window[layer];
+    const size_t total = job->n_tokens + job->n_added + job->max_tokens, w = hp->window[layer];
     return w ? pd_min_size(total, w + 1) : total; /* one head may keep everything */
 }
 
@@ -289,7 +289,7 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
     const pd_codec codec = pd_codec_of(job->kv_key, job->kv_value);
     job->page_bytes = pd_codec_page_bytes(&codec, hp->head_dim, hp->head_dim);
     pd_codec recent;
-    const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->max_tokens, PD_PAGE_TOKENS) + 1);
+    const size_t twice = pd_min_size(PD_KV_RECENT, pd_div_up(job->n_tokens + job->n_added + job->max_tokens, PD_PAGE_TOKENS) + 1);
     /* Who chooses what is read finds it in one place: nothing is held twice. */
     job->recent_page_bytes = read_all && pd_codec_recent(&codec, &recent) ? pd_codec_page_bytes(&recent, hp->head_dim, hp->head_dim) : 0;
     job->recent_bytes = (uint64_t)hp->n_layer * hp->n_head_kv * twice * job->recent_page_bytes;
@@ -302,7 +302,7 @@ static pd_status plan_types(pd_job *job, const pd_hparams *hp, pd_kv_type native
 
 pd_latent_rule pd_admit_latents(const pd_press_inst *press, const pd_hparams *hp) {
     const pd_press_model model = {.n_layer = hp->n_layer, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv,
-                                  .head_dim = hp->head_dim, .n_embd = hp->n_embd};
+                                  .head_dim = hp->head_dim, .n_embd = hp->n_embd, .n_ff = hp->n_ff};
     pd_latent_rule rule = {0};
     if (press->press->latents && !press->press->latents(press, &model, &rule)) rule = (pd_latent_rule){0};
     return rule;
@@ -362,9 +362,17 @@ static void plan_reverse(pd_job *job, const pd_hparams *hp, size_t rows) {
     job->staging_bytes += all < most ? all : most;
 }
 
+size_t pd_admit_added(const pd_compression *c) {
+    const pd_deferred *d = c && c->press ? c->press->press->deferred : NULL;
+    pd_added added = {0};
+    if (d && d->added) d->added(c->press, &added);
+    return added.n;
+}
+
 pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *p, pd_kv_type native, pd_err *err) {
     const pd_compression *c = p->compression;
     job->comp = p->compression;
+    job->n_added = pd_admit_added(c);
     const pd_read_rule read = pd_compression_read(c);
     PD_TRY(plan_types(job, hp, native, pd_read_all(&read), err));
     if (c && c->protect_system && p->has_marks) {
@@ -397,11 +405,12 @@ pd_status pd_admit_plan(pd_job *job, const pd_hparams *hp, const pd_job_params *
         /* one that goes on ranks the prompt even if all of it stays */
         job->deferred = c->press->press->deferred && (rule.by_request || pd_budget_keep(&job->budget, job->scope) < job->scope);
     }
+    if (!job->deferred) job->n_added = 0;
     most_pages(job, hp);
     /* a replay stands behind the scope */
     const pd_deferred *d = job->deferred ? c->press->press->deferred : NULL;
     const size_t behind = d && d->most_rows ? d->most_rows(c->press, job->scope) : 0;
-    job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, pd_max_size(job->n_tokens, job->scope + behind));
+    job->staging_bytes = pd_stage_bytes(hp->n_head_kv, hp->head_dim, pd_max_size(job->n_tokens, job->scope + pd_max_size(behind, job->n_added)));
     job->thread_bytes = 0;
     if (d && d->gradient) plan_reverse(job, hp, behind);
     return PD_OK;

@@ -74,7 +74,7 @@ static void fill_info(pd_engine *e, const pd_engine_opts *o, pd_chat_origin orig
         .page_tokens = PD_PAGE_TOKENS,
         .kv_token_bytes = hp->n_layer * hp->n_head_kv * hp->head_dim * 2 * sizeof(uint16_t),
         .chat_template = e->chat ? pd_chat_name(e->chat) : NULL, .chat_origin = origin,
-        .press_model = {hp->n_layer, hp->n_head, hp->n_head_kv, hp->head_dim, hp->n_embd, NULL},
+        .press_model = {hp->n_layer, hp->n_head, hp->n_head_kv, hp->head_dim, hp->n_embd, hp->n_ff, NULL},
     };
 }
 
@@ -337,13 +337,16 @@ pd_status pd_engine_submit_n(pd_engine *e, const pd_job_params *p, size_t n, con
     PD_TRY(check_params(e, p, err));
     if (n < 1 || n > PD_CHOICES_MAX || (n > 1 && (p->explain || p->pool != PD_POOL_NONE)))
         return pd_fail(err, PD_EINVAL, "n", "n is %zu; 1 to %d answers are given, and one explanation or embedding", n, PD_CHOICES_MAX);
-    const size_t ctx = e->info.ctx_size, room = ctx > p->n_tokens ? ctx - p->n_tokens : 0;
+    const size_t ctx = e->info.ctx_size, added = pd_admit_added(p->compression), taken = p->n_tokens + added;
+    const size_t room = ctx > taken ? ctx - taken : 0;
     const bool wants = !p->explain && !(p->max_given && p->max_tokens == 0);
-    if (p->n_tokens > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room)) {
+    if (taken > ctx || (wants && room == 0) || (wants && p->max_given && p->max_tokens > room)) {
+        char by_press[48] = "";
+        if (added) snprintf(by_press, sizeof by_press, ", its press adds %zu,", added);
         if (err) err->n_prompt_tokens = p->n_tokens, err->n_ctx = ctx;
         return pd_fail(err, PD_ECONTEXT, "prompt", /* clients know the case by the first words, OpenAI's own */
-                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt and asks for %zu more",
-                       ctx, p->n_tokens, wants && p->max_given ? p->max_tokens : (size_t)wants);
+                       "this model's maximum context length is %zu tokens; the request has %zu in the prompt%s and asks for %zu more",
+                       ctx, p->n_tokens, by_press, wants && p->max_given ? p->max_tokens : (size_t)wants);
     }
     if (p->grammar) PD_TRY(pd_engine_prepare_grammar(e, err));
     pd_job *job;

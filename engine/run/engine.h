@@ -239,11 +239,12 @@ typedef struct pd_kv_report {
     char press[PD_SPEC_TEXT_MAX + 1]; /* canonical text, "none" */
     const char *name;        /* press name without parameters, for metrics */
     double ratio_requested;  /* 0 if not by ratio */
-    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope; a pair whose key
-                                lost channels counts by what is left of its numbers */
+    double ratio;            /* achieved: 1 - kept / seen over the pressed layers' scope, added ones kept with the others;
+                                a pair whose key lost channels counts by what is left of its numbers */
     const char *skipped;     /* reason, or NULL */
     uint64_t tokens_seen, tokens_evicted; /* evicted: pairs, summed over layers and heads */
     double tokens_kept;      /* mean over the layers and heads, at the end */
+    uint64_t tokens_added;   /* of them, in every head, tokens of no text that the press put behind its scope */
     uint64_t bytes;          /* resident pages when the answer ended, those held twice with them */
     uint64_t bytes_after_prefill, bytes_peak, bytes_dense;
     uint64_t pages;

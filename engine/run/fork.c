@@ -25,6 +25,7 @@ pd_status pd_seq_fork(pd_seq *s, const pd_seq *from, pd_job *job, pd_err *err) {
     PD_TRY(pd_seq_open(s, from->run, job, err));
     PD_TRY(pd_kv_copy(&s->kv, &from->kv, err));
     memcpy(s->shift, from->shift, s->kv.n_layer * sizeof *s->shift);
+    memcpy(s->added, from->added, sizeof s->added);
     memcpy(s->guard, from->guard, s->kv.n_layer * sizeof *s->guard);
     copy_decode(s, from);
     s->n_seen = from->n_seen;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Layer parts around attention (see forward.h). */
-#include "engine/run/forward.h"
+#include "engine/run/adapter.h"
 
 #include "engine/base/num.h"
 
@@ -174,6 +174,9 @@ void pd_fwd_qkv(pd_fwd *f, size_t layer, const float *x, size_t n, bool kv_only,
     const pd_lhs lhs = make_lhs(f, norm_row, x, ly->attn_norm, f->h, n, hp->n_embd, &ly->k);
     const pd_mul mul[] = {{&ly->k, f->k, nkv}, {&ly->v, f->v, nkv}, {&ly->q, f->q, nq}};
     pd_mat_mul(f->workers, f->kern, &lhs, mul, kv_only ? 2 : 3, flags);
+    pd_adapter_add(f, layer, PD_PROJ_K, lhs.x, n, f->k);
+    pd_adapter_add(f, layer, PD_PROJ_V, lhs.x, n, f->v);
+    if (!kv_only) pd_adapter_add(f, layer, PD_PROJ_Q, lhs.x, n, f->q);
     if (hp->qk_norm || hp->qkv_bias)
         run_rows(&(row_job){.f = f, .row = qk_row, .n = n, .kv_only = kv_only, .layer = ly});
 }
@@ -225,17 +228,21 @@ void pd_fwd_finish(pd_fwd *f, size_t layer, float *x, size_t n, unsigned flags) 
     const pd_mul o = {&ly->o, f->out, d};
     look_ahead(f, ahead_gate_up, ly, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, &o, 1, flags);
+    pd_adapter_add(f, layer, PD_PROJ_O, lhs.x, n, f->out);
     add_block(f, ly->attn_post_norm, x, n);
 
     lhs = make_lhs(f, norm_row, x, ly->ffn_norm, f->h, n, d, &ly->gate);
     const pd_mul gate_up[] = {{&ly->gate, f->gate, hp->n_ff}, {&ly->up, f->up, hp->n_ff}};
     look_ahead(f, ahead_down, ly, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, gate_up, 2, flags);
+    pd_adapter_add(f, layer, PD_PROJ_GATE, lhs.x, n, f->gate);
+    pd_adapter_add(f, layer, PD_PROJ_UP, lhs.x, n, f->up);
     lhs = make_lhs(f, act_row, f->gate, NULL, f->gate, n, hp->n_ff, &ly->down);
     const pd_mul down = {&ly->down, f->out, d};
     if (layer + 1 < hp->n_layer) look_ahead(f, ahead_qkv, ly + 1, flags);
     else look_ahead(f, ahead_out, f->model, flags);
     pd_mat_mul(f->workers, f->kern, &lhs, &down, 1, flags);
+    pd_adapter_add(f, layer, PD_PROJ_DOWN, lhs.x, n, f->out);
     add_block(f, ly->ffn_post_norm, x, n);
 }
 

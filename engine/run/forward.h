@@ -8,6 +8,7 @@
 #ifndef PD_ENGINE_RUN_FORWARD_H
 #define PD_ENGINE_RUN_FORWARD_H
 
+#include "compression/adapter.h"
 #include "engine/model/model.h"
 
 typedef struct pd_fwd {
@@ -23,6 +24,7 @@ typedef struct pd_fwd {
     float *out;   /* [rows][n_embd] */
     pd_qact act;  /* quantised rows of the widest input */
     float *cos, *sin; /* [n_rope][rows][D/2] */
+    const pd_adapter *adapter; /* added to the projections of the call under way (adapter.h); NULL = nothing is */
     size_t bytes; /* all of it */
 } pd_fwd;
 

@@ -68,6 +68,7 @@ struct pd_job {
     size_t protect_begin, protect_end;
     pd_budget budget;            /* of the scope */
     bool deferred;               /* the press decides when the whole scope is in the cache */
+    size_t n_added;              /* slots it puts behind the scope */
     const pd_chat *chat;         /* the template that made the prompt, or NULL */
     const char *skipped;
     pd_kv_type kv_key, kv_value; /* how its pages store numbers, never NATIVE */

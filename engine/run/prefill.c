@@ -27,6 +27,11 @@ static size_t seg_len(const pd_prefill *p) {
     return p->seg_end - p->seg_begin;
 }
 
+/* Its tokens are the prompt's: neither a replay's nor rows that a press adds. */
+static bool of_prompt(const pd_prefill *p) {
+    return !p->ids && !p->added;
+}
+
 void pd_segment_close(pd_prefill *p) {
     free(p->x);
     free(p->pos);
@@ -101,7 +106,7 @@ pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed,
         pd_compare_needs(s->job, &needs);
     else if (pressed && (!s->job->deferred || pd_replay_scores(s->job)))
         pd_press_collect_needs(s->job->comp->press, &needs);
-    else if (begin > 0 && !p->ids && s->rule.tag == PD_TAG_SCORE)
+    else if (begin > 0 && of_prompt(p) && s->rule.tag == PD_TAG_SCORE)
         needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
     PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, err));
     for (size_t i = 0; i < n; i++) p->pos[i] = (int32_t)(begin + i);
@@ -121,7 +126,8 @@ static void enter(pd_prefill *p, size_t n) {
     const pd_run *run = p->seq->run;
     const pd_hparams *hp = &run->model->hp;
     const size_t half = hp->head_dim / 2;
-    for (size_t i = p->row; i < p->row + n; i++)
+    if (p->added) memcpy(p->x + p->row * hp->n_embd, p->added->x + p->row * hp->n_embd, n * hp->n_embd * sizeof *p->x);
+    for (size_t i = p->row; i < p->row + n && !p->added; i++)
         pd_fwd_embed(&run->fwd, p->ids ? p->ids[i] : p->seq->job->tokens[p->seg_begin + i], p->x + i * hp->n_embd);
     for (size_t r = 0; r < hp->n_rope; r++)
         pd_rope_table(run->model, r, p->pos + p->row, n, p->cos[r] + p->row * half, p->sin[r] + p->row * half);
@@ -191,17 +197,17 @@ static pd_status run_tile(pd_prefill *p, size_t n, pd_err *err) {
     const pd_hparams *hp = &f->model->hp;
     float *x = p->x + p->row * hp->n_embd;
     const bool last_layer = p->layer + 1 == hp->n_layer;
-    const bool ends_prompt = !p->ids && p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
+    const bool ends_prompt = of_prompt(p) && p->seg_end == s->job->n_tokens && p->row + n == seg_len(p);
     float *att_sum = p->collecting ? p->collect.att_sum : NULL;
-    const bool pooled = !p->ids && (s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt));
-    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && !p->ids) || pooled || att_sum || p->to_end;
+    const bool pooled = of_prompt(p) && (s->job->pool == PD_POOL_MEAN || (s->job->pool == PD_POOL_LAST && ends_prompt));
+    const bool output = !last_layer || (ends_prompt && s->job->max_tokens > 0) || (s->job->score && of_prompt(p)) || pooled || att_sum || p->to_end;
     const bool wants_q = (p->collecting && (p->collect.needs.bits & ~(unsigned)PD_NEEDS_X)) || s->ring.rows || p->ids;
     const bool kv_only = !output && !wants_q;
 
     if (p->layer == 0) enter(p, n);
     pd_fwd_qkv(f, p->layer, x, n, kv_only, 0);
     if (p->collecting || p->collect.x) pd_collect_raw(&p->collect, p->row, n, f->q, f->h);
-    if (!kv_only && !p->ids) to_ring(p, n);
+    if (!kv_only && of_prompt(p)) to_ring(p, n);
     rope_tile(p, n, kv_only);
     if (p->collecting && !kv_only) pd_collect_rotated(&p->collect, p->row, n, f->q, p->pos + p->row);
     to_stage(p, n);
@@ -237,8 +243,12 @@ static pd_status end_segment(pd_prefill *p, bool *done, pd_err *err) {
 }
 
 pd_status pd_segment_tile(pd_prefill *p, size_t rows, bool *layer_done, pd_err *err) {
+    pd_fwd *f = &p->seq->run->fwd;
     p->tile = pd_min_size(p->seq->run->attn.exact ? PD_TILE : rows, seg_len(p) - p->row);
-    PD_TRY(run_tile(p, p->tile, err));
+    f->adapter = p->added ? &p->added->adapter : NULL;
+    const pd_status rc = run_tile(p, p->tile, err);
+    f->adapter = NULL;
+    PD_TRY(rc);
     p->row += p->tile;
     *layer_done = p->row == seg_len(p);
     return PD_OK;

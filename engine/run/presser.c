@@ -271,13 +271,35 @@ pd_status pd_presser_layer(pd_prefill *p, pd_err *err) {
     return p->pressed ? PD_OK : tag_layer(p, err);
 }
 
+pd_status pd_presser_added(pd_prefill *p, pd_err *err) {
+    pd_seq *s = p->seq;
+    pd_arena_reset(&s->run->tmp);
+    PD_TRY(store_layer(p, err));
+    for (size_t h = 0; h < s->kv.n_head_kv; h++)
+        pd_tags_fill(&s->tags, p->layer, h, p->stage.n_prior[h], p->seg_end - p->seg_begin, s->tags.kind == PD_TAG_SCORE ? INFINITY : 0.0f);
+    return PD_OK;
+}
+
+/* A head's slots that stay: of the context's n those of the plan, and what was added behind them. */
+static pd_status kept_slots(const pd_context *c, const pd_plan *plan, size_t h, size_t n_added, uint32_t **ret, pd_err *err) {
+    *ret = plan->keep[h];
+    if (!n_added) return PD_OK;
+    const size_t n = plan->n_keep[h];
+    uint32_t *keep = PD_ARENA_NEW(c->keep, n + n_added, uint32_t);
+    if (!keep) return pd_fail(err, PD_ENOMEM, NULL, "no memory for plans");
+    memcpy(keep, plan->keep[h], n * sizeof *keep);
+    for (size_t i = 0; i < n_added; i++) keep[n + i] = (uint32_t)(c->n + i);
+    *ret = keep;
+    return PD_OK;
+}
+
 pd_status pd_presser_context(pd_seq *s, const pd_context *c, const pd_plan *plan, pd_err *err) {
-    const size_t heads = s->kv.n_head_kv;
+    const size_t heads = s->kv.n_head_kv, n_added = (size_t)(s->added[1] - s->added[0]);
     for (size_t i = 0; i < c->n_layer * heads; i++) {
         if (!c->score[i]) continue;
         const size_t l = i / heads, h = i % heads, n_keep = plan[l].n_keep[h];
         s->pairs_scope += c->n;
-        s->pairs_kept += (double)n_keep;
+        s->pairs_kept += (double)(n_keep + n_added);
         s->evicted += c->n - n_keep;
         if (s->explain) {
             float *scores = NULL;
@@ -291,8 +313,10 @@ pd_status pd_presser_context(pd_seq *s, const pd_context *c, const pd_plan *plan
             for (size_t k = 0; k < n_keep; k++) kept[k] = (int32_t)plan[l].keep[h][k]; /* a dense scope: slot = position */
             s->explain[i] = (pd_explain_head){.n_kept = n_keep, .kept = kept, .scores = scores};
         }
-        if (pd_tags_layer(&s->tags, l)) pd_tags_keep(&s->tags, l, h, plan[l].keep[h], n_keep);
-        pd_kv_keep(&s->kv, l, h, plan[l].keep[h], n_keep);
+        uint32_t *keep;
+        PD_TRY(kept_slots(c, &plan[l], h, n_added, &keep, err));
+        if (pd_tags_layer(&s->tags, l)) pd_tags_keep(&s->tags, l, h, keep, n_keep + n_added);
+        pd_kv_keep(&s->kv, l, h, keep, n_keep + n_added);
     }
     return PD_OK;
 }
@@ -337,7 +361,7 @@ static pd_status ring_tail(const pd_seq *s, size_t layer, size_t want, pd_view *
     if (!q || !cs || !pos) return pd_fail(err, PD_ENOMEM, NULL, "no memory for recent queries");
     for (size_t i = 0; i < n; i++) {
         memcpy(q + i * r->nq, pd_qring_row(r, layer, have - n + i, &pos[i]), r->nq * sizeof *q);
-        pos[i] -= s->shift[layer];
+        if (pos[i] >= s->added[0]) pos[i] -= s->shift[layer]; /* those before what was added stand where they stood */
         pd_rope_table(s->run->model, s->run->model->layer[layer].rope, &pos[i], 1, cs, cs + half);
         s->run->kern->rope(q + i * r->nq, r->nq / d, d, cs, cs + half);
     }
@@ -350,12 +374,13 @@ static pd_status ring_tail(const pd_seq *s, size_t layer, size_t want, pd_view *
 /* The slots that hold protected tokens. */
 static pd_status protect_slots(pd_seq *s, size_t layer, const size_t *n_h, int32_t *const *pos, pd_view *view, pd_err *err) {
     const int32_t begin = s->guard[layer][0], end = s->guard[layer][1];
-    if (begin >= end) return PD_OK;
+    if (begin >= end && s->added[0] >= s->added[1]) return PD_OK;
     const uint8_t **protect = PD_ARENA_NEW(&s->run->tmp, s->kv.n_head_kv, const uint8_t *);
     for (size_t h = 0; protect && h < s->kv.n_head_kv; h++) {
         uint8_t *mask = PD_ARENA_NEW(&s->run->tmp, n_h[h], uint8_t);
         if (!mask) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");
-        for (size_t i = 0; i < n_h[h]; i++) mask[i] = pos[h][i] >= begin && pos[h][i] < end;
+        for (size_t i = 0; i < n_h[h]; i++)
+            mask[i] = (pos[h][i] >= begin && pos[h][i] < end) || (pos[h][i] >= s->added[0] && pos[h][i] < s->added[1]);
         protect[h] = mask;
     }
     if (!protect) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a layer");

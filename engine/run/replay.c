@@ -3,6 +3,8 @@
  * context's end (compression/deferred.h).
  *
  * A press that scores layers while they are prefilled is asked here as well.
+ * Rows that the press adds come last, as a segment whose keys and values do reach pages,
+ * behind the scope's; later tokens stand behind them.
  * A replay is a prefill segment behind the scope whose keys and values never reach
  * pages: they live in the staging layer and the next layer overwrites them.  A unit
  * is one tile of one layer, as in any prefill, so running streams wait no longer.
@@ -27,7 +29,9 @@ struct pd_replay {
     size_t i;       /* the replay at work */
     const int32_t *ids;
     size_t n_ids;   /* 0: all were run */
-    pd_prefill seg; /* open while n_ids */
+    pd_added added; /* n 0: none */
+    bool adding;    /* they are at work */
+    pd_prefill seg; /* open while n_ids or adding */
     pd_reverse *reverse; /* of the same rows, if the press asks for gradients; or NULL */
     bool backwards;      /* they were run forward */
 };
@@ -102,12 +106,32 @@ static pd_status new_context(pd_prefill *p, pd_err *err) {
     return PD_OK;
 }
 
-/* The ids of replay r->i and their segment; none left: ids.n is 0. */
+/* The rows that the press adds, if any: behind all replays. */
+static pd_status begin_added(pd_prefill *p, struct pd_replay *r, pd_err *err) {
+    const pd_press_inst *inst;
+    const pd_deferred *d = hooks(p, &inst);
+    if (!d->added) return PD_OK;
+    d->added(inst, &r->added);
+    r->adding = r->added.n > 0;
+    if (!r->adding) return PD_OK;
+    r->seg = (pd_prefill){.seq = p->seq, .added = &r->added, .replay = r};
+    return pd_segment_open(&r->seg, r->c.n, r->c.n + r->added.n, false, err);
+}
+
+/* They are in every layer: nobody may drop them, and what comes next stands behind them. */
+static void end_added(pd_seq *s, struct pd_replay *r) {
+    r->adding = false;
+    s->added[0] = (int32_t)r->c.n;
+    s->added[1] = (int32_t)(r->c.n + r->added.n);
+    for (size_t l = 0; l < r->c.n_layer; l++) s->shift[l] = -(int32_t)r->added.n;
+}
+
+/* The ids of replay r->i and their segment; none left: n_ids is 0, and it is the added rows' turn. */
 static pd_status begin(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     const pd_press_inst *inst;
     const pd_deferred *d = hooks(p, &inst);
     PD_TRY(d->ids(inst, &r->c, r->i, &r->ids, &r->n_ids, err));
-    if (r->n_ids == 0) return PD_OK;
+    if (r->n_ids == 0) return begin_added(p, r, err);
     r->seg = (pd_prefill){.seq = p->seq, .ids = r->ids, .replay = r, .to_end = d->gradient};
     PD_TRY(pd_segment_open(&r->seg, r->c.n, r->c.n + r->n_ids, false, err));
     pd_run *run = p->seq->run;
@@ -136,7 +160,7 @@ pd_status pd_replay_open(pd_prefill *p, pd_err *err) {
     const pd_press_inst *inst;
     const pd_deferred *d = hooks(p, &inst);
     pd_press_collect_needs(inst, &r->needs);
-    if (!d->ids) return PD_OK;
+    if (!d->ids) return begin_added(p, r, err);
     PD_TRY(template_marks(&r->c, p->seq->job->chat, err));
     PD_TRY(d->open(inst, &r->c, err));
     return begin(p, r, err);
@@ -243,7 +267,7 @@ static pd_status back_unit(pd_prefill *p, struct pd_replay *r, pd_err *err) {
 
 pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
     struct pd_replay *r = p->replay;
-    *done = r->n_ids == 0;
+    *done = r->n_ids == 0 && !r->adding;
     if (*done) {
         PD_TRY(decide(p, r, err));
         pd_replay_close(p);
@@ -254,9 +278,15 @@ pd_status pd_replay_unit(pd_prefill *p, size_t rows, bool *done, pd_err *err) {
     PD_TRY(pd_segment_tile(&r->seg, rows, &whole, err));
     p->tile = r->seg.tile;
     if (!whole) return PD_OK;
+    if (r->adding) PD_TRY(pd_presser_added(&r->seg, err));
     pd_seq_note_peak(p->seq, r->seg.stage.bytes);
     if (r->seg.layer + 1 < r->c.n_layer) {
         pd_segment_next_layer(&r->seg);
+        return PD_OK;
+    }
+    if (r->adding) {
+        pd_segment_close(&r->seg);
+        end_added(p->seq, r);
         return PD_OK;
     }
     r->backwards = r->reverse != NULL;

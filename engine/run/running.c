@@ -38,7 +38,7 @@ static pd_status gather(pd_seq *s, pd_running *ret, pd_err *err) {
     }
     if (!ok) return pd_fail(err, PD_ENOMEM, NULL, "no memory to press a sequence");
     *ret = (pd_running){.n_layer = layers, .n_head_kv = heads, .n = n, .pos = pos, .tag = tag, .next = next,
-                        .guard = (const int32_t(*)[2])s->guard, .tmp = tmp};
+                        .guard = (const int32_t(*)[2])s->guard, .added = {s->added[0], s->added[1]}, .tmp = tmp};
     return PD_OK;
 }
 

@@ -199,6 +199,7 @@ static void report(pd_seq *s) {
         }
     }
     r->tokens_kept = kept / (double)heads;
+    r->tokens_added = (uint64_t)(s->added[1] - s->added[0]);
     if (n && pages && bytes) {
         r->kept = n;
         r->head_pages = pages;

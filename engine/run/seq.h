@@ -67,8 +67,9 @@ struct pd_seq {
     pd_job *job; /* one reference */
     pd_kv kv;
     size_t n_seen;    /* tokens in the cache so far = next logical position */
-    int32_t *shift;   /* [n_layer] logical position - RoPE position, after re-rotation */
+    int32_t *shift;   /* [n_layer] logical position - RoPE position, after re-rotation or behind added slots */
     int32_t (*guard)[2]; /* [n_layer] stored positions [begin, end) that no press may drop */
+    int32_t added[2]; /* and in all layers those of what the prompt's press added behind its scope */
     int32_t next;     /* the token to feed */
     pd_seq *after;    /* in the engine's list of ready ones */
     pd_rng rng;
@@ -135,6 +136,7 @@ typedef struct pd_prefill {
     float *logits;             /* score.c: a few rows, or NULL */
     size_t bytes;              /* hidden states and tables */
     const int32_t *ids;        /* the segment's tokens if they are not the prompt's: a replay */
+    const pd_added *added;     /* or its rows, if a press adds them */
     struct pd_replay *replay;  /* the segment is one; or, in a prompt's prefill, what its deferred press knows */
     bool to_end;               /* of the last layer too, all rows go through to its output */
     bool replaying;            /* the scope is in the cache, the decision is not made yet */
@@ -191,6 +193,8 @@ pd_status pd_embed_segment(const pd_prefill *p, pd_err *err);
 struct pd_context;
 /* Plans of a deferred press to the pages. */
 pd_status pd_presser_context(pd_seq *s, const struct pd_context *c, const pd_plan *plan, pd_err *err);
+/* The layer's rows that a press adds, from staging to the pages behind the scope's. */
+pd_status pd_presser_added(pd_prefill *p, pd_err *err);
 /* wo [d][Hq * D] of a layer from run->tmp.  Errors: ENOMEM. */
 pd_status pd_presser_wo(pd_seq *s, size_t layer, const float **wo, pd_err *err);
 
@@ -238,6 +242,8 @@ void pd_decode_settle(pd_seq *s, size_t n, size_t taken);
 
 /* ---- admit.c: what a job will need ---- */
 
+/* Slots a press may put behind its scope: they take positions too. */
+size_t pd_admit_added(const pd_compression *c);
 /* How the job's packed pages store numbers. */
 pd_codec pd_admit_pack_codec(const pd_job *job);
 /* How the press stores older keys and values; rank 0 = as they are. */

@@ -5,13 +5,14 @@
 #include "compression/import_data.h"
 #include "engine/base/file.h"
 #include "engine/model/model.h"
+#include "server/cmd/adapter_config.h"
 #include "server/cmd/list.h"
 #include "server/cmd/press_file.h"
 
 #include <jansson.h>
 #include <string.h>
 
-enum { FILES_MAX = 2, CONFIG_MAX = 1 << 16 };
+enum { FILES_MAX = 3, CONFIG_MAX = 1 << 16 };
 
 typedef struct {
     const char *model, *kind, *out, *file[FILES_MAX];
@@ -46,6 +47,15 @@ static pd_status import_duo(pd_press_data *d, const options *o, pd_err *err) {
     return pd_import_duo(d, o->file[0], sink, recent, err);
 }
 
+static pd_status import_restorekv(pd_press_data *d, const options *o, pd_data_set set, pd_err *err) {
+    pd_lora_config c = {0};
+    if (o->n_file != 3)
+        return pd_fail(err, PD_EINVAL, NULL,
+                       "--kind %s takes three files: restore_embeddings.safetensors, adapter_model.safetensors and adapter_config.json", o->kind);
+    PD_TRY(pd_adapter_config_read(o->file[2], &c, err));
+    return pd_import_restorekv(d, set, o->file[0], o->file[1], &c, err);
+}
+
 static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
     static const struct {
         const char *kind;
@@ -58,6 +68,8 @@ static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
         {"fastkvzip", pd_import_fastkvzip},
     };
     if (strcmp(o->kind, "duo") == 0) return import_duo(d, o, err);
+    if (strcmp(o->kind, "restorekv") == 0) return import_restorekv(d, o, PD_SET_RESTORE, err);
+    if (strcmp(o->kind, "restorekv_plus") == 0) return import_restorekv(d, o, PD_SET_RESTORE_PLUS, err);
     for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
         if (strcmp(one[i].kind, o->kind) != 0) continue;
         if (o->n_file != 1)
@@ -65,7 +77,7 @@ static pd_status import(pd_press_data *d, const options *o, pd_err *err) {
         return one[i].read(d, o->file[0], err);
     }
     return pd_fail(err, PD_EINVAL, "--kind",
-                   "--kind is '%.40s'; stats, qfilter, kvzap, duo, lukv and fastkvzip are known", o->kind);
+                   "--kind is '%.40s'; stats, qfilter, kvzap, duo, lukv, fastkvzip, restorekv and restorekv_plus are known", o->kind);
 }
 
 static pd_status model_of(const char *path, pd_press_model *model, pd_err *err) {
@@ -75,7 +87,7 @@ static pd_status model_of(const char *path, pd_press_model *model, pd_err *err) 
     const pd_status rc = pd_model_hparams(g, NULL, &hp, err);
     pd_gguf_close(g);
     PD_TRY(rc);
-    *model = (pd_press_model){hp.n_layer, hp.n_head, hp.n_head_kv, hp.head_dim, hp.n_embd, NULL};
+    *model = (pd_press_model){hp.n_layer, hp.n_head, hp.n_head_kv, hp.head_dim, hp.n_embd, hp.n_ff, NULL};
     return PD_OK;
 }
 
@@ -104,7 +116,10 @@ static int print_help(void) {
                   "  duo        full_attention_heads.tsv and config.json of DuoAttention\n"
                   "  lukv       budget curves of LU-KV, .npy\n"
                   "  fastkvzip  gates of Fast KVzip; they are published pickled, which is not read: save them\n"
-                  "             as safetensors first, tensor NAME of layer L as layers.L.NAME\n");
+                  "             as safetensors first, tensor NAME of layer L as layers.L.NAME\n"
+                  "  restorekv  restore_embeddings.safetensors of RestoreKV, and adapter_model.safetensors and\n"
+                  "             adapter_config.json of the LoRA adapter beside it; restorekv_plus: those that\n"
+                  "             were trained with kvzip_plus_normalization\n");
     return pd_cmd_print(&out);
 }
 
@@ -138,7 +153,7 @@ static int run(int argc, char **argv) {
 
 const pd_cmd pd_cmd_import_press_data = {
     .name = "import-press-data",
-    .usage = "-m MODEL --kind stats|qfilter|kvzap|duo|lukv|fastkvzip FILE... -o DATA",
+    .usage = "-m MODEL --kind stats|qfilter|kvzap|duo|lukv|fastkvzip|restorekv|restorekv_plus FILE... -o DATA",
     .summary = "convert published press data of a model; serve it with --press-data",
     .run = run,
 };

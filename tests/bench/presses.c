@@ -103,7 +103,7 @@ static pd_view while_decoding(const test_view *t, float *const *tag, size_t n_re
 }
 
 static int measure(const layer *l, const char *text, test_view *t, float *const *tag) {
-    const pd_press_model model = {30, l->hq, l->h, l->d, l->width, l->data};
+    const pd_press_model model = {30, l->hq, l->h, l->d, l->width, 40, l->data};
     pd_budget b = {.ratio = 0.5};
     pd_arena a = {0};
     pd_spec *spec;
@@ -184,7 +184,7 @@ int main(int argc, char **argv) {
     openblas_set_num_threads(1); /* as the engine does */
     pd_kernels kern;
     pd_kernels_init(&kern, pd_cpu_detect());
-    const pd_press_model model = {30, l.hq, l.h, l.d, l.width, NULL};
+    const pd_press_model model = {30, l.hq, l.h, l.d, l.width, 40, NULL};
     l.data = pd_case_data(3, &model);
     pd_press_data_set_hidden(l.data, 512); /* as the published regressors */
     for (int id = PD_DATA_KVZAP_W1; id <= PD_DATA_KVZAP_B2; id++) {

@@ -36,7 +36,7 @@ EXACT = ("random", "streaming_llm")
 # where two nearly equal values change places.
 SCORE_TOL = {"non_causal_attention": 2e-3, "leverage": 0.2, "lagkv": 0.1}
 SHARED = ("adakv", "critical_adakv")  # one budget for the heads of a layer
-GLOBAL = ("kvzip", "kvgrad", "kvcompose", "fastkvzip")  # one budget for all layers
+GLOBAL = ("kvzip", "kvgrad", "kvcompose", "fastkvzip", "restorekv")  # one budget for all layers
 CHAINED = ("block", "composed", "critical", "critical_adakv")  # rank more than once: a tie in one ranking changes what the next one sees
 CHAINED_SLOTS = 0.01             # of a layer's kept slots may then be others
 CHUNKED = ("chunkkv", "entropy_gated_chunkkv")  # keep or lose whole chunks: no bound on one head

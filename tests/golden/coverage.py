@@ -32,8 +32,7 @@ NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
              "hcattention": ("not in kvpress", "steps_equal_the_plain_ones"),
              "quest": ("not in kvpress", "pages_are_those_of_the_highest_bounds"),
              "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
-             "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why"),
-             "restorekv": ("not served: it needs adapters of the projections", "unserved_presses_say_why")}
+             "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why")}
 
 # Which tests would fail without the difference; one or more for each press that differs.
 DIFFERS_TESTS = {
@@ -66,6 +65,7 @@ DIFFERS_TESTS = {
     "prefill_decoding": ["spellings_are_one", "company_and_threads_change_nothing"],
     "quest": ["pages_are_those_of_the_highest_bounds", "bounds_hold_for_what_is_stored"],
     "random": ["random_is_seeded", "random_eviction_keeps_the_prompt"],
+    "restorekv": ["added_tokens_equal_the_masked_reference", "without_eviction_nothing_is_added", "later_presses_leave_what_was_added"],
     "sals": ["bytes_fall_by_the_joint_rank", "reads_are_counted", "all_numbers_of_all_tokens_lose_nothing", "values_take_any_type"],
     "simlayerkv": ["children_are_chosen_by_what_they_can"],
     "streaming_llm": ["streaming_keeps_both_ends"],
@@ -112,7 +112,7 @@ def lines_of(name, word):
 
 def model_texts():
     out = []
-    for path in sorted(p for kind in ("presses", "replays", "gates") for p in glob.glob(os.path.join(DATA, kind + "_*.json.gz"))):
+    for path in sorted(p for kind in ("presses", "replays", "gates", "restore") for p in glob.glob(os.path.join(DATA, kind + "_*.json.gz"))):
         for prompt in json.loads(gzip.open(path).read())["prompts"]:
             for c in prompt["cases"] if "cases" in prompt else prompt["presses"]:
                 out.append(c if isinstance(c, str) else c["press"])

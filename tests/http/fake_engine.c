@@ -539,7 +539,7 @@ pd_status pd_engine_open(pd_engine **ret, const pd_engine_opts *o,
         .kv_pool_bytes = pool,
         .chat_template = "chatml",
         .chat_origin = PD_CHAT_FROM_FILE,
-        .press_model = {N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM, N_HEAD * HEAD_DIM, NULL},
+        .press_model = {N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM, N_HEAD * HEAD_DIM, 2 * N_HEAD * HEAD_DIM, NULL},
     };
     e->stats.pages_total = e->stats.pages_free = pool / PAGE_BYTES;
     if (pthread_create(&e->thread, NULL, engine_main, e) != 0) abort();

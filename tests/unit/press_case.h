@@ -14,7 +14,7 @@
 #include "tests/unit/press_view.h"
 
 static inline pd_press_inst *inst_of(const char *text) {
-    static const pd_press_model model = {30, 6, 2, 16, 96, NULL};
+    static const pd_press_model model = {30, 6, 2, 16, 96, 192, NULL};
     pd_arena a = {0};
     pd_spec *spec;
     double ratio;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PD_CASE_HIDDEN = 24, PD_CASE_SINK = 5, PD_CASE_RECENT = 20 };
+enum { PD_CASE_ADDED = 8, PD_CASE_RANK = 3, PD_CASE_HIDDEN = 24, PD_CASE_SINK = 5, PD_CASE_RECENT = 20 };
 
 static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model *model, uint64_t key) {
     static const float scale[PD_DATA_N] = {
@@ -33,6 +33,8 @@ static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model
     pd_press_data *d = NULL;
     if (pd_press_data_new(&d, model, key, NULL) != PD_OK) abort();
     pd_press_data_set_hidden(d, PD_CASE_HIDDEN);
+    pd_press_data_set_added(d, PD_SET_RESTORE, PD_CASE_ADDED, PD_CASE_RANK);
+    pd_press_data_set_added(d, PD_SET_RESTORE_PLUS, PD_CASE_ADDED / 2, PD_CASE_RANK + 1);
     pd_press_data_set_duo(d, PD_SET_DUO_PATTERN, PD_CASE_SINK, PD_CASE_RECENT);
     pd_press_data_set_duo(d, PD_SET_DUO_CALIBRATED, 1, 7);
     const size_t heads = model->n_layer * model->n_head_kv;
@@ -42,7 +44,7 @@ static inline pd_press_data *pd_case_data_of(uint64_t seed, const pd_press_model
         float *t = pd_press_data_put(d, (pd_data_id)id);
         if (!t) abort();
         for (size_t i = 0; i < n; i++) {
-            t[i] = scale[id] * pd_rng_f32(&rng);
+            t[i] = (id >= PD_DATA_RESTORE ? 0.3f : scale[id]) * pd_rng_f32(&rng);
             if (id == PD_DATA_BOOK_WEIGHT) t[i] += 1.0f;
             if (id == PD_DATA_DUO_PATTERN || id == PD_DATA_DUO_CALIBRATED) t[i] += 0.5f;
             if (id >= PD_DATA_EIGEN_SHARED && (strstr(pd_data_name((pd_data_id)id), ".e") || id == PD_DATA_JOINT_OVERLAP)) t[i] = fabsf(t[i]);

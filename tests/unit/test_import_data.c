@@ -17,8 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { NL = 3, HQ = 4, HK = 2, D = 8, E = 16, HIDDEN = 5, MOST = 99 * NL * HK };
-static const pd_press_model model = {NL, HQ, HK, D, E, NULL};
+enum { NL = 3, HQ = 4, HK = 2, D = 8, E = 16, FF = 24, HIDDEN = 5, MOST = 99 * NL * HK };
+static const pd_press_model model = {NL, HQ, HK, D, E, FF, NULL};
 static char dir[] = "/tmp/pressd-import-XXXXXX", file[64];
 static float numbers[2048]; /* enough for any tensor below */
 

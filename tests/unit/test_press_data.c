@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const pd_press_model model = {3, 4, 2, 8, 32, NULL};
+static const pd_press_model model = {3, 4, 2, 8, 32, 48, NULL};
 static char dir[] = "/tmp/pressd-data-XXXXXX", file[64];
 
 static int make_dir(void **state) {
@@ -211,7 +211,7 @@ static void a_press_says_what_it_lacks(void **state) {
  * keeps more than `most` told admission. */
 static void lukv_keeps_within_a_count(void **state) {
     (void)state;
-    const pd_press_model m = {8, 6, 2, 16, 96, NULL};
+    const pd_press_model m = {8, 6, 2, 16, 96, 192, NULL};
     test_view *t = tv_open(3, 200, 6, 2, 16);
     pd_press_data *d = pd_case_data(9, &m);
     pd_press_inst *inst = NULL;
@@ -243,7 +243,7 @@ static void lukv_keeps_within_a_count(void **state) {
  * neither counted nor chosen. */
 static void duo_protects_and_counts(void **state) {
     (void)state;
-    const pd_press_model m = {8, 6, 2, 16, 96, NULL};
+    const pd_press_model m = {8, 6, 2, 16, 96, 192, NULL};
     test_view *t = tv_open(3, 100, 6, 2, 16);
     pd_press_data *d = NULL;
     assert_int_equal(pd_press_data_new(&d, &m, 1, NULL), PD_OK);
@@ -290,7 +290,7 @@ static void rows16(const float *w, const float *bias, size_t head, const float *
 /* Fast KVzip's gate in double, over more rows than one task has. */
 static void gates_follow_their_formula(void **state) {
     (void)state;
-    const pd_press_model m = {8, 6, 2, 16, 96, NULL};
+    const pd_press_model m = {8, 6, 2, 16, 96, 192, NULL};
     enum { N = 300, L = 3, HQ = 6, H = 2, E = 96 };
     test_view *t = tv_open(4, N, HQ, H, 16);
     pd_press_data *d = pd_case_data(9, &m);

@@ -122,7 +122,7 @@ static void spell_out(const golden_case *c, test_view *t, pd_plan *plan) {
 }
 
 static void run_case(const golden_case *c, const pd_kernels *kern, FILE *f) {
-    pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d, NULL};
+    pd_press_model model = {30, c->hq, c->h, c->d, c->hq * c->d, 40, NULL};
     pd_press_data *data = NULL;
     if (c->with_data) {
         model.n_layer = 8;
@@ -198,7 +198,7 @@ static void as_kvpress_with_this_cpu(void **state) {
 static void alone_is_as_in_company(void **state) {
     (void)state;
     enum { L = 40, HQ = 6, H = 3, D = 16, EMBD = HQ * D };
-    pd_press_model model = {8, HQ, H, D, EMBD, NULL};
+    pd_press_model model = {8, HQ, H, D, EMBD, 2 * EMBD, NULL};
     pd_press_data *data = pd_case_data(5, &model);
     model.data = data;
     pd_err err = {0};

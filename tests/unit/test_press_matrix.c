@@ -28,7 +28,7 @@ static int open_models(void **state) {
     if (!m) return -1;
     for (size_t i = 0; i < N_LAYOUT; i++) {
         const size_t *l = layouts[i];
-        m->model[i] = (pd_press_model){N_LAYER, l[0], l[1], l[2], l[0] * l[2], NULL};
+        m->model[i] = (pd_press_model){N_LAYER, l[0], l[1], l[2], l[0] * l[2], 40, NULL};
         m->data[i] = pd_case_data(77 + i, &m->model[i]);
         m->model[i].data = m->data[i];
     }

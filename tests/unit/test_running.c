@@ -89,6 +89,7 @@ static void choices_are_the_cheapest(void **state) {
         const int32_t *at[L_MAX * H_MAX];
         size_t n[L_MAX * H_MAX] = {0}, n_list = 0;
         plain_head list[L_MAX * H_MAX];
+        const int32_t added = c % 2 ? (int32_t)below(&rng, N_MAX) : 0, added_end = added + (c % 2 ? 8 : 0); /* of another press */
         for (size_t l = 0; l < layers; l++) {
             const bool windowed = layers > 1 && below(&rng, 4) == 0;
             next[l] = (int32_t)(N_MAX * 2 - below(&rng, 9)); /* a layer may count from what it kept */
@@ -102,7 +103,8 @@ static void choices_are_the_cheapest(void **state) {
                     pos[i][s] = s + 1 == n[i] ? next[l] - 1 : (int32_t)(s * (size_t)(next[l] - 1) / n[i]);
                     tag[i][s] = below(&rng, 5) ? pd_rng_f32(&rng) : (float)below(&rng, 3);
                     const size_t p = (size_t)pos[i][s];
-                    const bool stays = p < sinks[which] || p + window[which] >= (size_t)next[l] || (pos[i][s] >= guard[l][0] && pos[i][s] < guard[l][1]);
+                    const bool stays = p < sinks[which] || p + window[which] >= (size_t)next[l] || (pos[i][s] >= guard[l][0] && pos[i][s] < guard[l][1]) ||
+                                       (pos[i][s] >= added && pos[i][s] < added_end);
                     m[i][s] = stays ? INFINITY : (double)tag[i][s];
                     left[i][s] = true;
                 }
@@ -115,7 +117,7 @@ static void choices_are_the_cheapest(void **state) {
         pd_plan plan[L_MAX];
         for (size_t l = 0; l < layers; l++) plan[l] = (pd_plan){.keep_all = true};
         const pd_running r = {.n_layer = layers, .n_head_kv = heads, .n = n, .pos = at, .tag = tags, .next = next,
-                              .guard = (const int32_t(*)[2])guard, .tmp = &tmp};
+                              .guard = (const int32_t(*)[2])guard, .added = {added, added_end}, .tmp = &tmp};
         pd_err err = {0};
         assert_int_equal(inst->press->running(inst, &r, &(pd_budget){.by_count = true, .count = count}, plan, &err), PD_OK);
         const size_t part = which == 0 ? n_list : which == 1 ? heads : 1;
@@ -360,7 +362,7 @@ static void a_budget_holds_all_along(void **state) {
 
 static void wishes_that_do_not_go_together(void **state) {
     (void)state;
-    static const pd_press_model model = {30, 6, 2, 16, 96, NULL};
+    static const pd_press_model model = {30, 6, 2, 16, 96, 192, NULL};
     static const struct {
         const char *text, *says;
     } cases[] = {{"decoding(kv_compress:when=always)", "'kv_compress' works while tokens are generated"},

@@ -101,7 +101,7 @@ static bool whole_chunks(const ask *a, size_t length, size_t kept) {
 }
 
 static pd_press_inst *resolve(const char *text, pd_err *err) {
-    static const pd_press_model model = {30, 6, 2, 16, 96, NULL};
+    static const pd_press_model model = {30, 6, 2, 16, 96, 192, NULL};
     pd_arena arena = {0};
     pd_spec *spec;
     double ratio;
