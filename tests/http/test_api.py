@@ -347,7 +347,7 @@ class Replies(ServerTest):
         self.assertIn("knorm", data)
         for p in data.values():
             self.assertEqual({"name", "reference_class", "kind", "source", "params", "ratio", "runnable"} - set(p), set())
-        for name in ("kvgrad", "restorekv"):
+        for name in ("restorekv",):
             self.assertFalse(data[name]["runnable"])
             self.assertEqual(data[name]["can"], [])
             refused = self.s.post("/v1/completions", {"prompt": "a", "compression": {"press": name, "ratio": 0.5}})
