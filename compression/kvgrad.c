@@ -15,7 +15,8 @@
  * DIFFERS: as kvzip.  Under --compute int8 the gradient is that of the matrices' numbers;
  * rounding on the way is passed through.
  * Cost: kvzip's plus variant, and a pass backwards in f32 per chunk; each layer's input
- * is held for the rows of a chunk. */
+ * is held for the rows of a chunk.  SmolLM2-135M, 2,048 tokens, int8, two threads: 25 times
+ * the prompt alone, which kvzip in chunks of 512 takes 3.4 times. */
 #include "compression/kvzip.h"
 
 static const pd_param params[] = {

@@ -12,7 +12,8 @@
  * DIFFERS: evicted pairs are gone, not masked.  The prefix is the part of the prompt
  * that equals the template's; a client's own system message counts as context.
  * A chunk that ends the prompt holds the template's suffix too, as in the reference
- * when it is given such a prompt.  Layers with a sliding window stay as they are
+ * when it is given such a prompt.  Texts of a replay go on where the context ends: SentencePiece
+ * puts no space before their first word, as it does in the reference.  Layers with a sliding window stay as they are
  * (the reference refuses such models).
  * Cost: a forward pass over the context, and (chunk + m) * m * Hq * D per chunk; plus:
  * d * Hq * D per slot and layer, and Wo in f32 once per tile.  Value norms are spread

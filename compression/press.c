@@ -96,7 +96,7 @@ size_t pd_press_min_tokens(const pd_press_inst *inst) {
 
 unsigned pd_press_inst_can(const pd_press_inst *inst) {
     unsigned can = inst->press->can;
-    if (!inst->press->plan && !inst->press->deferred && !inst->press->unserved && !inst->press->read_rule) can |= PD_CAN_COMPOSE;
+    if (!inst->press->plan && !inst->press->deferred && !inst->press->read_rule) can |= PD_CAN_COMPOSE;
     for (size_t i = 0; i < inst->n_child; i++) {
         const unsigned child = pd_press_inst_can(inst->child[i]);
         can &= child | PD_CAN_PRUNE_STEP | PD_CAN_COMPOSE | PD_CAN_DECODE | PD_DECODE_ONLY | PD_CAN_READ;

@@ -327,7 +327,6 @@ struct pd_press {
     const char *source;          /* paper */
     const char *doc;             /* one sentence for people */
     const char *ratio_doc;       /* whose ratio counts */
-    const char *unserved;        /* why a request for it is ENOTSUP: known by name, no hooks; NULL = served */
     const pd_param *params;
     size_t n_params;
     unsigned can;                /* PD_CAN_* of the press itself (a wrapper: at most what its child can) */

@@ -285,8 +285,6 @@ static pd_status resolve_node(const pd_spec *spec, const pd_press_model *model, 
     if (!press)
         return pd_fail(err, PD_EINVAL, spec->path, "%s: unknown press '%s'; known: none, %s",
                        spec->path, show(spec->name).s, pd_press_names());
-    if (press->unserved)
-        return pd_fail(err, PD_ENOTSUP, spec->path, "%s: press '%s' is not served: %s", spec->path, press->name, press->unserved);
     assert(press->n_params <= PD_PRESS_PARAMS_MAX && press->max_child <= PD_PRESS_CHILDREN_MAX);
     pd_press_inst *inst = calloc(1, sizeof *inst);
     if (!inst) return pd_fail(err, PD_ENOMEM, spec->path, "no memory for press '%s'", press->name);

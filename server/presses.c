@@ -12,7 +12,6 @@
 
 /* A leaf is checked with its defaults; a wrapper runs when what is put inside does. */
 static pd_status runnable(const pd_press *p, const pd_press_model *model, pd_err *err) {
-    if (p->unserved) return pd_fail(err, PD_ENOTSUP, NULL, "not served: %s", p->unserved);
     pd_press_inst inst = {.press = p, .data = model->data};
     for (size_t i = 0; i < p->n_params; i++) inst.p[i] = p->params[i].def;
     PD_TRY(pd_press_check_data(&inst, NULL, err));

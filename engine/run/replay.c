@@ -34,6 +34,7 @@ struct pd_replay {
     pd_prefill seg; /* open while n_ids or adding */
     pd_reverse *reverse; /* of the same rows, if the press asks for gradients; or NULL */
     bool backwards;      /* they were run forward */
+    size_t bytes;        /* of both, counted with the prompt's hidden states */
 };
 
 static const pd_deferred *hooks(const pd_prefill *p, const pd_press_inst **inst) {
@@ -135,7 +136,11 @@ static pd_status begin(pd_prefill *p, struct pd_replay *r, pd_err *err) {
     r->seg = (pd_prefill){.seq = p->seq, .ids = r->ids, .replay = r, .to_end = d->gradient};
     PD_TRY(pd_segment_open(&r->seg, r->c.n, r->c.n + r->n_ids, false, err));
     pd_run *run = p->seq->run;
-    return d->gradient ? pd_reverse_open(&r->reverse, &run->fwd, &run->attn, &run->codec, r->n_ids, r->seg.stage.cap, err) : PD_OK;
+    if (d->gradient) PD_TRY(pd_reverse_open(&r->reverse, &run->fwd, &run->attn, &run->codec, r->n_ids, r->seg.stage.cap, err));
+    r->bytes = r->seg.bytes;
+    if (d->gradient) r->bytes += pd_reverse_bytes(&run->model->hp, pd_workers_count(run->workers), r->n_ids, r->seg.stage.cap);
+    p->bytes += r->bytes;
+    return PD_OK;
 }
 
 bool pd_replay_scores(const pd_job *job) {
@@ -166,7 +171,9 @@ pd_status pd_replay_open(pd_prefill *p, pd_err *err) {
     return begin(p, r, err);
 }
 
-static void end(struct pd_replay *r) {
+static void end(pd_prefill *p, struct pd_replay *r) {
+    p->bytes -= r->bytes;
+    r->bytes = 0;
     pd_segment_close(&r->seg);
     pd_reverse_close(r->reverse);
     r->reverse = NULL;
@@ -176,7 +183,7 @@ static void end(struct pd_replay *r) {
 void pd_replay_close(pd_prefill *p) {
     struct pd_replay *r = p->replay;
     if (!r) return;
-    end(r);
+    end(p, r);
     pd_arena_done(&r->keep);
     free(r);
     p->replay = NULL;
@@ -249,7 +256,7 @@ static pd_status decide(pd_prefill *p, struct pd_replay *r, pd_err *err) {
 
 /* The next replay. */
 static pd_status next(pd_prefill *p, struct pd_replay *r, pd_err *err) {
-    end(r);
+    end(p, r);
     r->i++;
     return begin(p, r, err);
 }

@@ -5,7 +5,7 @@
 
 #include "engine/run/reverse.h"
 
-enum { PD__REVERSE_COLUMNS = 128, PD__REVERSE_DEQUANT = 256, PD__REVERSE_QUERIES = 32 };
+enum { PD__REVERSE_COLUMNS = 128, PD__REVERSE_DEQUANT = 64, PD__REVERSE_QUERIES = 32 };
 
 typedef enum { PD__STEP_STAGE, PD__STEP_BLOCKS, PD__STEP_INPUT } pd__reverse_step;
 

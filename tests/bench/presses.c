@@ -209,7 +209,7 @@ int main(int argc, char **argv) {
         for (int i = at + 1; i < argc; i++) rc |= measure(&l, argv[i], t, tag);
         for (size_t i = 0; i < pd_press_count() && at + 1 == argc; i++) {
             char text[256];
-            if (pd_press_at(i)->deferred || pd_press_at(i)->unserved) continue;
+            if (pd_press_at(i)->deferred) continue;
             default_text(pd_press_at(i), text, sizeof text);
             rc |= measure(&l, text, t, tag);
         }

@@ -44,7 +44,8 @@ CHUNKED = ("chunkkv", "entropy_gated_chunkkv")  # keep or lose whole chunks: no 
 INT8_GATES = {0.25: (0.96, 0.85), 0.5: (0.96, 0.85), 0.75: (0.95, 0.80)}  # 0.9 leaves too few slots to say
 ADA_HEAD_BUDGET = 0.03  # heads' shares may move this much of the layer's total under int8 ...
 ADA_HEAD_SLOTS = 6      # ... or this many slots, which is more in a short prompt
-INT8_MEAN = {"leverage": 0.06}  # lower by so much where the score itself is ill-conditioned (SCORE_TOL)
+INT8_MEAN = {"leverage": 0.06, "kvgrad": 0.02}  # lower by so much where the score itself is ill-conditioned (SCORE_TOL), or where
+# what 8 bits lose comes twice, in a weight and in the gradient that it is multiplied by
 FEW_HEADS = 30  # of so few (Gemma 3 has three) a mean says less
 MEMBERS, MEMBERS_SCORES = 32, 8  # presses asked at a time: a reply of some ten megabytes
 SHORT = 200     # a prompt below has too few slots for a bound on one head

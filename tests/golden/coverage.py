@@ -31,8 +31,7 @@ NO_GOLDEN = {"kv_compress": ("not in kvpress", "pages_are_the_cheapest"),
              "sals": ("not in kvpress", "tokens_are_those_of_the_highest_scores"),
              "hcattention": ("not in kvpress", "steps_equal_the_plain_ones"),
              "quest": ("not in kvpress", "pages_are_those_of_the_highest_bounds"),
-             "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one"),
-             "kvgrad": ("not served: it needs a reverse pass", "unserved_presses_say_why")}
+             "prefill_decoding": ("does nothing itself: sends its presses to their places", "spellings_are_one")}
 
 # Which tests would fail without the difference; one or more for each press that differs.
 DIFFERS_TESTS = {
@@ -56,7 +55,8 @@ DIFFERS_TESTS = {
     "hcattention": ["steps_equal_the_plain_ones", "bytes_fall_by_the_codes", "steps_equal_plain_ones_over_decoded_keys"],
     "kv_compress": ["whole_pages_hold_the_budget", "slots_stay_in_order"],
     "kvcompose": ["kvcompose_joins_rows_groups_and_heads", "deferred_presses_share_one_budget"],
-    "kvzip": ["kvzip_is_the_most_looked_at", "deferred_presses_share_one_budget"],
+    "kvgrad": ["kvzip_is_the_most_looked_at", "deferred_presses_share_one_budget", "few_bits_come_near"],
+    "kvzip": ["kvzip_is_the_most_looked_at", "deferred_presses_share_one_budget", "replays_model.py: class Behind(Tokenizer)"],
     "lagkv": ["lagkv_of_one_token"],
     "leverage": ["sketches_follow_seed_and_layer"],
     "lukv": ["lukv_keeps_within_a_count"],

@@ -77,6 +77,18 @@ class Pressed:
         return out
 
 
+class Behind(Tokenizer):
+    """One that reads a text as the server does in a replay: it goes on, so that SentencePiece puts no space in front."""
+
+    def encode(self, text, return_tensors="pt", add_special_tokens=True):
+        first = super().encode("a", add_special_tokens=add_special_tokens)
+        ids = super().encode("a" + text, add_special_tokens=add_special_tokens)
+        if not text:
+            return ids[:, :0]
+        assert text[0] == "\n" and torch.equal(ids[:, :first.shape[1]], first)
+        return ids[:, first.shape[1]:]
+
+
 class Cuts:
     """kvzip's last step at every ratio."""
 
@@ -238,7 +250,7 @@ def small_doc(name, model, peer, ids, why):
     entry = {"name": "replayed", "ids": ids, "pressed": pressed, "presses": {}}
     for text, make in SMALL.items():
         with base.lower_slot_wins():
-            entry["presses"][text] = one_press(model, peer, Tokenizer(peer, None), make, ids, pressed, why is None)
+            entry["presses"][text] = one_press(model, peer, Behind(peer, None), make, ids, pressed, why is None)
     return {"format": 2, "model": name, "reference": "kvpress 0.5.5, f32", "stride": base.STRIDE, "walk_ratio": base.WALK_RATIO,
             "alone": True, "prompts": [entry], "not_judged": {} if why is None else {"walks": why}}
 

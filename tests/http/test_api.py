@@ -347,11 +347,6 @@ class Replies(ServerTest):
         self.assertIn("knorm", data)
         for p in data.values():
             self.assertEqual({"name", "reference_class", "kind", "source", "params", "ratio", "runnable"} - set(p), set())
-        for name in ("kvgrad",):
-            self.assertFalse(data[name]["runnable"])
-            self.assertEqual(data[name]["can"], [])
-            refused = self.s.post("/v1/completions", {"prompt": "a", "compression": {"press": name, "ratio": 0.5}})
-            self.check_error(refused, 501, "not_supported_error", "compression.press", data[name]["reason"].split(": ")[1][:60])
         ratios = data["per_layer"]["params"][0]
         self.assertEqual((ratios["type"], ratios["default"], ratios["required"], ratios["min"], ratios["max"]),
                          ("number per layer", None, True, 0, 1))

@@ -17,7 +17,7 @@ typedef struct {
     pd_arena keep, tmp;
     int32_t tokens[N];
     float *score[LAYERS * H], values[LAYERS * H][N];
-    float k[H][N + REPLAY_MAX][D], v[H][N + REPLAY_MAX][D], q[REPLAY_MAX][HQ][D], x[REPLAY_MAX][E], wo[E][HQ * D];
+    float k[H][N + REPLAY_MAX][D], v[H][N + REPLAY_MAX][D], q[REPLAY_MAX][HQ][D], x[REPLAY_MAX][E], grad[REPLAY_MAX], wo[E][HQ * D];
     const float *k_of[H], *v_of[H];
 } replayed;
 
@@ -46,6 +46,7 @@ static replayed *open_context(size_t n_prefix) {
     fill(p->q[0][0], sizeof p->q / sizeof(float), 2.0f, &rng);
     fill(p->x[0], sizeof p->x / sizeof(float), 1.0f, &rng);
     fill(p->wo[0], sizeof p->wo / sizeof(float), 0.5f, &rng);
+    for (size_t i = 0; i < REPLAY_MAX; i++) p->grad[i] = 2.0f + pd_rng_f32(&rng);
     for (size_t h = 0; h < H; h++) {
         p->k_of[h] = p->k[h][0];
         p->v_of[h] = p->v[h][0];
@@ -76,7 +77,8 @@ static size_t show(replayed *p, const pd_press_inst *inst, size_t tile) {
         assert_true(n <= d->most_rows(inst, N) && n <= REPLAY_MAX);
         for (size_t row = 0; row < n; row += tile) {
             const pd_replay_rows r = {.layer = LAYER, .row0 = row, .n = row + tile < n ? tile : n - row, .n_all = n,
-                                      .q = p->q[row][0], .x = p->x[row], .k = p->k_of, .v = p->v_of, .wo = p->wo[0],
+                                      .q = p->q[row][0], .x = d->gradient ? NULL : p->x[row],
+                                      .grad = d->gradient ? p->grad + row : NULL, .k = p->k_of, .v = p->v_of, .wo = p->wo[0],
                                       .kern = &tv_kernels, .tmp = &p->tmp};
             pd_arena_reset(&p->tmp);
             if (d->rows(inst, &p->c, i, &r, &err) != PD_OK) fail_msg("%s", err.msg);
@@ -111,8 +113,10 @@ static double norm_of(const replayed *p, size_t q, size_t slot) {
 
 static void kvzip_is_the_most_looked_at(void **state) {
     (void)state;
-    for (int plus = 0; plus < 2; plus++) {
-        pd_press_inst *inst = inst_of(plus ? "kvzip:chunk_size=20,n_sink=3,kvzip_plus_normalization=true" : "kvzip:chunk_size=20,n_sink=3");
+    static const char *const presses[] = {"kvzip:chunk_size=20,n_sink=3", "kvzip:chunk_size=20,n_sink=3,kvzip_plus_normalization=true",
+                                          "kvgrad:chunk_size=20,n_sink=3"};
+    for (int plus = 0; plus < 3; plus++) {
+        pd_press_inst *inst = inst_of(presses[plus]);
         float whole[H][N] = {{0}};
         for (size_t tile = REPLAY_MAX; tile > 3; tile /= 3) {
             replayed *p = open_context(5);
@@ -129,7 +133,7 @@ static void kvzip_is_the_most_looked_at(void **state) {
                             plain_weights(p, q, i, 3, begin, end, 0.25, w);
                             double x = w[t], len = 0.0;
                             for (size_t e = 0; plus && e < E; e++) len += (double)p->x[i][e] * (double)p->x[i][e];
-                            if (plus) x *= norm_of(p, q, t) / sqrt(len);
+                            if (plus) x *= norm_of(p, q, t) * (plus == 1 ? 1.0 / sqrt(len) : (double)p->grad[i]);
                             want = fmax(want, x);
                         }
                     assert_near(p->score[LAYER * H + h][t], want, 1e-5, "kvzip", h, t);
@@ -179,14 +183,14 @@ static void kvcompose_joins_rows_groups_and_heads(void **state) {
 static void no_number_is_no_score(void **state) {
     (void)state;
     static const char *const presses[] = {"kvzip:chunk_size=20", "kvzip:kvzip_plus_normalization=true", "kvcompose",
-                                          "kvcompose:agg_task=mean,agg_group=max"};
+                                          "kvcompose:agg_task=mean,agg_group=max", "kvgrad:chunk_size=20"};
     for (size_t i = 0; i < sizeof presses / sizeof *presses; i++)
-        for (int where = 0; where < (i == 1 ? 4 : 2); where++) {
+        for (int where = 0; where < (i == 1 || i == 4 ? 4 : 2); where++) {
             pd_press_inst *inst = inst_of(presses[i]);
             replayed *p = open_context(0);
             pd_err err = {0};
             if (where == 1) p->q[9][3][2] = NAN;
-            if (where == 2) p->x[9][0] = NAN;
+            if (where == 2) p->x[9][0] = p->grad[9] = NAN;
             if (where == 3) p->v[1][30][2] = NAN;
             show(p, inst, 20);
             const pd_status rc = pd_context_check(&p->c, "x", &err);

@@ -227,6 +227,7 @@ static void pressed_equals_the_masked_reference(void **state) {
         {TINY_GEMMA3, "per_layer:compression_ratios=1*5;0.5;1(knorm)", 150, 100},
         {TINY_LLAMA, "kvzip:chunk_size=64@0.5", 200, 160}, {TINY_LLAMA, "kvcompose@0.6", 200, 0},
         {TINY_LLAMA, "kvcompose:structured=false@0.6", 200, 0}, {TINY_GEMMA3, "kvzip@0.5", 150, 100},
+        {TINY_LLAMA, "kvgrad:chunk_size=64@0.5", 200, 160}, {TINY_GEMMA3, "kvgrad@0.5", 150, 100},
         {TINY_LLAMA, "kv_compress@0.7", 200, 150}, {TINY_GEMMA3, "kv_compress:metric_window_size=null@0.5", 150, 0},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
@@ -323,6 +324,8 @@ static void deferred_presses_share_one_budget(void **state) {
         {"kvzip:chunk_size=100@0.75", 300, 0, false, false},
         {"kvzip:layerwise=true@0.5", 200, 3, false, true},
         {"kvzip:kvzip_plus_normalization=true,n_sink=0@0.6", 150, 6, false, false},
+        {"kvgrad:chunk_size=100@0.5", 300, 0, false, false},
+        {"kvgrad:layerwise=true@0.5", 200, 3, false, true},
         {"kvcompose@0.5", 300, 2, true, false},
         {"kvcompose:structured=false,add_v_norm=true,agg_task=mean@0.5", 200, 6, false, false},
     };
@@ -361,7 +364,7 @@ enum { CROWD = 16 };
 
 /* Prompts of all lengths, presses of all kinds. */
 static ask crowd_member(size_t i, int32_t *prompt, tiny_arch arch) {
-    static const char *const presses[] = {NULL, "knorm@0.5", "adakv(snapkv)@0.7", "expected_attention@0.3",
+    static const char *const presses[] = {"kvgrad:chunk_size=70@0.5", "knorm@0.5", "adakv(snapkv)@0.7", "expected_attention@0.3",
                                           "key_rerotation(knorm)@0.6", "tova@0.5", "streaming_llm@0.8", NULL};
     static const size_t lengths[] = {200, 17, 129, 64, 1, 300, 90, 128};
     size_t n = lengths[i % 8] + i;

@@ -176,22 +176,17 @@ static void cancelled_jobs_leave_at_every_stage(void **state) {
     pd_engine_close(e);
 }
 
-/* Cancelled here and there between the first token's prefill and the last replay's
- * end: all pages come back, and the next request is served. */
-static void a_cancelled_replay_leaves_nothing(void **state) {
-    (void)state;
-    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
-    const ask q = {.tokens = prompt, .n = 1200, .max_tokens = 1, .press = "kvzip:chunk_size=300@0.5"};
+static void cancel_replays(pd_engine *e, const ask *q) {
     uint64_t whole = UINT64_MAX; /* of the quickest: the first finds cold caches, any a busy machine */
     for (int i = 0; i < 4; i++) {
         const uint64_t t0 = pd_now_ns();
-        case_drop(case_run(e, &q));
+        case_drop(case_run(e, q));
         const uint64_t took = pd_now_ns() - t0;
         if (took < whole) whole = took;
     }
     size_t cancelled = 0;
     for (uint64_t part = 1; part < 9; part++) { /* the prompt is a fifth of the work, replays the rest */
-        pd_job *job = submit(e, &q);
+        pd_job *job = submit(e, q);
         const struct timespec pause = {.tv_nsec = (long)(whole * part / 10 % 1000000000)};
         nanosleep(&pause, NULL);
         pd_job_cancel(job);
@@ -201,7 +196,30 @@ static void a_cancelled_replay_leaves_nothing(void **state) {
         case_expect_idle(e);
     }
     assert_true(cancelled > 0);
+}
+
+/* Cancelled here and there between the first token's prefill and the last replay's
+ * end: all pages come back, and the next request is served. */
+static void a_cancelled_replay_leaves_nothing(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, NULL);
+    static const char *const presses[] = {"kvzip:chunk_size=300@0.5", "kvgrad:chunk_size=300@0.5"};
+    for (size_t k = 0; k < 2; k++) cancel_replays(e, &(ask){.tokens = prompt, .n = 1200, .max_tokens = 1, .press = presses[k]});
     next_one_works(e);
+    pd_engine_close(e);
+}
+
+/* Rows that go back hold every layer's input: a chunk that the pool has no room for is refused. */
+static void a_way_back_is_admitted(void **state) {
+    (void)state;
+    pd_engine *e = case_open(TINY_LLAMA, TINY_Q8_0, &(case_opts){.kv_bytes = 4 << 20, .threads = 1});
+    ask q = {.tokens = prompt, .n = 1200, .max_tokens = 1, .press = "kvzip:chunk_size=1200@0.5"};
+    case_drop(case_run(e, &q));
+    q.press = "kvgrad:chunk_size=1200@0.5";
+    refuse(e, &q, PD_EBUDGET, "max_tokens", "1200 prompt + 1", "the pool has 4194304");
+    q.press = "kvgrad:chunk_size=50@0.5";
+    case_drop(case_run(e, &q));
+    case_expect_idle(e);
     pd_engine_close(e);
 }
 
@@ -218,7 +236,7 @@ static void a_stream_goes_on_during_a_replay(void **state) {
         pd_engine_get_stats(e, &s);
         for (const uint64_t steps = s.decode_steps; s.decode_steps == steps;) pd_engine_get_stats(e, &s);
         const uint64_t before = s.prefill_units;
-        pd_job *job = submit(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 1, .press = "kvzip:chunk_size=40@0.5"});
+        pd_job *job = submit(e, &(ask){.tokens = prompt, .n = TOKENS, .max_tokens = 1, .press = round % 2 ? "kvzip:chunk_size=40@0.5" : "kvgrad:chunk_size=150@0.5"});
         uint64_t first = 0, last = 0;
         while (pd_job_get_state(job) != PD_JOB_DONE) {
             pd_engine_get_stats(e, &s);
@@ -448,6 +466,7 @@ int main(void) {
         cmocka_unit_test(biased_answers_end_where_they_should),
         cmocka_unit_test(cancelled_jobs_leave_at_every_stage),
         cmocka_unit_test(a_cancelled_replay_leaves_nothing),
+        cmocka_unit_test(a_way_back_is_admitted),
         cmocka_unit_test(a_stream_goes_on_during_a_replay),
         cmocka_unit_test(closing_ends_all_jobs),
         cmocka_unit_test(a_small_pool_serves_many),

@@ -305,7 +305,6 @@ static void every_press_keeps_its_promises(void **state) {
     const models *m = *state;
     for (size_t i = 0; i < pd_press_count(); i++) {
         const pd_press *p = pd_press_at(i);
-        if (p->unserved) continue;
         pd_rng rng = {1000 + i};
         const char *child = any_child(p, &m->model[0], &rng);
         if (try_tree(m, p, child, 24, &rng) != 24) fail_msg("'%s' could not be drawn", p->name);
@@ -322,7 +321,6 @@ static void every_wrapper_over_every_press(void **state) {
         if (!wrapper->max_child) continue;
         for (size_t i = 0; i < pd_press_count(); i++) {
             const pd_press *p = pd_press_at(i);
-            if (p->unserved) continue;
             pd_rng rng = {5000 + 100 * w + i};
             char inner[TEXT_MAX], text[TEXT_MAX];
             pd_err err;

@@ -103,7 +103,7 @@ static void every_default_round_trips(void **state) {
             before = ',';
         }
         snprintf(text + len, sizeof text - len, p->min_child ? "(knorm)" : "");
-        if (!p->unserved) assert_canonical(text, text);
+        assert_canonical(text, text);
         for (size_t k = 0; k < p->n_params; k++) {
             const pd_param *q = &p->params[k];
             size_t index = 99;
@@ -118,28 +118,6 @@ static void every_default_round_trips(void **state) {
     assert_null(pd_press_at(pd_press_count()));
     assert_null(pd_press_find("none"));
     assert_null(pd_press_param(pd_press_find("knorm"), "seed", NULL));
-}
-
-/* Known by name, with parameters to look at; asked for, alone or inside another, it is
- * ENOTSUP and the reason. */
-static void unserved_presses_say_why(void **state) {
-    (void)state;
-    size_t n = 0;
-    for (size_t i = 0; i < pd_press_count(); i++) {
-        const pd_press *p = pd_press_at(i);
-        if (!p->unserved) continue;
-        n++;
-        assert_true(!p->score && !p->plan && !p->deferred && !p->decode_rule && p->can == 0);
-        for (int inside = 0; inside < 2; inside++) {
-            char text[64];
-            pd_err err = {0};
-            pd_press_inst *inst = NULL;
-            snprintf(text, sizeof text, inside ? "adakv(%s)" : "%s", p->name);
-            assert_int_equal(read_text(text, &inst, NULL, &err), PD_ENOTSUP);
-            if (!strstr(err.msg, "is not served: it") || strncmp(err.param, "compression.press", 17) != 0) fail_msg("%s: %s", err.param, err.msg);
-        }
-    }
-    assert_int_equal(n, 1);
 }
 
 /* One number per layer; runs of one value as "v*n". */
@@ -466,7 +444,6 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_becomes_canonical),
         cmocka_unit_test(every_default_round_trips),
-        cmocka_unit_test(unserved_presses_say_why),
         cmocka_unit_test(lists_have_one_number_per_layer),
         cmocka_unit_test(children_carry_ratios),
         cmocka_unit_test(ratio_at_the_end),
