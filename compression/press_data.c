@@ -25,7 +25,6 @@ static const struct {
     const char *name, *dims;
     pd_data_set set;
     float min, max;
-    bool optional;
 } tensors[PD_DATA_N] = {
     [PD_DATA_QUERY_MEAN] = {"expected_attention.query_mean", "lqD", PD_SET_STATS, -INFINITY,
                             INFINITY},
@@ -71,10 +70,10 @@ static const struct {
 #undef BOOK
     [PD_DATA_JOINT_OVERLAP] = {"joint.keys.overlap", "lo", PD_SET_JOINT, 0, 1},
 #define LORA(at, set, name, proj, id, a, b) \
-    [PD_DATA_RESTORE_A + at + id] = {name "." proj ".lora_A", a, set, -INFINITY, INFINITY, true}, \
-    [PD_DATA_RESTORE_B + at + id] = {name "." proj ".lora_B", b, set, -INFINITY, INFINITY, true}
+    [PD_DATA_RESTORE_A + at + id] = {name "." proj ".lora_A", a, set, -INFINITY, INFINITY}, \
+    [PD_DATA_RESTORE_B + at + id] = {name "." proj ".lora_B", b, set, -INFINITY, INFINITY}
 #define RESTORE(at, set, name) \
-    [PD_DATA_RESTORE + at] = {name ".embeddings", "nd", set, -INFINITY, INFINITY, false}, \
+    [PD_DATA_RESTORE + at] = {name ".embeddings", "nd", set, -INFINITY, INFINITY}, \
     LORA(at, set, name, "q_proj", PD_PROJ_Q, "lRd", "lQR"), LORA(at, set, name, "k_proj", PD_PROJ_K, "lRd", "lJR"), \
     LORA(at, set, name, "v_proj", PD_PROJ_V, "lRd", "lJR"), LORA(at, set, name, "o_proj", PD_PROJ_O, "lRQ", "ldR"), \
     LORA(at, set, name, "gate_proj", PD_PROJ_GATE, "lRd", "lfR"), LORA(at, set, name, "up_proj", PD_PROJ_UP, "lRd", "lfR"), \
@@ -278,7 +277,8 @@ static pd_status check_values(const pd_press_data *d, pd_data_id id, pd_err *err
 
 /* Of an adapter's A its B, and the other way round; of others themselves. */
 static int partner(int id) {
-    if (!tensors[id].optional) return id;
+    const bool adapter = id > PD_DATA_RESTORE && id != PD_DATA_RESTORE_PLUS;
+    if (!adapter) return id;
     const int at = first_of(tensors[id].set) + (PD_DATA_RESTORE_B - PD_DATA_RESTORE);
     return id < at ? id + PD_PROJ_N : id - PD_PROJ_N;
 }
@@ -287,7 +287,7 @@ pd_status pd_press_data_check(const pd_press_data *d, pd_err *err) {
     const unsigned have = pd_press_data_have(d);
     for (int id = 0; id < PD_DATA_N; id++) {
         if (!(have & 1u << tensors[id].set)) continue;
-        if (!d->t[id] && (!tensors[id].optional || d->t[partner(id)]))
+        if (!d->t[id] && (partner(id) == id || d->t[partner(id)])) /* a projection may be as it was */
             return pd_fail(err, PD_EINVAL, NULL,
                            "%s is missing: other tensors of its set are there", tensors[id].name);
         if (d->t[id]) PD_TRY(check_values(d, (pd_data_id)id, err));

@@ -11,12 +11,16 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 
 from new_press import a_new_press_is_one_file_and_one_word
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "golden"))
+import adapters  # noqa: E402
 
 BIN = os.environ.get("PRESSD_BIN") or "build/tests/server/pressd"
 TESTS = []
@@ -173,7 +177,7 @@ def published_press_data_is_converted():
             (["--kind", "lukv", tsv, "-o", data], "not a .npy file"),
             (["--kind", "kvzap", tsv, "-o", data], "safetensors"),
             (["--kind", "fastkvzip", tsv, "-o", data], "safetensors"),
-            (["--kind", "x", tsv, "-o", data], "stats, qfilter, kvzap, duo, lukv and fastkvzip"),
+            (["--kind", "x", tsv, "-o", data], "stats, qfilter, kvzap, duo, lukv, fastkvzip, restorekv and restorekv_plus are known"),
             (["--kind", "lukv", "-o", data], "one file"),
             ([tsv, "-o", data], "no kind given"),
             (["--kind", "duo", tsv, config], "no output given"),
@@ -181,6 +185,59 @@ def published_press_data_is_converted():
             rc, out, err = run(BIN, "import-press-data", "-m", model, *argv)
             eq((rc, out), (2, ""), argv)
             has(err, word)
+        eq(open(data, "rb").read(), raw)
+
+
+@test
+def published_adapters_are_converted():
+    with tempfile.TemporaryDirectory() as tmp:
+        model, data = tiny(tmp, "m.gguf", "llama", "f32"), os.path.join(tmp, "data")
+        sizes = {"seed": 3, "layers": 3, "width": 64, "queries": 64, "keys": 32, "units": 96}
+        for plus, kind in enumerate(("restorekv", "restorekv_plus")):
+            files = adapters.write(os.path.join(tmp, kind), plus, **sizes)
+            rc, out, err = run(BIN, "import-press-data", "-m", model, "--kind", kind, *files, "-o", data)
+            eq((rc, out), (0, ""), err)
+        raw = open(data, "rb").read()
+        head = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
+        eq((head["restorekv.embeddings"]["shape"], head["restorekv_plus.q_proj.lora_B"]["shape"]), ([8, 64], [3, 64, 4]))
+        eq(("restorekv.k_proj.lora_A" in head, "restorekv_plus.k_proj.lora_A" in head), (True, False))
+        # B is stored with the scale, alpha / r or alpha / sqrt(r)
+        for kind, scale in (("restorekv", 1.5), ("restorekv_plus", 3.0)):
+            part = open(os.path.join(tmp, kind, "adapter_model.safetensors"), "rb").read()
+            size = 8 + int.from_bytes(part[:8], "little")
+            at = size + json.loads(part[8:size])["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]["data_offsets"][0]
+            to = 8 + int.from_bytes(raw[:8], "little") + head[kind + ".q_proj.lora_B"]["data_offsets"][0]
+            a, b = (struct.unpack_from("<f", x, i)[0] for x, i in ((part, at), (raw, to)))
+            assert abs(b / a - scale) < 1e-6, (kind, b, a)
+        rows, weights, config = files
+        good = json.load(open(config))
+        for change, word in [
+            ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA is read"), ({"peft_type": None}, "peft_type is '?'"),
+            ({"r": 0}, "r is no whole number in 1..512"), ({"r": "4"}, "r is no whole number"), ({"r": 513}, "1..512"),
+            ({"lora_alpha": None}, "lora_alpha is no number"), ({"bias": "all"}, "bias is 'all'; none is read"),
+            ({"use_dora": True}, "use_dora is set, which is not read"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is set"),
+            ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"), ({"fan_in_fan_out": True}, "fan_in_fan_out is set"),
+            ({"target_modules": []}, "target_modules is no list"), ({"target_modules": None}, "target_modules is no list"),
+            ({"target_modules": ["q_proj", "qkv_proj"]}, "target_modules[1] is 'qkv_proj'"),
+            ({"target_modules": [7]}, "target_modules[0] is 'no text'"),
+            ({"target_modules": ["q_proj"]}, "adapts v_proj, which its config does not name"), ({"r": 5}, "the model asks for [5, "),
+        ]:
+            with open(config, "w") as f:
+                json.dump({**good, **change}, f)
+            rc, out, err = run(BIN, "import-press-data", "-m", model, "--kind", "restorekv", *files, "-o", data)
+            eq((rc, out), (2, ""), change)
+            has(err, word)
+        for targets in (".*self_attn.*", ["self_attn.q_proj", "v_proj", "mlp.down_proj"]):  # a pattern names nothing; names may be paths
+            with open(config, "w") as f:
+                json.dump({**good, "target_modules": targets}, f)
+            eq(run(BIN, "import-press-data", "-m", model, "--kind", "restorekv_plus", *files, "-o", data)[0], 0)
+            eq(open(data, "rb").read(), raw)
+        for text in ("[]", "{", ""):
+            with open(config, "w") as f:
+                f.write(text)
+            has(run(BIN, "import-press-data", "-m", model, "--kind", "restorekv", *files, "-o", data)[2], config, "is no JSON object")
+        for few in ([rows, weights], [rows]):
+            has(run(BIN, "import-press-data", "-m", model, "--kind", "restorekv", *few, "-o", data)[2], "takes three files")
         eq(open(data, "rb").read(), raw)
 
 

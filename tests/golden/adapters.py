@@ -4,7 +4,7 @@ restore_embeddings.safetensors and PEFT's adapter_model.safetensors and adapter_
 
 Drawn from a seed by the standard library alone, so that the recorder, who has PEFT load the folder, and the checker,
 who has pressd import it, have the same one.  The plain variant adapts all seven projections; the plus one some, one
-layer less, and scales by sqrt(r).
+layer less, and scales by sqrt(r).  No dropout: transformers leaves an adapter's layers in training mode, where it would act.
 """
 
 import array

@@ -63,6 +63,15 @@ gates() { # name model
         passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
 }
 
+# restorekv, whose rows and adapters are drawn, imported and served
+restore() { # name model
+    [ -n "$2" ] && [ -f "$here/data/restore_$1.json.gz" ] || return 0
+    out=$("$python" "$here/check_restore.py" "$2" "$here/data/restore_$1.json.gz" 2>&1 | tee >(cat >&2))
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] || out="1 checks, 1 failures"
+    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] &&
+        passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
+}
+
 # Small seeded models, one per architecture: made here, judged by recorded numbers (arch.py).
 architectures() {
     local dir name args
@@ -77,6 +86,7 @@ architectures() {
             [ -f "$here/data/arch_${name}_$kind.json.gz" ] || continue
             check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_$kind.json.gz" "${args[@]}"
         done
+        restore "$name" "$dir/$name.gguf"
     done
     rm -rf "$dir"
     local out
@@ -106,6 +116,8 @@ suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 gates smollm2 "${PRESSD_TEST_MODEL:-}"
 gates gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
+restore smollm2 "${PRESSD_TEST_MODEL:-}"
+restore gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
     out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
     [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"

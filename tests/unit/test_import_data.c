@@ -251,10 +251,157 @@ static void gates_as_they_are_published(void **state) {
     pd_press_data_close(d);
 }
 
+/* ---- restorekv ---- */
+
+enum { ROWS = 8, RANK = 2, LORA_MAX = 2 * NL * PD_PROJ_N };
+static char adapter_file[64];
+
+static void columns_and_rows(int p, size_t *n_in, size_t *n_out) {
+    const size_t q = HQ * D, k = HK * D, in[] = {E, E, E, q, E, E, FF}, out[] = {q, k, k, E, FF, FF, E};
+    *n_in = in[p];
+    *n_out = out[p];
+}
+
+/* The adapter of `projs` in `n_layer` layers; tensor i's numbers begin at numbers + i. */
+static size_t lora(pd_st_out *out, char (*name)[96], unsigned projs, size_t n_layer) {
+    static const char *const path[] = {"self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"};
+    size_t n = 0, n_in, n_out;
+    for (size_t l = 0; l < n_layer; l++)
+        for (int p = 0; p < PD_PROJ_N; p++)
+            for (int b = 0; b < 2; b++) {
+                if (!(projs >> p & 1)) continue;
+                columns_and_rows(p, &n_in, &n_out);
+                snprintf(name[n], sizeof name[n], "base_model.model.model.layers.%zu.%s_proj.lora_%c.weight", l, path[p], b ? 'B' : 'A');
+                out[n] = (pd_st_out){name[n], 2, {b ? n_out : RANK, b ? RANK : n_in}, numbers + n};
+                n++;
+            }
+    return n;
+}
+
+static pd_status import_restorekv(pd_press_data *d, const pd_st_out *rows, const pd_st_out *out, size_t n, unsigned targets, pd_err *err) {
+    snprintf(adapter_file, sizeof adapter_file, "%s/a", dir);
+    assert_int_equal(pd_safetensors_write(file, rows, 1, NULL, 0, NULL), PD_OK);
+    assert_int_equal(pd_safetensors_write(adapter_file, out, n, NULL, 0, NULL), PD_OK);
+    const pd_status rc = pd_import_restorekv(d, PD_SET_RESTORE, file, adapter_file, &(pd_lora_config){RANK, 1.5, targets}, err);
+    unlink(adapter_file);
+    return rc;
+}
+
+static const pd_st_out rows_out = {"restore_embeddings", 2, {ROWS, E}, numbers};
+
+/* All projections in all layers; then three of them, and a layer that has none. */
+static void adapters_as_they_are_published(void **state) {
+    (void)state;
+    static const unsigned some = 1u << PD_PROJ_K | 1u << PD_PROJ_O | 1u << PD_PROJ_DOWN;
+    for (int all = 0; all < 2; all++) {
+        pd_st_out out[LORA_MAX];
+        char name[LORA_MAX][96];
+        const unsigned projs = all ? (1u << PD_PROJ_N) - 1 : some;
+        const size_t layers = all ? NL : NL - 1, n = lora(out, name, projs, layers), each = n / layers;
+        pd_press_data *d = fresh();
+        pd_err err = {0};
+        if (import_restorekv(d, &rows_out, out, n, all ? projs : 0, &err) != PD_OK) fail_msg("%s", err.msg);
+        assert_int_equal(pd_press_data_check(d, &err), PD_OK);
+        assert_int_equal(pd_press_data_have(d), 1u << PD_SET_RESTORE);
+        pd_added added;
+        pd_press_data_added(d, PD_SET_RESTORE, &added);
+        assert_true(added.n == ROWS && added.adapter.rank == RANK);
+        assert_memory_equal(added.x, numbers, ROWS * E * sizeof(float));
+        size_t at = 0, n_in, n_out;
+        for (int p = 0; p < PD_PROJ_N; p++) {
+            const float *a = added.adapter.a[p], *b = added.adapter.b[p];
+            if (!(projs >> p & 1)) assert_true(!a && !b);
+            if (!(projs >> p & 1)) continue;
+            columns_and_rows(p, &n_in, &n_out);
+            for (size_t l = 0; l < NL; l++) {
+                const float *want = numbers + l * each + at;
+                for (size_t i = 0; i < RANK * n_in; i++) assert_true(a[l * RANK * n_in + i] == (l < layers ? want[i] : 0.0f));
+                for (size_t i = 0; i < n_out * RANK; i++) /* with its scale */
+                    assert_true(b[l * n_out * RANK + i] == (l < layers ? (float)(1.5 * (double)want[1 + i]) : 0.0f));
+            }
+            at += 2;
+        }
+        pd_press_data_close(d);
+    }
+}
+
+static void hostile_adapters_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        size_t tensor;    /* of all: which is another, */
+        const char *name; /* so called, */
+        unsigned n_dim;   /* of this shape */
+        size_t shape[3];
+        const char *says;
+    } t[] = {
+        {0, NULL, 2, {RANK + 1, E}, "q_proj.lora_A.weight' has the shape [3, 16]; the model asks for [2, 16]"},
+        {1, NULL, 2, {RANK, HQ * D}, "q_proj.lora_B.weight' has the shape [2, 32]; the model asks for [32, 2]"},
+        {3, NULL, 2, {HQ * D, RANK}, "k_proj.lora_B.weight' has the shape [32, 2]; the model asks for [16, 2]"},
+        {12, NULL, 2, {RANK, E}, "down_proj.lora_A.weight' has the shape [2, 16]; the model asks for [2, 24]"},
+        {0, NULL, 1, {RANK * E}, "has the shape [32]"},
+        {0, NULL, 3, {1, RANK, E}, "has the shape [1, 2, 16]"},
+        {5, "base_model.model.lm_head.lora_A.weight", 0, {0}, "'base_model.model.lm_head.lora_A.weight' is no lora_A or lora_B"},
+        {5, "base_model.model.model.layers.0.self_attn.qkv_proj.lora_B.weight", 0, {0}, "is no lora_A or lora_B"},
+        {5, "base_model.model.model.layers.0.self_attn.v_proj.lora_magnitude_vector", 0, {0}, "is no lora_A or lora_B"},
+        {5, "base_model.model.model.layers.-1.self_attn.v_proj.lora_B.weight", 0, {0}, "is no lora_A or lora_B"},
+        {5, "base_model.model.model.layers.x.self_attn.v_proj.lora_B.weight", 0, {0}, "is no lora_A or lora_B"},
+        {5, "base_model.model.model.layers.", 0, {0}, "is no lora_A or lora_B"},
+        {5, "model.layers.3.self_attn.v_proj.lora_B.weight", 0, {0}, "is of layer 3; the model has 3"},
+        {5, "layers.99999999999999999999999.self_attn.v_proj.lora_B.weight", 0, {0}, "; the model has 3"},
+        {5, "model.layers.0.self_attn.q_proj.lora_B.weight", 2, {HQ * D, RANK}, "is there twice"},
+        {5, "model.layers.00.self_attn.v_proj.lora_A.weight", 2, {RANK, E}, "is there twice"},
+    };
+    pd_st_out out[LORA_MAX];
+    char name[LORA_MAX][96];
+    pd_err err;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        const size_t n = lora(out, name, (1u << PD_PROJ_N) - 1, NL);
+        if (t[i].name) out[t[i].tensor].name = t[i].name;
+        out[t[i].tensor].n_dim = t[i].n_dim ? t[i].n_dim : 2;
+        for (size_t k = 0; k < t[i].n_dim; k++) out[t[i].tensor].shape[k] = t[i].shape[k];
+        pd_press_data *d = fresh();
+        err = (pd_err){0};
+        expect_file_error(import_restorekv(d, &rows_out, out, n, 0, &err), &err, t[i].says);
+        pd_press_data_close(d);
+    }
+    /* half a projection, none at all, those of another config; rows that are none, or too many */
+    assert_int_equal(lora(out, name, 1u << PD_PROJ_UP, NL), 6);
+    const pd_st_out a_only[] = {out[0], out[2], out[4]};
+    static const pd_st_out rows[] = {{"restore_embeddings", 2, {ROWS, E + 1}, numbers}, {"restore_embeddings", 1, {ROWS * E}, numbers},
+                                     {"restore_embeddings", 2, {0, E}, numbers},        {"restore_embeddings", 2, {65, E}, numbers},
+                                     {"embeddings", 2, {ROWS, E}, numbers}};
+    const struct {
+        const pd_st_out *out;
+        size_t n;
+        unsigned targets;
+        const pd_st_out *rows;
+        const char *says;
+    } other[] = {
+        {out, 5, 0, &rows_out, "layer 2's up_proj has no lora_B"},
+        {out + 1, 5, 0, &rows_out, "layer 0's up_proj has no lora_A"},
+        {a_only, 3, 0, &rows_out, "layer 0's up_proj has no lora_B"},
+        {out, 0, 0, &rows_out, "has no tensors"},
+        {out, 6, 1u << PD_PROJ_UP | 1u << PD_PROJ_K, &rows_out, "does not adapt k_proj, which its config names"},
+        {out, 6, 1u << PD_PROJ_DOWN, &rows_out, "adapts up_proj, which its config does not name"},
+        {out, 6, 0, &rows[0], "has the shape [8, 17]; the model asks for [8, 16]"},
+        {out, 6, 0, &rows[1], "is no matrix of 1 to 64 rows"},
+        {out, 6, 0, &rows[2], "is no matrix of 1 to 64 rows"},
+        {out, 6, 0, &rows[3], "is no matrix of 1 to 64 rows"},
+        {out, 6, 0, &rows[4], "has no tensor 'restore_embeddings'"},
+    };
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        pd_press_data *d = fresh();
+        err = (pd_err){0};
+        expect_file_error(import_restorekv(d, other[i].rows, other[i].out, other[i].n, other[i].targets, &err), &err, other[i].says);
+        pd_press_data_close(d);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gates_as_they_are_published), cmocka_unit_test(statistics_and_filters), cmocka_unit_test(kvzap_of_both_kinds),
         cmocka_unit_test(duo_patterns),           cmocka_unit_test(lukv_curves),
+        cmocka_unit_test(adapters_as_they_are_published), cmocka_unit_test(hostile_adapters_are_refused),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -127,6 +127,12 @@ static void wrong_files_are_refused(void **state) {
         {{"duo_attention.pattern", 2, {3, 2}, x}, mine, 2, 0, "sink_size 18446744073709551615"},
         {{"duo_attention.pattern", 2, {3, 2}, x}, bad_size, 4, 0, "sink_size 18446744073709551615"},
         {{"kvzap.mlp.0.weight", 3, {3, 0, 32}, x}, mine, 2, 0, "0 hidden units"},
+        {{"restorekv.embeddings", 2, {0, 32}, x}, mine, 2, 0, "has 0 rows; 1 to 64 are allowed"},
+        {{"restorekv.embeddings", 2, {1, 31}, x}, mine, 2, 0, "shape other than [1, 32]"},
+        {{"restorekv.embeddings", 2, {1, 32}, x}, mine, 2, NAN, "restorekv.embeddings[0] is no number"},
+        {{"restorekv_plus.up_proj.lora_A", 3, {3, 0, 32}, x}, mine, 2, 0, "has rank 0; 1 to 512 are allowed"},
+        {{"restorekv_plus.k_proj.lora_B", 3, {3, 16, 1}, x}, mine, 2, 0, "restorekv_plus.embeddings is missing"},
+        {{"restorekv.k_proj.lora_B", 3, {3, 8, 2}, x}, mine, 2, 0, "shape other than [3, 16, 1]"},
     };
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         x[0] = t[i].first;
@@ -145,6 +151,35 @@ static void half_a_set_is_not_saved(void **state) {
     assert_int_equal(pd_press_data_save(d, file, "m", &err), PD_EINVAL);
     assert_non_null(strstr(err.msg, "expected_attention.query_cov is missing"));
     pd_press_data_close(d);
+}
+
+/* Half a projection's adapter is none; a projection without is fine, and rows without any. */
+static void an_adapter_has_both_halves(void **state) {
+    (void)state;
+    for (int without = 0; without < 4; without++) {
+        pd_press_data *d = NULL;
+        pd_err err = {0};
+        pd_added added;
+        assert_int_equal(pd_press_data_new(&d, &model, 0x0123456789abcdefu, &err), PD_OK);
+        pd_press_data_added(d, PD_SET_RESTORE, &added);
+        assert_true(added.n == 0 && !added.x);
+        pd_press_data_set_added(d, PD_SET_RESTORE, 5, 2);
+        assert_non_null(pd_press_data_put(d, PD_DATA_RESTORE));
+        if (without != 0 && without != 3) assert_non_null(pd_press_data_put(d, PD_DATA_RESTORE_A + PD_PROJ_DOWN));
+        if (without != 1 && without != 3) assert_non_null(pd_press_data_put(d, PD_DATA_RESTORE_B + PD_PROJ_DOWN));
+        if (without < 2) {
+            assert_int_equal(pd_press_data_save(d, file, "m", &err), PD_EINVAL);
+            assert_non_null(strstr(err.msg, without ? "restorekv.down_proj.lora_B is missing" : "restorekv.down_proj.lora_A is missing"));
+        } else {
+            save(d);
+            pd_press_data *back = load();
+            pd_press_data_added(back, PD_SET_RESTORE, &added);
+            assert_true(added.n == 5 && added.x && !added.adapter.a[PD_PROJ_Q]);
+            assert_true(without == 3 || (added.adapter.rank == 2 && added.adapter.a[PD_PROJ_DOWN] && added.adapter.b[PD_PROJ_DOWN]));
+            pd_press_data_close(back);
+        }
+        pd_press_data_close(d);
+    }
 }
 
 static uint64_t key_of(tiny_arch arch, tiny_type type, uint64_t seed) {
@@ -193,6 +228,9 @@ static void a_press_says_what_it_lacks(void **state) {
         {"eigen_attention", "calibrate -m MODEL --text FILE --only eigen -o DATA"},
         {"fastkvzip", "needs gates of this model"},
         {"fastkvzip:layerwise=true", "calibrate -m MODEL --text FILE --only fastkvzip"},
+        {"restorekv", "needs restore embeddings and their adapter of this model, which are not loaded: "
+                      "`pressd import-press-data -m MODEL --kind restorekv FILE... -o DATA`"},
+        {"restorekv:kvzip_plus_normalization=true", "import-press-data -m MODEL --kind restorekv_plus FILE... -o DATA"},
     };
     pd_press_data *all = pd_case_data(5, &model);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -341,7 +379,7 @@ int main(void) {
         cmocka_unit_test(wrong_files_are_refused),    cmocka_unit_test(half_a_set_is_not_saved),
         cmocka_unit_test(a_key_is_one_models),        cmocka_unit_test(a_press_says_what_it_lacks),
         cmocka_unit_test(lukv_keeps_within_a_count),  cmocka_unit_test(duo_protects_and_counts),
-        cmocka_unit_test(gates_follow_their_formula),
+        cmocka_unit_test(gates_follow_their_formula), cmocka_unit_test(an_adapter_has_both_halves),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

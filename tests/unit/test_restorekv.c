@@ -44,9 +44,9 @@ static pd_engine *open_with(tiny_arch arch, tiny_type type, bool adapter, pd_eng
     close(fd);
     pd_err err = {0};
     pd_gguf *g;
-    uint64_t key;
+    uint64_t key = 0;
     pd_hparams hp;
-    pd_press_data *d;
+    pd_press_data *d = NULL;
     if (pd_gguf_open(&g, case_model(arch, type), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK ||
         pd_model_hparams(g, NULL, &hp, &err) != PD_OK)
         fail_msg("%s", err.msg);
