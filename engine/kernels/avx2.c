@@ -595,6 +595,7 @@ void pd__kernels_init_avx2(pd_kernels *k) {
     pd__kernels_init_codes_avx2(k);
     pd__kernels_init_few_avx2(k);
     pd__kernels_init_quad_avx2(k);
+    pd__kernels_init_moments_avx2(k);
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

@@ -722,6 +722,7 @@ void pd__kernels_init_avx512(pd_kernels *k) {
     pd__kernels_init_pick_avx512(k);
     pd__kernels_init_codes_avx512(k);
     pd__kernels_init_quad_avx512(k);
+    pd__kernels_init_moments_avx512(k);
     k->attn_tile_f32 = k->attn_tile_fast = attn_tile;
     k->attn_tile_sums_f32 = k->attn_tile_sums_fast = attn_tile_sums;
 }

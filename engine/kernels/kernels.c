@@ -346,6 +346,23 @@ static pd_status test_quad(st *t) {
     return same(t, "quad_f32", z[0], z[1], KEYS, 1e-6f * DIM * DIM);
 }
 
+static pd_status test_moments(st *t) {
+    enum { DIM = 80, ROWS = 5, LD = 90 };
+    float x[ROWS * LD], shift[DIM], y[2][ROWS * DIM], total[2][DIM], g[2][DIM * DIM] = {{0}};
+    const pd_kernels *const row[2] = {t->ref, t->k};
+    fill(t, x, ROWS * LD);
+    fill(t, shift, DIM);
+    for (int i = 0; i < 2; i++) {
+        row[i]->centre_f32(x, LD, ROWS, DIM, shift, y[i], total[i]);
+        row[i]->gram_f32(y[0], ROWS, DIM, g[i]);
+        for (size_t a = 0; a < DIM; a++)
+            for (size_t b = 0; b < a; b++) g[i][a * DIM + b] = 0.0f;
+    }
+    PD_TRY(same(t, "centre_f32", y[0], y[1], ROWS * DIM, 0.0f));
+    PD_TRY(same(t, "centre_f32", total[0], total[1], DIM, 1e-6f * ROWS));
+    return same(t, "gram_f32", g[0], g[1], DIM * DIM, 1e-5f * ROWS);
+}
+
 static pd_status test_tile(st *t, bool fast, float cap) {
     const pd_kernels *const row[2] = {t->ref, t->k};
     enum { TOK = 18, BEFORE = 70, LD = ST_GROUP * ST_DIM, SLOTS = BEFORE + TOK, WINDOW = 40 };
@@ -394,6 +411,7 @@ pd_status pd_kernels_selftest(const pd_kernels *k, pd_err *err) {
     PD_TRY(test_codes(&t, 256));
     PD_TRY(test_codes(&t, 16));
     PD_TRY(test_quad(&t));
+    PD_TRY(test_moments(&t));
     PD_TRY(test_tile(&t, false, 0.0f));
     PD_TRY(test_tile(&t, false, 3.0f));
     return test_tile(&t, true, 0.0f);

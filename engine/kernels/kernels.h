@@ -242,6 +242,14 @@ typedef struct pd_kernels {
      * k [n][d], u [d][d], 0 below the diagonal; d % 16 == 0; the order of additions is free. */
     void (*quad_f32)(const float *k, size_t n, size_t d, const float *mu, const float *u, float *z);
 
+    /* ---- moments of queries (run/collect.h); d % 16 == 0 ----
+     * centre_f32: y[r] = x[r] - shift for n rows, those of x ld floats apart, those of y d;
+     * total = the sum of the y[r], added in this order; y NULL: that alone.
+     * gram_f32: g[a][b] += (sum over r < n, in this order, of x[r][a] * x[r][b]) for a <= b; below
+     * the diagonal of g [d][d] it leaves anything finite if x is. */
+    void (*centre_f32)(const float *x, size_t ld, size_t n, size_t d, const float *shift, float *y, float *total);
+    void (*gram_f32)(const float *x, size_t n, size_t d, float *g);
+
     /* ---- attention of a prompt's tile ----
      * out, m and l of every row; slots go in blocks of PD_ATTN_TILE_KEYS counted
      * from 0 with a running maximum (online softmax).  A row's result depends on

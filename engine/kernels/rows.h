@@ -26,6 +26,8 @@ void pd__kernels_init_codes_avx512(pd_kernels *k);
 void pd__kernels_init_vbmi(pd_kernels *k);
 void pd__kernels_init_quad_avx2(pd_kernels *k);
 void pd__kernels_init_quad_avx512(pd_kernels *k);
+void pd__kernels_init_moments_avx2(pd_kernels *k);
+void pd__kernels_init_moments_avx512(pd_kernels *k);
 void pd__kernels_init_bf16(pd_kernels *k);
 
 #endif

@@ -432,6 +432,26 @@ static void quad_f32(const float *k, size_t n, size_t d, const float *mu, const 
     }
 }
 
+static void centre_f32(const float *x, size_t ld, size_t n, size_t d, const float *shift, float *y, float *total) {
+    for (size_t c = 0; c < d; c++) total[c] = 0.0f;
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < d; c++) {
+            const float v = x[r * ld + c] - shift[c];
+            if (y) y[r * d + c] = v;
+            total[c] += v;
+        }
+}
+
+static void gram_f32(const float *x, size_t n, size_t d, float *g) {
+    for (size_t a = 0; a < d; a++) {
+        for (size_t b = a; b < d; b++) {
+            float s = 0.0f;
+            for (size_t r = 0; r < n; r++) s += x[r * d + a] * x[r * d + b];
+            g[a * d + b] += s;
+        }
+    }
+}
+
 static void page_bounds(const uint16_t *block, const float *q, size_t n_group, size_t head_dim, float *bound) {
     for (size_t p = 0; p < PD_PAGE_TOKENS; p++) {
         bound[p] = -INFINITY;
@@ -533,6 +553,8 @@ void pd__kernels_init_scalar(pd_kernels *k) {
         .list_from_f32 = list_from_f32,
         .page_bounds = page_bounds,
         .quad_f32 = quad_f32,
+        .centre_f32 = centre_f32,
+        .gram_f32 = gram_f32,
         .attn_tile_f32 = attn_tile,
         .attn_tile_fast = attn_tile,
         .attn_tile_sums_f32 = attn_tile_sums,

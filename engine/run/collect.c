@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Gathering query statistics (see collect.h): one ssyrk per head and block of rows. */
+/* Gathering query statistics (see collect.h): one gram_f32 per head and block of rows. */
 #include "engine/run/collect.h"
 
 #include "engine/base/num.h"
 
 #include <assert.h>
-#include <cblas.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,8 +19,8 @@ static void *get(pd_collect *c, size_t n, size_t size) {
 }
 
 pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_hparams *hp,
-                          pd_workers *workers, size_t rows, pd_err *err) {
-    *c = (pd_collect){.needs = *needs, .hp = hp, .workers = workers, .rows = rows};
+                          const pd_kernels *kern, pd_workers *workers, size_t rows, pd_err *err) {
+    *c = (pd_collect){.needs = *needs, .hp = hp, .kern = kern, .workers = workers, .rows = rows};
     const size_t nq = hp->n_head * hp->head_dim;
     bool ok = true;
     for (size_t i = 0; i < needs->n_moments; i++) {
@@ -90,10 +89,9 @@ static void set_shift(const add_job *j, size_t col, size_t d) {
 
 /* What waits of a head's rows, those of its block up to row `end`, into its covariance. */
 static void add_block(const pd_collect *c, const pd_collect_set *s, size_t head, size_t end) {
-    const size_t d = c->hp->head_dim, nq = c->hp->n_head * d, block = (end - 1) / PD_COLLECT_BLOCK * PD_COLLECT_BLOCK;
+    const size_t d = c->hp->head_dim, block = (end - 1) / PD_COLLECT_BLOCK * PD_COLLECT_BLOCK;
     const size_t first = pd_max_size(s->n_sink, block) - block; /* sinks are in no moment */
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)d, (int)(end - block - first), 1.0f,
-                s->wait + first * nq + head * d, (int)nq, 1.0f, s->cov + head * d * d, (int)d);
+    c->kern->gram_f32(s->wait + (head * PD_COLLECT_BLOCK + first) * d, end - block - first, d, s->cov + head * d * d);
 }
 
 /* Task = query head. */
@@ -103,23 +101,12 @@ static void add_task(void *ctx, size_t head, unsigned thread) {
     pd_collect_set *s = j->set;
     const size_t d = j->c->hp->head_dim, nq = j->c->hp->n_head * d, col = head * d, end = j->row + j->n;
     if (s->count == 0) set_shift(j, col, d);
-    const float *shift = s->shift + col;
     for (size_t row = j->row, e; row < end; row = e) {
-        float sum[PD_COLLECT_COLS], row_tmp[PD_COLLECT_COLS];
+        float sum[PD_COLLECT_DIM];
         e = piece_end(row, PD_COLLECT_CUT, end);
-        for (size_t c = 0; c < d; c += PD_COLLECT_COLS) {
-            const size_t m = pd_min_size(PD_COLLECT_COLS, d - c);
-            memset(sum, 0, sizeof sum);
-            for (size_t r = row; r < e; r++) {
-                const float *q = j->q + (r - j->row) * nq + col + c;
-                float *to = s->cov ? s->wait + r % PD_COLLECT_BLOCK * nq + col + c : row_tmp;
-                for (size_t i = 0; i < m; i++) {
-                    to[i] = q[i] - shift[c + i];
-                    sum[i] += to[i];
-                }
-            }
-            for (size_t i = 0; i < m; i++) s->sum[col + c + i] += sum[i];
-        }
+        float *to = s->cov ? s->wait + (head * PD_COLLECT_BLOCK + row % PD_COLLECT_BLOCK) * d : NULL;
+        j->c->kern->centre_f32(j->q + (row - j->row) * nq + col, nq, e - row, d, s->shift + col, to, sum);
+        for (size_t i = 0; i < d; i++) s->sum[col + i] += (double)sum[i];
         if (s->cov && e % PD_COLLECT_BLOCK == 0) add_block(j->c, s, head, e);
     }
 }

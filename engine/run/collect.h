@@ -17,20 +17,21 @@
 #include "compression/press.h"
 #include "engine/model/model.h"
 
-enum { PD_COLLECT_CUT = 32, PD_COLLECT_BLOCK = 128, PD_COLLECT_COLS = 64 };
+enum { PD_COLLECT_CUT = 32, PD_COLLECT_BLOCK = 128, PD_COLLECT_DIM = 512 /* most of a head */ };
 
 typedef struct pd_collect_set {
     size_t n_sink, count;
     float *shift; /* [nq] */
     double *sum;  /* [nq] about shift */
     float *cov;   /* [n_head][D][D] about shift, upper triangle while summing; NULL without Q_COV */
-    float *wait;  /* [PD_COLLECT_BLOCK][nq] about shift: row r of the scope at r % PD_COLLECT_BLOCK; with cov */
+    float *wait;  /* [n_head][PD_COLLECT_BLOCK][D] about shift: row r of the scope at r % PD_COLLECT_BLOCK; with cov */
     float *mean;  /* [nq] result */
 } pd_collect_set;
 
 typedef struct pd_collect {
     pd_press_needs needs;
     const pd_hparams *hp;
+    const pd_kernels *kern;
     pd_workers *workers;
     size_t rows; /* rows of the scope */
     pd_collect_set set[PD_MOMENTS_MAX];
@@ -47,7 +48,7 @@ typedef struct pd_collect {
 
 /* For a scope of `rows` tokens.  Nothing is kept for needs {0}. */
 pd_status pd_collect_init(pd_collect *c, const pd_press_needs *needs, const pd_hparams *hp,
-                          pd_workers *workers, size_t rows, pd_err *err);
+                          const pd_kernels *kern, pd_workers *workers, size_t rows, pd_err *err);
 void pd_collect_done(pd_collect *c);
 
 void pd_collect_begin(pd_collect *c); /* a new layer */

@@ -108,7 +108,7 @@ pd_status pd_segment_open(pd_prefill *p, size_t begin, size_t end, bool pressed,
         pd_press_collect_needs(s->job->comp->press, &needs);
     else if (begin > 0 && of_prompt(p) && s->rule.tag == PD_TAG_SCORE)
         needs.bits = s->needs.bits & PD_NEEDS_X; /* the question's tokens are scored as new ones */
-    PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->workers, n, err));
+    PD_TRY(pd_collect_init(&p->collect, &needs, &m->hp, s->run->kern, s->run->workers, n, err));
     for (size_t i = 0; i < n; i++) p->pos[i] = (int32_t)(begin + i);
     begin_layer(p);
     return PD_OK;

@@ -84,7 +84,7 @@ def parallel(jobs):
 
 def wait_until(test, seconds, step=0.01):
     """True as soon as test() holds; False after the time is over."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * pressd.PATIENCE
     while not test():
         if time.monotonic() > end:
             return False

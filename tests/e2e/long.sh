@@ -42,7 +42,7 @@ sanitizers() {
         fi
         echo "sanitizers: test_$t ended"
     done
-    PRESSD_BIN=$dir/server/pressd add "$here/run.sh"
+    PRESSD_BIN=$dir/server/pressd PRESSD_TEST_PATIENCE=20 add "$here/run.sh"
     reports=$(find "$work" -name 'report.*' | wc -l)
     if [ "$reports" -eq 0 ]; then passed=$((passed + 1)); else
         failed=$((failed + 1))

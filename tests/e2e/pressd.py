@@ -6,7 +6,8 @@
         for t, event in s.stream("/v1/completions", {...}): ...
 
 The binary is PRESSD_BIN (default build/server/pressd).  Servers listen on 127.0.0.1 on a port the kernel
-picked, so suites can run side by side.  A server that dies or hangs shows the end of its log.
+picked, so suites can run side by side.  A server that dies or hangs shows the end of its log.  Time-outs are
+PRESSD_TEST_PATIENCE (default 1) times as long as written: a server under sanitizers takes several times its time.
 """
 
 import contextlib
@@ -20,6 +21,9 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+PATIENCE = float(os.environ.get("PRESSD_TEST_PATIENCE") or 1)
 
 
 def binary():
@@ -45,7 +49,7 @@ class Server:
     """A running `pressd serve`; further arguments go to it as they are."""
 
     def __init__(self, model, *args, timeout=120, env=None):
-        self.model, self.args, self.timeout = model, args, timeout
+        self.model, self.args, self.timeout = model, args, timeout * PATIENCE
         self.env = {**os.environ, **(env or {})}
         for name in [n for n in self.env if n.startswith("PRESSD_")]:  # settings of the tests, not of the server
             del self.env[name]
@@ -100,7 +104,7 @@ class Server:
         else:
             self.process.send_signal(sig)
             try:
-                code = self.process.wait(wait)
+                code = self.process.wait(wait * PATIENCE)
             except subprocess.TimeoutExpired:
                 code = None
         self.kill()
@@ -117,7 +121,7 @@ class Server:
     # ---- requests: (status, headers with lower-case names, body) ----
 
     def connect(self, timeout=120):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout * PATIENCE)
 
     def request(self, method, path, body=None, headers=None, timeout=120):
         c = self.connect(timeout)

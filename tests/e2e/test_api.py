@@ -6,10 +6,11 @@ import unittest
 
 import common
 import openai
+import pressd
 
 
 def client(s, key="none"):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{s.port}/v1", api_key=key, max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{s.port}/v1", api_key=key, max_retries=0, timeout=120 * pressd.PATIENCE)
 
 
 def usage_adds_up(test, u):

@@ -6,11 +6,12 @@ import unittest
 
 import common
 import openai
+import pressd
 import text
 
 
 def client(s):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{s.port}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{s.port}/v1", api_key="none", max_retries=0, timeout=120 * pressd.PATIENCE)
 
 
 class Client(unittest.TestCase):

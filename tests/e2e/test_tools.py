@@ -31,7 +31,7 @@ def prompt_of(s, **body):
 class Tools(unittest.TestCase):
     def setUp(self):
         self.s = common.server()
-        self.c = openai.OpenAI(base_url=f"http://127.0.0.1:{self.s.port}/v1", api_key="none", max_retries=0, timeout=120)
+        self.c = openai.OpenAI(base_url=f"http://127.0.0.1:{self.s.port}/v1", api_key="none", max_retries=0, timeout=120 * pressd.PATIENCE)
 
     def chat(self, **body):
         return self.c.chat.completions.create(**{"model": "any", "messages": ASK, "max_tokens": 48, "temperature": 0, **body})

@@ -187,6 +187,15 @@ static void bad_quad(const float *k, size_t n, size_t d, const float *mu, const 
         for (size_t a = 0; a < d; a++) z[i] += k[i * d + a] * k[i * d + a] * u[a * d + a];
 }
 
+/* The last row is not counted; the last product is not. */
+static void bad_centre(const float *x, size_t ld, size_t n, size_t d, const float *shift, float *y, float *total) {
+    scalar_row().centre_f32(x, ld, n, d, shift, y, total);
+    for (size_t c = 0; c < d; c++) total[c] -= y[(n - 1) * d + c];
+}
+static void bad_gram(const float *x, size_t n, size_t d, float *g) {
+    scalar_row().gram_f32(x, n - 1, d, g);
+}
+
 /* The last factor is left out. */
 static void bad_matmul(const float *a, size_t ld_a, size_t n, size_t k, const float *b, size_t ld_b, size_t m, float *y, size_t ld_y) {
     scalar_row().matmul_f32(a, ld_a, n, k - 1, b, ld_b, m, y, ld_y);
@@ -261,6 +270,8 @@ static void a_broken_entry_is_named(void **state) {
     BREAK(scores_codes8, bad_codes8);
     BREAK(scores_codes4, bad_codes4);
     BREAK(quad_f32, bad_quad);
+    BREAK(centre_f32, bad_centre);
+    BREAK(gram_f32, bad_gram);
     BREAK(attn_tile_f32, bad_tile);
     BREAK(attn_tile_fast, bad_tile);
     BREAK(attn_tile_sums_f32, bad_sums);

@@ -81,7 +81,9 @@ static void attention_does_not_depend_on_tiles(void **state) {
 
 static pd_collect *collect(int kind, const pd_hparams *hp, const pd_press_needs *needs) {
     pd_collect *c = malloc(sizeof *c);
-    assert_int_equal(pd_collect_init(c, needs, hp, NULL, ROWS, NULL), PD_OK);
+    pd_kernels kern;
+    pd_kernels_init(&kern, pd_cpu_detect());
+    assert_int_equal(pd_collect_init(c, needs, hp, &kern, NULL, ROWS, NULL), PD_OK);
     float *q = draw(ROWS * NQ, 3, 5.0f), *x = draw(ROWS * EMBD, 4, 0.0f);
     pd_collect_begin(c);
     for (size_t row = 0, n; row < ROWS; row += n) {
