@@ -8,7 +8,10 @@
 #   PRESSD_BIN, PRESSD_TEST_MODEL   as in tests/run.sh; PRESSD_PYTHON is not needed
 #   long.sh [schemathesis] [load] [harness]     these alone
 #
-# vLLM's own serve benchmark is not here: its package installs only with its GPU stack.
+# vLLM's own serve benchmark is not here.  Its wheel (0.33.0, 336 MB) wants CUDA's libraries by its pins; installed
+# alone (--no-deps) beside torch and transformers, `vllm.benchmarks.serve` is imported once pybase64, cbor2, msgspec,
+# pyzmq, oss-harmony, pillow, ijson, xgrammar, apache-tvm-ffi and llguidance are there too, and goes on without its own
+# compiled part (vllm._C).  It has not been run against this server; what it sends is in tests/http/test_wire.py.
 # Ends in `N passed, N failed`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -20,6 +20,11 @@ def chat(**fields):
     return {"messages": HI, "max_tokens": 3, **fields}
 
 
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+CALL = b'<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+CALLS = f"@@eos={len(CALL)} @@say={CALL.hex()} "
+
+
 def choices(events):
     return [e["choices"][0] for e in events[:-1] if e.get("choices")]
 
@@ -78,6 +83,23 @@ REPLIES = [
     ("openai: total_tokens is the sum", C, prompt(), lambda r: r["usage"]["total_tokens"] == r["usage"]["prompt_tokens"] + r["usage"]["completion_tokens"]),
     ("openai: the end by itself is stop, at the bound length", C, prompt(prompt="@@eos=1 x", max_tokens=9), lambda r: r["choices"][0]["finish_reason"] == "stop"),
     ("openai: tool_choice none and modalities text are neutral", CHAT, chat(tool_choice="none", modalities=["text"]), lambda r: True),
+    ("openai: a chat without logprobs has logprobs null", CHAT, chat(), lambda r: r["choices"][0]["logprobs"] is None),
+    ("openai: the reply's message is the assistant's, its content text", CHAT, chat(),
+     lambda r: r["choices"][0]["message"]["role"] == "assistant" and isinstance(r["choices"][0]["message"]["content"], str)),
+    ("openai: a chat's first index is 0 and its reason length", CHAT, chat(), lambda r: (r["choices"][0]["index"], r["choices"][0]["finish_reason"]) == (0, "length")),
+    ("openai: a call ends with tool_calls", CHAT, chat(max_tokens=200, tools=[TOOL], messages=[{"role": "user", "content": CALLS}]),
+     lambda r: (r["choices"][0]["finish_reason"], r["choices"][0]["message"]["content"]) == ("tool_calls", None)),
+    ("guidellm: max_tokens, max_completion_tokens, ignore_eos and stop null together", CHAT,
+     chat(max_completion_tokens=5, max_tokens=5, ignore_eos=True, stop=None, messages=[{"role": "user", "content": "@@eos=1 x"}]),
+     lambda r: r["usage"]["completion_tokens"] == 5),
+    ("openai: n answers, an index each, usage of all", C, prompt(n=3), lambda r: ([c["index"] for c in r["choices"]], r["usage"]["completion_tokens"]) == ([0, 1, 2], 9)),
+    ("openai: stop as a string or as a list of it", C, prompt(prompt="@@say=6162", stop=["b"], max_tokens=5), lambda r: r["choices"][0]["text"] == "a"),
+    ("openai: text_offset without echo counts from the answer", C, prompt(prompt="@@say=c3a961", logprobs=0, max_tokens=3),
+     lambda r: r["choices"][0]["logprobs"]["text_offset"][0] == 0),
+    ("lm-evaluation-harness: one token array", C, prompt(prompt=[104, 105], echo=True, logprobs=1, max_tokens=0),
+     lambda r: r["choices"][0]["logprobs"]["token_logprobs"][0] is None and len(r["choices"][0]["logprobs"]["tokens"]) == 2),
+    ("pressd: a press with ratio 0 drops nothing", C, prompt(compression={"press": "knorm", "ratio": 0}),
+     lambda r: r["kv_cache"]["press"] == "knorm" and r["kv_cache"]["tokens_kept"] == r["kv_cache"]["tokens_seen"]),
     # ---- forms of an answer ----
     ("openai: response_format text", CHAT, chat(response_format={"type": "text"}), lambda r: True),
     ("llama.cpp: response_format json_object with a schema", CHAT, chat(response_format={"type": "json_object", "schema": {"type": "object"}}), lambda r: True),
@@ -124,6 +146,20 @@ STREAMS = [
      lambda e: set(e[-2]["error"]) == {"message", "type", "param", "code"} and e[-1] == "[DONE]"),
     ("openai: UTF-8 is never cut inside a code point", C, prompt(prompt="@@say=C3A9E282AC", max_tokens=5),
      lambda e: "\ufffd" not in "".join(c["text"] for c in choices(e)) and "".join(c["text"] for c in choices(e)).startswith("é€")),
+    ("vllm bench serve: a token that waits for its character is an event all the same", C, prompt(prompt="@@say=C3A9E282AC", max_tokens=5),
+     lambda e: len(choices(e)) == 6),
+    ("guidellm: running usage on a chat's chunks, the last one wins", CHAT, chat(stream_options={"include_usage": True, "continuous_usage_stats": True}),
+     lambda e: [x["usage"]["completion_tokens"] for x in e[:-1]] == sorted(x["usage"]["completion_tokens"] for x in e[:-1]) and e[-2]["usage"]["completion_tokens"] == 3),
+    ("openai: a streamed call has index and id first, and ends with tool_calls", CHAT,
+     chat(max_tokens=200, tools=[TOOL], messages=[{"role": "user", "content": CALLS}]),
+     lambda e: choices(e)[-1]["finish_reason"] == "tool_calls" and next(c for c in choices(e) if "tool_calls" in c["delta"])["delta"]["tool_calls"][0]["index"] == 0
+     and sum("id" in t for c in choices(e) for t in c["delta"].get("tool_calls", [])) == 1),
+    ("openai: stream_options null, and include_usage false, ask for nothing", C, prompt(stream_options={"include_usage": False}),
+     lambda e: all(not x.get("usage") for x in e[:-1])),
+    ("litellm, open webui: the cache's size stands in the usage event", CHAT, chat(stream_options={"include_usage": True}),
+     lambda e: isinstance(e[-2]["usage"]["kv_cache_bytes"], int) and e[-2]["kv_cache"]["press"] == "none"),
+    ("openai: completion events carry logprobs as parallel arrays", C, prompt(logprobs=1),
+     lambda e: all({len(v) for v in c["logprobs"].values()} == {1} for c in choices(e) if c["text"])),
     ("open webui: no event has timings null", CHAT, chat(), lambda e: all(x.get("timings", 0) is not None for x in e[:-1])),
     ("openai: chunks are chat.completion.chunk", CHAT, chat(), lambda e: {x["object"] for x in e[:-1]} == {"chat.completion.chunk"}),
     ("openai: interior chunks of a completion have text and finish_reason null", C, prompt(),
@@ -149,6 +185,16 @@ ERRORS = [  # name, path, body, status, type, param
     ("openai: temperature 0 to 2", C, prompt(temperature=2.5), 400, "invalid_request_error", "temperature"),
     ("openai: penalties -2 to 2", C, prompt(presence_penalty=3), 400, "invalid_request_error", "presence_penalty"),
     ("openai: logit_bias -100 to 100", C, prompt(logit_bias={"5": 101}), 400, "invalid_request_error", "logit_bias.5"),
+    *((f"vllm: {field} as {value!r} is 400, not 500", C, prompt(**{field: value}), 400, "invalid_request_error", field) for field, value in (
+        ("max_tokens", "5"), ("max_tokens", 1.5), ("max_tokens", -1), ("n", "2"), ("n", 0), ("n", True), ("seed", "x"), ("seed", 1.5), ("top_p", "x"),
+        ("top_p", 0), ("logprobs", "x"), ("presence_penalty", []), ("frequency_penalty", {}), ("min_tokens", -1), ("top_k", 1.5), ("stop", 5),
+        ("stream", "yes"), ("logit_bias", [1]), ("repetition_penalty", "x"), ("ignore_eos", "x"), ("echo", 1))),
+    ("openai: a prompt of the wrong type", C, {"prompt": {"a": 1}}, 400, "invalid_request_error", "prompt"),
+    ("openai: messages of the wrong type", CHAT, {"messages": "hello"}, 400, "invalid_request_error", "messages"),
+    ("openai: temperature is not negative", C, prompt(temperature=-0.1), 400, "invalid_request_error", "temperature"),
+    ("openai: penalties not below -2", C, prompt(presence_penalty=-2.1), 400, "invalid_request_error", "presence_penalty"),
+    ("openai: logprobs has a bound (100; OpenAI's is 5)", C, prompt(logprobs=101), 400, "invalid_request_error", "logprobs"),
+    ("openai: stream_options is an object", C, prompt(stream=True, stream_options=1), 400, "invalid_request_error", "stream_options"),
     ("vllm, tgi: suffix is refused by name", C, prompt(suffix="x"), 400, "invalid_request_error", "suffix"),
     ("openai: top_logprobs has a bound (100; OpenAI's is 20)", CHAT, chat(logprobs=True, top_logprobs=101), 400, "invalid_request_error", "top_logprobs"),
     ("openai: best_of at most 20", C, prompt(best_of=21), 400, "invalid_request_error", "best_of"),
@@ -232,6 +278,30 @@ class Wire(ServerTest):
         with self.subTest("curl: a charset beside the content type, whatever its case"):
             r = self.s.post(C, json.dumps(prompt()).encode(), headers={"content-type": "Application/JSON; charset=utf-8"})
             self.assertEqual(r.status, 200)
+        with self.subTest("curl: no content type at all"):
+            self.assertEqual(self.s.request("POST", C, json.dumps(prompt())).status, 200)
+        with self.subTest("openai: x-stainless headers and an organization are no matter"):
+            r = self.s.post(C, prompt(), headers={"X-Stainless-Lang": "python", "X-Stainless-Retry-Count": "1", "OpenAI-Organization": "x"})
+            self.assertEqual(r.status, 200)
+        with self.subTest("open webui: what Ollama has is no route, and says so in the error's shape"):
+            for path in ("/api/version", "/api/tags"):
+                r = self.s.get(path)
+                self.assertEqual((r.status, r.error["type"]), (404, "not_found_error"))
+        with self.subTest("browsers: a preflight is answered; HEAD goes where GET does"):
+            self.assertEqual(self.s.request("OPTIONS", CHAT).status, 204)
+            r = self.s.request("HEAD", "/v1/models")
+            self.assertEqual((r.status, r.body), (200, b""))
+        with self.subTest("litellm: the cache's size in heads, for who drops unknown members"):
+            r = self.s.post(C, prompt())
+            self.assertEqual(int(r.headers["X-KV-Cache-Bytes"]), r.json["usage"]["kv_cache_bytes"])
+        with self.subTest("openai: a list of models; one by its name"):
+            j = self.s.get("/v1/models").json
+            self.assertEqual((j["object"], {"id", "object", "created", "owned_by"} - set(j["data"][0])), ("list", set()))
+            self.assertEqual(self.s.get("/v1/models/" + j["data"][0]["id"]).json["id"], j["data"][0]["id"])
+        with self.subTest("aiperf: an error has a JSON content type, a stream's too before it begins"):
+            for body in (prompt(n=0), prompt(n=0, stream=True)):
+                r = self.s.post(C, body)
+                self.assertEqual((r.status, r.headers["Content-Type"].split(";")[0]), (400, "application/json"))
         with self.subTest("guidellm: /health before the run"):
             self.assertEqual(self.s.get("/health").status, 200)
         with self.subTest("vllm bench serve, gateways: root, parent and max_model_len of a model"):
@@ -248,7 +318,7 @@ class Wire(ServerTest):
             self.assertRegex(text, r'vllm:cache_config_info\{[^}]*block_size="\d+"[^}]*num_gpu_blocks="\d+"')
         with self.subTest("openai: a full queue asks to come again"):
             r = self.s.complete("@@busy")
-            self.assertEqual((r.status, r.error["type"], r.headers["Retry-After"]), (429, "rate_limit_error", "1"))
+            self.assertEqual((r.status, r.error["type"], r.headers["Retry-After"], r.headers["retry-after-ms"]), (429, "rate_limit_error", "1", "1000"))
             r = self.s.post("/v1/messages", chat(messages=[{"role": "user", "content": "@@busy"}]))
             self.assertEqual((r.status, r.json["type"], r.headers["Retry-After"]), (429, "error", "1"))
 
