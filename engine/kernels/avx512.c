@@ -345,6 +345,7 @@ enum {
     MAX_NG = 4,      /* query heads that share one load of K or V */
     AHEAD_SCORES = 16384, /* bytes of K prefetched ahead where V is not read: whole pages, at least the next */
     AHEAD_KV = 12288, /* bytes of pages prefetched ahead where both are: whole pages */
+    TOUCH = 8,        /* pages ahead whose address is translated: a prefetch that has to wait for that holds up all behind it */
 };
 
 /* 16 elements from element i of a page. */
@@ -478,6 +479,7 @@ FORCE_INLINE void attn_pages(const float *q, size_t n_group, size_t k_dim, size_
         l[g] = 0.0f;
     }
     for (size_t p = p0; p <= p1; p++, tmp += 16) {
+        if (p + TOUCH < end) _mm_prefetch((const char *)pages[p + TOUCH] + p % 32 * 64 % page, _MM_HINT_T0); /* not all in one set */
         if (p < p1)
             scores(q, n_group, k_dim, pages[p], pages[p + ahead < end ? p + ahead : p], f16, tmp, stride);
         if (p > p0) {
