@@ -247,12 +247,16 @@ class Bench:
                     run.wait(lambda: run.after(t2, 1))  # a gap that spans the end belongs to it
                     t3 = max(next(t for t in x if t > t2) for x in run.times)
                     busy = run.gaps(t1, t3)
+                    run.wait(lambda: run.after(t3, GEN))
+                    after = run.gaps(t3, time.monotonic())
                 finally:
                     run.stop()
             row = {"test": "stall", "n": n}
             ms = lambda what, x: {**row, "what": what, "unit": "ms", "value": x * 1e3}
             return [ms("alone p50", percentile(alone, 50)), ms("alone p99", percentile(alone, 99)),
                     ms("during p50", percentile(busy, 50)), ms("during p99", percentile(busy, 99)), ms("during max", max(busy)),
+                    ms("after p50", percentile(after, 50)), ms("after p99", percentile(after, 99)),
+                    {**row, "what": "p99 / during p50", "unit": "", "value": percentile(busy, 99) / percentile(busy, 50)},
                     ms("prompt", t2 - t1), {**row, "what": "p99 / alone p50", "unit": "", "value": percentile(busy, 99) / percentile(alone, 50)}]
 
         self.servers(head, "stall", lambda: work(self.ours(model, head["threads"], 8192)),

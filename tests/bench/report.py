@@ -151,7 +151,7 @@ class Report:
         self.line(model, threads, "RSS peak, 8192-token prompt", "MB", "memory", 8192, "peak", up=False)
         self.line(model, threads, "RSS peak, the same pressed 0.75", "MB", "memory", 8192, "peak", *ea, up=False)
         for what, name in (("alone p50", "4 streams alone: gap p50"), ("during p99", "while 4096 are read: gap p99"),
-                           ("during max", "while 4096 are read: gap max"), ("p99 / alone p50", "gap p99 / gap p50 alone"),
+                           ("during max", "while 4096 are read: gap max"), ("p99 / alone p50", "gap p99 / gap p50 alone"), ("p99 / during p50", "gap p99 / gap p50 meanwhile"),
                            ("prompt", "first token of those 4096")):
             self.line(model, threads, name, "" if "/" in what else "ms", "stall", 4096, what, up=False)
 
