@@ -3,7 +3,7 @@
  *
  *     golden_sals MODEL DATA TEXT...
  *
- * Of each text 1,536 tokens are read and 512 more are forced (forced.h), with one older token in eight
+ * Of each text 1,536 tokens are read and 512 more are forced (forced.h), with one older token in sixteen
  * read by what the press chooses, by as many random ones and by the last ones.  Prints CSV (mean and 99th
  * percentile of KL(all || some) in nats, how often the likeliest token is the same, the share of keys
  * read, bytes over the native bytes) and judges: mean KL and what it is of the random one's; what 4 bits of
