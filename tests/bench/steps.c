@@ -22,8 +22,12 @@ int main(int argc, char **argv) {
     }
     const size_t rounds = strtoul(argv[5], NULL, 10), steps = strtoul(argv[6], NULL, 10);
     size_t context[CONTEXTS], n = 0, most = 0;
-    for (char *word = strtok(argv[4], ","); word && n < CONTEXTS; word = strtok(NULL, ",")) {
-        context[n] = strtoul(word, NULL, 10);
+    for (char *word = argv[4], *end; *word && n < CONTEXTS; word = *end == ',' ? end + 1 : end) {
+        context[n] = strtoul(word, &end, 10);
+        if (end == word) {
+            fprintf(stderr, "CONTEXT is a list of numbers, not %s\n", argv[4]);
+            return 2;
+        }
         most = context[n] > most ? context[n] : most;
         n++;
     }

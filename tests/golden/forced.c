@@ -26,7 +26,7 @@ pd_engine *forced_open(const char *model, const char *press_data, size_t context
     const char *compute = getenv("PRESSD_KV_COMPUTE"), *mask = getenv("PRESSD_KV_CPU_MASK"), *threads = getenv("PRESSD_KV_THREADS");
     pd_err err = {0};
     pd_engine_opts o = {.model_path = model, .compute = compute && strcmp(compute, "f32") == 0 ? PD_COMPUTE_F32 : PD_COMPUTE_INT8,
-                        .n_threads = threads ? (unsigned)atoi(threads) : 0, .cpu_mask = ~0u, .ctx_size = context + forced, .parallel = (unsigned)n_kind, .press_data = press_data};
+                        .n_threads = threads ? (unsigned)strtoul(threads, NULL, 10) : 0, .cpu_mask = ~0u, .ctx_size = context + forced, .parallel = (unsigned)n_kind, .press_data = press_data};
     pd_engine *e;
     if (mask && pd_cpu_mask_parse(mask, &o.cpu_mask, &err) != PD_OK) stop(mask, &err);
     if (pd_engine_open(&e, &o, NULL, NULL, &err) != PD_OK) stop(model, &err);

@@ -196,6 +196,17 @@ static void check_rows(const pd_kernels *k, const params *p, world *w, pd_part_p
         memset(acc, 0xff, p->n_group * p->dim * sizeof *acc);
         rows[p->t](&pass);
         for (size_t g = 0; g < p->n_group; g++) check_values(k, p, w, g, row, n, acc + g * p->dim);
+        float *dense = block_new(p->n_group * n * sizeof *dense), *again = block_new(p->n_group * p->dim * sizeof *again);
+        for (size_t i = 0; i < p->n_group * n; i++) dense[i] = weight[i / n * w->stride + row[i % n]];
+        pd_part_pass close = pass;
+        close.dense = true;
+        close.tmp = dense;
+        close.tmp_stride = n;
+        close.acc = again;
+        rows[p->t](&close);
+        CHECK(memcmp(again, acc, p->n_group * p->dim * sizeof *acc) == 0, "%s rows_%s: dense weights give other sums", k->isa, names[1][p->t]);
+        block_free(dense);
+        block_free(again);
         block_free(weight);
     }
     pass.n_row = 0;

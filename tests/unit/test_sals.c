@@ -75,12 +75,12 @@ static void bytes_fall_by_the_joint_rank(void **state) {
 }
 
 static const char *const company[] = {
-    "sals:dense_below=0,skip_first=0,skip_last=0",
+    "sals:dense_below=0,skip_first=0,skip_last=0,window=64,token_share=0.125",
     "sals:rank=4,dense_below=0,window=20,skip_first=1,skip_last=0,reuse=3",
     "sals:rank=16,score_rank=1,dense_below=0,window=0,sinks=0,skip_first=0,skip_last=0,token_share=0.3",
     "sals:rank=8,dense_below=220,window=33,sinks=16,skip_first=0,skip_last=1,granularity=page,reuse=16",
     "sals:rank=2,dense_below=100,window=8,skip_first=0,skip_last=0,order=random",
-    "sals:rank=8,dense_below=0,skip_first=0,skip_last=0,token_share=1",
+    "sals:rank=8,dense_below=0,skip_first=0,skip_last=0,token_share=1,window=64",
 };
 
 /* In f16 and f32, on one thread or three, alone, in a batch or as one of several answers. */
@@ -173,7 +173,7 @@ static void reads_are_counted(void **state) {
     assert_int_equal(a->r->kv.rows_key, 2 * (2 * n + read));
     assert_int_equal(a->r->kv.rows_value, a->r->kv.rows_key);
     case_drop(a);
-    const ask all = {.tokens = prompt, .n = N, .max_tokens = 2, .press = "sals:token_share=1,dense_below=0"};
+    const ask all = {.tokens = prompt, .n = N, .max_tokens = 2, .press = "sals:token_share=1,dense_below=0,window=64"};
     a = case_run(e, &all);
     assert_int_equal(a->r->kv.rows, 0); /* nothing is chosen, nothing counted */
     case_drop(a);
@@ -188,7 +188,7 @@ static void layers_are_skipped_by_their_overlap(void **state) {
     for (size_t i = 0; i < 3 * PD_OVERLAP_SETUPS; i++) assert_true(overlap[i] > 0.125f && overlap[i] < 1.0f);
     ask q = {.tokens = prompt, .n = N, .max_tokens = 4, .logprobs = 5};
     answer *dense = case_run(e, &q);
-    q.press = "sals:min_overlap=1,skip_first=0,skip_last=0,dense_below=0";
+    q.press = "sals:min_overlap=1,skip_first=0,skip_last=0,dense_below=0,window=64";
     answer *a = case_run(e, &q);
     case_expect_same(a, dense);
     assert_int_equal(a->r->kv.bytes, dense->r->kv.bytes);
@@ -270,7 +270,7 @@ static pd_engine *open_small(uint64_t kv_bytes) {
 /* What narrow keys will not need is not reserved: a pool too small for the dense request takes it. */
 static void admission_counts_joint_pages(void **state) {
     (void)state;
-    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "sals:rank=2,dense_below=300,skip_first=0,skip_last=0"}, 3);
+    case_expect_less_reserved(open_small, &(ask){.tokens = prompt, .n = 600, .max_tokens = 20, .press = "sals:rank=2,dense_below=300,skip_first=0,skip_last=0,window=64"}, 3);
 }
 
 /* Where everything is read, guesses are taken back as of any cache. */
@@ -280,8 +280,8 @@ static void guesses_leave_latents_alone(void **state) {
     size_t taken = 0;
     for (size_t i = 0; i < N; i++) again[i] = prompt[i % 25] % 9 + 40;
     pd_engine *plain = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, 0), *guess = case_open_bases(TINY_LLAMA, PD_COMPUTE_INT8, 1, 0, PD_DRAFT_MAX);
-    static const char *const presses[] = {"sals:token_share=1,skip_first=0,skip_last=0,dense_below=0", "sals:token_share=1,skip_first=0,skip_last=0,dense_below=240",
-                                          "sals:skip_first=0,skip_last=0,dense_below=0"};
+    static const char *const presses[] = {"sals:token_share=1,skip_first=0,skip_last=0,dense_below=0,window=64", "sals:token_share=1,skip_first=0,skip_last=0,dense_below=240,window=64",
+                                          "sals:skip_first=0,skip_last=0,dense_below=0,window=64"};
     for (size_t i = 0; i < sizeof presses / sizeof *presses; i++) {
         const ask q = {.tokens = again, .n = N, .max_tokens = 3 * MORE, .logprobs = 3, .press = presses[i]};
         const size_t n = case_expect_same_guessed(plain, guess, &q);
