@@ -87,7 +87,8 @@ class OfModel:
                 self.assertEqual(pressd.total(m, "pressd_kv_cache_type_bytes"), pool)
                 beside, held = kv.get("read", {}).get("bounds_bytes", 0), rss - base
                 common.say(f"{self.kind}, {name}: {pool / 1e6:.2f} MB, {beside / 1e6:.2f} beside it, RSS {held / 1e6:.2f} MB")
-                self.assertLess(abs(held - pool - beside), 0.05 * (pool + beside) + MIB, "the pool keeps up to a MiB")
+                off = 0.05 * pool + MIB  # the pool keeps up to a MiB
+                self.assertTrue(pool - off < held < pool + beside + off, "what lies beside the pages may have stayed")
 
     def test_they_hold_less(self):
         dense = self.dense["kv_cache"]["bytes"]
