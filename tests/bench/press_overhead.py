@@ -16,6 +16,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import statistics
 import sys
 
@@ -38,7 +39,7 @@ def processor_ms(pid):
 
 def read(server, rng, n, press, ratio):
     """(processor ms, prompt_ms) of one prompt of n tokens."""
-    more = {"compression": {"press": press, "ratio": ratio}} if press else {}
+    more = {"compression": {"press": press, **({"ratio": ratio} if ratio is not None else {})}} if press else {}
     body = {"prompt": [rng.randrange(1000, 20000) for _ in range(n)], "max_tokens": 1, "temperature": 0, "ignore_eos": True, **more}
     before = processor_ms(server.process.pid)
     reply = server.ask("/v1/completions", body, timeout=600)
@@ -60,24 +61,28 @@ def main():
     p.add_argument("--prompt", type=int, nargs="+", default=[2048, 8192])
     p.add_argument("--rounds", type=int, default=9)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--press-data", help="for presses that need some")
     a = p.parse_args()
     presses = a.press or PRESSES
     rng = random.Random(1)
     pairs = {(n, press): [] for n in a.prompt for press in presses}
-    with pressd.Server(a.model, "--threads", str(a.threads), "--ctx-size", str(max(a.prompt) + 16)) as s:
+    with pressd.Server(a.model, "--threads", str(a.threads), "--ctx-size", str(max(a.prompt) + 16),
+                       *(["--press-data", a.press_data] if a.press_data else [])) as s:
+        listed = {x["name"]: x["takes_ratio"] for x in s.get("/v1/presses")[2]["data"]}
+        ratio = {x: a.ratio if listed[re.split("[:(]", x)[0]] else None for x in presses} | {"": None}
         for n in a.prompt:
-            read(s, rng, n, "", 0)
+            read(s, rng, n, "", None)
         for r in range(a.rounds):
             for n, press in pairs if r % 2 == 0 else reversed(pairs):
                 turn = ["", press] if r % 2 == 0 else [press, ""]
-                got = {name: read(s, rng, n, name, a.ratio) for name in turn}
+                got = {name: read(s, rng, n, name, ratio[name]) for name in turn}
                 pairs[n, press].append((got[""], got[press]))
     out = csv.writer(sys.stdout)
     ends = [f"{time}_{what}" for time in ("processor", "prompt") for what in ("median", "q1", "q3", "least", "most")]
     out.writerow(["prompt", "press", "ratio", "rounds", "dense_processor_ms", "dense_prompt_ms", *ends])
     for (n, press), of in pairs.items():
         dense = [f"{statistics.median(d[k] for d, _ in of):.0f}" for k in (0, 1)]
-        out.writerow([n, press, a.ratio, a.rounds, *dense, *spread(of, 0), *spread(of, 1)])
+        out.writerow([n, press, ratio[press], a.rounds, *dense, *spread(of, 0), *spread(of, 1)])
 
 
 if __name__ == "__main__":

@@ -223,11 +223,11 @@ def presses_of(s, n_layer):
     rising = ";".join(f"{0.25 + 0.5 * i / max(n_layer - 1, 1):.3f}" for i in range(n_layer))
     out, wrong = [(c, True) for c in CONTROLS], []
     for name, p in listed.items():
-        if name in NOT_HERE or name in ("random", "streaming_llm"):
+        if name in NOT_HERE or name in CONTROLS or p.get("reason", "").startswith("not served"):
             continue
         texts = WITH.get(name) or OWN.get(name) or [name]
         if not p["runnable"] and name not in WITH:  # by its defaults, that is
-            wrong.append(f"{name} cannot be run: no press data")
+            wrong.append(f"{name} cannot be run: {p.get('reason', '')}")
         elif name not in WITH and name not in OWN and (p["accepts"] or not p["takes_ratio"]):
             wrong.append(f"{name} is neither in WITH, OWN nor NOT_HERE")
         else:
@@ -295,16 +295,15 @@ DECODE = "compression_ratio_decoding:target_compression_ratio={ratio},compressio
 # (context, control, presses).  A control: at as many bytes read in a step ("pages"), at as many bytes held at the end
 # ("tokens"; "pruned" while they come), or the press' own, which reads as many tokens ("order").
 STEPS = (
+    (1536, "order", ["sals", "sals:min_overlap=0.85"]),
+    (1536, "tokens", ["sals", "sals+f16/q4", "hcattention:tau=1,sub_vector=2", "hcattention:sub_vector=2+f16/q4", "eigen_attention",
+                      "eigen_attention:error_budget=0.1,budget_for=both", "+q8_0/q8_0", "+q4/q4"]),
+    (1536, "pruned", ["kv_compress:when=always@0.75", *(DECODE.format(ratio=0.75, press=p) for p in (
+        "kv_compress", "snapkv:window_size=16", "expected_attention", "knorm")),
+        "cam:compression_interval=16,target_size=448(tova)", "dms:threshold=-5,decoding=true(kvzap:model_type=linear)"]),
     (1536, "pages", ["hcattention", "hcattention:tau=0.9", "hcattention:tau=0.9,renormalize=false",
                      "hcattention:tau=1,sub_vector=4,codes=index", "hcattention:sub_vector=4,codes=index"]),
-    (3840, "pages", ["quest:token_budget=1024", "quest:token_budget=512", "quest:token_budget=512(hcattention)"]),
-    (1536, "order", ["sals", "sals:min_overlap=0.85", "sals:granularity=page"]),
-    (1536, "tokens", ["sals", "sals+f16/q4", "sals:token_share=1", "hcattention:tau=1,sub_vector=2", "hcattention:tau=1,sub_vector=4",
-                      "hcattention:sub_vector=2", "eigen_attention", "eigen_attention:error_budget=0.1,budget_for=both", "+q8_0/q8_0",
-                      "+q4/q4"]),
-    (1536, "pruned", ["kv_compress:when=always@0.75", *(DECODE.format(ratio=0.75, press=p) for p in (
-        "kv_compress", "snapkv:window_size=16", "expected_attention", "tova", "keydiff", "knorm")),
-        "cam:compression_interval=16,target_size=448(tova)", "dms:threshold=-5,decoding=true(kvzap:model_type=linear)"]))
+    (3840, "pages", ["quest:token_budget=1024", "quest:token_budget=512", "quest:token_budget=512(hcattention)"]))
 
 
 def asked(a, model, data, path, context, presses):
@@ -447,12 +446,12 @@ def picture(rows, path):
     data = {m: p for m, p in means(rows).items() if len({r for cells in p.values() for r in cells} - {""}) > 1}
     if not data:
         return
-    fig, axes = plt.subplots(1, len(data), figsize=(8 * len(data), 5.6), squeeze=False)
+    fig, axes = plt.subplots(1, len(data), figsize=(9.5 * len(data), 5.6), squeeze=False)
     for ax, (model, presses) in zip(axes[0], data.items()):
         own = collections.defaultdict(list)  # with their parameters' values as points of one line
         for p, cells in presses.items():
             if "" in cells:
-                own[p.split(":")[0]].append(cells[""])
+                own[p.split(":")[0] + (" (values too)" if "budget_for=both" in p else "")].append(cells[""])
         best = sorted((p for p in presses if p not in CONTROLS and "" not in presses[p]), key=lambda p: rank(presses[p]))
         lines = [(p, list(presses[p].values()), {}) for p in best[:9]]
         lines += [(p, cells, {"marker": "s", "ls": ":"}) for p, cells in own.items()]
@@ -462,7 +461,7 @@ def picture(rows, path):
             ax.plot([c["bytes"] for c in cells], [c["kl"] for c in cells], label=p, ms=4, **{"marker": "o", **how})
         ax.set(title=model, xlabel="cache bytes, share of dense", ylabel="KL to the dense cache (nats)", yscale="log")
         ax.grid(alpha=0.3, which="both")
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the lines, which fill the axes
     fig.tight_layout()
     fig.savefig(path, dpi=75)
 
