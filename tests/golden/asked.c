@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
     for (size_t k = 1; k < n; k++) {
         const char *arg = argv[5 + k];
         if (strlen(arg) >= TEXT_MAX) return usage("too long: ", arg);
-        strcpy(text[k], arg);
+        memcpy(text[k], arg, strlen(arg) + 1);
         kind[k].name = arg;
         if (!read_kind(text[k], &kind[k])) return usage("no press, ratio and types: ", arg);
     }
