@@ -56,6 +56,15 @@ static void tv_quad(const float *k, size_t n, size_t d, const float *mu, const f
     }
 }
 
+static void tv_matmul(const float *a, size_t ld_a, size_t n, size_t k, const float *b, size_t ld_b, size_t m, float *y, size_t ld_y) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < m; c++) {
+            double s = 0.0;
+            for (size_t r = 0; r < k; r++) s += (double)a[i * ld_a + r] * (double)b[r * ld_b + c];
+            y[i * ld_y + c] = (float)s;
+        }
+}
+
 static const pd_kernels tv_kernels = {
     .isa = "test",
     .dot_f32 = tv_dot,
@@ -64,6 +73,7 @@ static const pd_kernels tv_kernels = {
     .exp_sum_f32 = tv_exp_sum,
     .rope = tv_rope,
     .quad_f32 = tv_quad,
+    .matmul_f32 = tv_matmul,
 };
 
 enum { TV_H_MAX = 8 };
