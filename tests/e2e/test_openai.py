@@ -92,6 +92,19 @@ class Client(unittest.TestCase):
         self.assertGreaterEqual(longer.usage.completion_tokens, n + 5)
         self.assertTrue(longer.choices[0].message.content.startswith(short.choices[0].message.content))
 
+    def test_min_tokens_hold_back_stop_strings(self):
+        """A stop string that is whole before min_tokens is text."""
+        ask = lambda **more: self.c.completions.create(model="any", prompt="Once upon a time", temperature=0, max_tokens=24, **more)
+        free = ask(extra_body={"ignore_eos": True}).choices[0].text
+        stop = free[3:6]
+        early = ask(stop=stop, extra_body={"ignore_eos": True}).choices[0]
+        self.assertEqual((early.text, early.finish_reason), (free[:free.index(stop)], "stop"))
+        late = ask(stop=stop, extra_body={"ignore_eos": True, "min_tokens": 8})
+        self.assertGreaterEqual(late.usage.completion_tokens, 8)
+        self.assertTrue(free.startswith(late.choices[0].text) and stop in late.choices[0].text, late.choices[0].text)
+        never = ask(stop=stop, extra_body={"ignore_eos": True, "min_tokens": 24}).choices[0]
+        self.assertEqual((never.text, never.finish_reason), (free, "length"))
+
     def test_choices_share_one_prompt(self):
         """n answers: the prompt is read once, answer i is what seed + i says alone, dense and pressed, whole and streamed."""
         prompt = common.ids(self.s, 700)
