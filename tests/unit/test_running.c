@@ -11,6 +11,7 @@
 #include "tests/unit/against_ref.h"
 
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 16 };
@@ -398,8 +399,10 @@ static pd_job *submit(pd_engine *e, const ask *q) {
 
 static void wait_for(const pd_job *job, pd_job_state at_least) {
     const uint64_t t0 = pd_now_ns();
-    while (pd_job_get_state(job) < at_least)
+    while (pd_job_get_state(job) < at_least) {
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); /* the processor is the engine's */
         if (pd_ms_since(t0) > 120e3) fail_msg("a job did not get on within two minutes");
+    }
 }
 
 /* A pool that holds one long answer dense and a bit: a second request waits for the first
@@ -426,9 +429,8 @@ static void pruned_when_another_waits(void **state) {
         pd_job *first = submit(e, c ? &agrees : &dense);
         wait_for(first, PD_JOB_DECODE);
         pd_job *second = submit(e, &other);
-        wait_for(second, PD_JOB_PREFILL);
-        const bool early = pd_job_get_state(first) != PD_JOB_DONE;
         answer *b = case_wait(second), *a = case_wait(first);
+        const bool early = b->job->t_start < a->job->t_last;
         if (early != (c == 1)) fail_msg("case %d: the second job begins %s the first one's end", c, early ? "before" : "after");
         assert_int_equal(a->n, LONG);
         assert_int_equal(b->n, MORE);
