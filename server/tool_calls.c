@@ -12,6 +12,7 @@
 #include "engine/base/utf8.h"
 #include "server/tool_forms.h"
 #include "server/tool_params.h"
+#include "server/tool_text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -53,10 +54,6 @@ struct pd_tool_reader {
 
 static bool takes_bare(const pd_tool_reader *r) {
     return r->t->format == PD_TOOL_LLAMA3 || r->t->format == PD_TOOL_ANY;
-}
-
-static bool is_white(char c) {
-    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
 }
 
 /* ---- a call ---- */
@@ -141,9 +138,14 @@ static void string_lost(pd_tool_reader *r) {
     string_put(r, "\xEF\xBF\xBD", 3);
 }
 
-static void string_char(pd_tool_reader *r, const char *s, size_t n) {
-    if (r->high) string_lost(r); /* half a pair alone */
+/* Half a pair, if there is one, stays alone. */
+static void half_lost(pd_tool_reader *r) {
+    if (r->high) string_lost(r);
     r->high = 0;
+}
+
+static void string_char(pd_tool_reader *r, const char *s, size_t n) {
+    half_lost(r);
     string_put(r, s, n);
 }
 
@@ -155,7 +157,7 @@ static void unicode_char(pd_tool_reader *r) {
         r->high = 0;
     }
     if (cp >= 0xD800 && cp < 0xDC00) {
-        if (r->high) string_lost(r);
+        half_lost(r);
         r->high = cp;
     } else {
         string_char(r, text, pd_utf8_put(cp, text));
@@ -166,7 +168,8 @@ static void unicode_char(pd_tool_reader *r) {
 static bool unicode_byte(pd_tool_reader *r, char c) {
     if (!c || !strchr("0123456789abcdefABCDEF", c)) {
         r->n_unicode = 0;
-        string_char(r, "\xEF\xBF\xBD", 3);
+        half_lost(r);
+        string_lost(r);
         return false;
     }
     r->unicode[r->n_unicode - 1] = c;
@@ -190,8 +193,7 @@ static bool string_byte(pd_tool_reader *r, char c) {
     } else if (c == '\\') {
         r->escaped = true;
     } else if (c == '"') {
-        if (r->high) string_lost(r);
-        r->high = 0;
+        half_lost(r);
         return true;
     } else {
         string_char(r, &c, 1);
@@ -245,7 +247,7 @@ static void json_byte(pd_tool_reader *r, char c) {
     switch (r->json) {
     case J_OPEN:
         if (c == '{') r->json = J_KEY;
-        else if (!is_white(c)) r->json = J_BAD;
+        else if (!pd_tool_white(c)) r->json = J_BAD;
         break;
     case J_KEY:
         if (c == '"') {
@@ -253,7 +255,7 @@ static void json_byte(pd_tool_reader *r, char c) {
             r->json = J_IN_KEY;
         } else if (c == '}') {
             r->json = r->named ? J_DONE : J_BAD;
-        } else if (!is_white(c) && c != ',') {
+        } else if (!pd_tool_white(c) && c != ',') {
             r->json = J_BAD;
         }
         break;
@@ -262,10 +264,10 @@ static void json_byte(pd_tool_reader *r, char c) {
         break;
     case J_COLON:
         if (c == ':') r->json = J_VALUE;
-        else if (!is_white(c)) r->json = J_BAD;
+        else if (!pd_tool_white(c)) r->json = J_BAD;
         break;
     case J_VALUE:
-        if (!is_white(c)) value_begins(r, c);
+        if (!pd_tool_white(c)) value_begins(r, c);
         break;
     case J_IN_STRING:
         if (!string_byte(r, c)) break;
@@ -324,24 +326,22 @@ static void begin(pd_tool_reader *r, bool bare) {
     else r->at = TEXT;
 }
 
-/* The held text starts with `s` (1), may yet (0), does not (-1). */
+/* The held text (pd_tool_starts). */
 static int starts(const pd_tool_reader *r, const char *s) {
-    const size_t n = strlen(s), k = r->held.len < n ? r->held.len : n;
-    if (k && memcmp(r->held.data, s, k) != 0) return -1;
-    return k == n ? 1 : 0;
+    return pd_tool_starts(r->held.data, r->held.len, s);
 }
 
 /* Space that is text if no call follows. */
 static void keep_white(pd_tool_reader *r) {
     size_t n = 0;
-    while (n < r->held.len && is_white(r->held.data[n])) n++;
+    while (n < r->held.len && pd_tool_white(r->held.data[n])) n++;
     pd_buf_add(&r->raw, r->held.data, n);
     if (n) pd_buf_drop(&r->held, n);
 }
 
 static void drop_white(pd_tool_reader *r, const char *more) {
     size_t n = 0;
-    while (n < r->held.len && (is_white(r->held.data[n]) || (r->held.data[n] && strchr(more, r->held.data[n])))) n++;
+    while (n < r->held.len && (pd_tool_white(r->held.data[n]) || (r->held.data[n] && strchr(more, r->held.data[n])))) n++;
     if (n) pd_buf_drop(&r->held, n);
 }
 
@@ -365,7 +365,7 @@ static void marked(pd_tool_reader *r, pd_tool_behind then) {
 /* s begins a list of calls as Python writes them, the first one of a tool (1), may yet (0), does not (-1). */
 static int bare_python(const pd_tool_reader *r, const char *s, size_t n) {
     size_t from = 1;
-    while (from < n && is_white(s[from])) from++;
+    while (from < n && pd_tool_white(s[from])) from++;
     size_t to = from;
     while (to < n && pd_tools_good_name(s + to, 1)) to++;
     if (to - from > PD_TOOL_NAME_MAX) return -1;
@@ -381,7 +381,7 @@ static bool text_step(pd_tool_reader *r) {
     pd_tool_mark m;
     const bool first = !r->spoken && r->n_call == 0;
     r->form = r->t->format;
-    while (white < n && is_white(s[white])) white++;
+    while (white < n && pd_tool_white(s[white])) white++;
     if (white == n) return false;
     if (first && takes_bare(r) && s[white] == '{') {
         pd_buf_add(&r->raw, s, white);
@@ -416,7 +416,7 @@ static bool text_step(pd_tool_reader *r) {
                 if (k <= n && memcmp(s + n - k, m.text, k) == 0 && n - k < at) at = n - k;
     }
     size_t said = at;
-    while (said > 0 && is_white(s[said - 1])) said--;
+    while (said > 0 && pd_tool_white(s[said - 1])) said--;
     say(r, said);
     if (!found) return false;
     pd_buf_add(&r->raw, r->held.data, at - said + len);
@@ -545,7 +545,7 @@ static bool between_step(pd_tool_reader *r) {
     size_t white = 0;
     if (r->array) return array_step(r);
     if (!r->closed) drop_white(r, r->bare ? ";," : "");
-    while (white < r->held.len && is_white(r->held.data[white])) white++;
+    while (white < r->held.len && pd_tool_white(r->held.data[white])) white++;
     if (white == r->held.len) return false;
     const int len = pd_tool_close(r->t->format, r->held.data + white, r->held.len - white);
     if (len < 0) return false;
@@ -616,7 +616,7 @@ void pd_tool_reader_end(pd_tool_reader *r) {
     if (r->at == BETWEEN && !r->raw.len && !r->closed) return; /* a part of its closing mark */
     if (r->at == BETWEEN) unmark(r); /* a list without a call, or text */
     size_t white = 0;
-    while (white < r->held.len && is_white(r->held.data[white])) white++;
+    while (white < r->held.len && pd_tool_white(r->held.data[white])) white++;
     if (r->held.len && (white < r->held.len || r->n_done == 0)) say(r, r->held.len);
 }
 

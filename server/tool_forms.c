@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How models write calls (see tool_forms.h). */
 #include "server/tool_forms.h"
+#include "server/tool_text.h"
 
 #include <string.h>
 
@@ -97,11 +98,9 @@ pd_tool_mark pd_tool_mark_of(const pd_tools *t, size_t i) {
 int pd_tool_close(pd_tool_format f, const char *s, size_t n) {
     bool may = false;
     for (size_t i = 0; i < MARKS_MAX && forms[f].close[i]; i++) {
-        const char *c = forms[f].close[i];
-        const size_t len = strlen(c), k = n < len ? n : len;
-        if (memcmp(s, c, k) != 0) continue;
-        if (k == len) return (int)len;
-        may = true;
+        const int is = pd_tool_starts(s, n, forms[f].close[i]);
+        if (is > 0) return (int)strlen(forms[f].close[i]);
+        may = may || is == 0;
     }
     return may ? -1 : 0;
 }
@@ -119,12 +118,8 @@ bool pd_tool_must_know(pd_tool_format f) {
     return forms[f].known;
 }
 
-static bool is_white(char c) {
-    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
-}
-
 static size_t behind_white(const char *s, size_t from, size_t n) {
-    while (from < n && is_white(s[from])) from++;
+    while (from < n && pd_tool_white(s[from])) from++;
     return from;
 }
 
@@ -146,7 +141,7 @@ bool pd_tool_name_in(pd_tool_format f, const char *s, size_t n, pd_str *ret) {
         from = strlen(x->before);
     }
     from = behind_white(s, from, n);
-    for (to = from; to < n && s[to] && !strchr(ends, s[to]) && (*ends == '"' || !is_white(s[to]));) to++;
+    for (to = from; to < n && s[to] && !strchr(ends, s[to]) && (*ends == '"' || !pd_tool_white(s[to]));) to++;
     *ret = (pd_str){s + from, to - from};
     return !x->alone || behind_white(s, to, n) == n;
 }

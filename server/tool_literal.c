@@ -7,6 +7,7 @@
 #include "engine/base/utf8.h"
 #include "engine/gguf/gguf.h"
 #include "server/json.h"
+#include "server/tool_text.h"
 
 #include <string.h>
 
@@ -21,10 +22,6 @@ typedef struct {
     pd_buf *out;
 } parser;
 
-static bool is_white(char c) {
-    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
-}
-
 static bool is_digit(char c) {
     return c >= '0' && c <= '9';
 }
@@ -33,9 +30,8 @@ static bool is_digit(char c) {
 
 /* Bytes of the mark between strings that s begins with: all, a part of it at the end (`-1`), or 0. */
 static int gemma_mark(const char *s, size_t n) {
-    const size_t k = n < GEMMA_QUOTE ? n : GEMMA_QUOTE;
-    if (memcmp(s, gemma_quote, k) != 0) return 0;
-    return k == GEMMA_QUOTE ? GEMMA_QUOTE : -1;
+    const int is = pd_tool_starts(s, n, gemma_quote);
+    return is > 0 ? GEMMA_QUOTE : is == 0 ? -1 : 0;
 }
 
 bool pd_literal_end(pd_literal_scan *scan, pd_literal_notation how, const char *s, size_t n) {
@@ -192,7 +188,7 @@ static pd_str word(parser *p) {
     const size_t from = p->i;
     while (p->i < p->n && p->s[p->i] && !strchr(",:[](){}", p->s[p->i])) p->i++;
     size_t to = p->i;
-    while (to > from && is_white(p->s[to - 1])) to--;
+    while (to > from && pd_tool_white(p->s[to - 1])) to--;
     return (pd_str){p->s + from, to - from};
 }
 
@@ -215,7 +211,7 @@ static bool scalar(parser *p) {
 }
 
 static void skip_white(parser *p) {
-    while (p->i < p->n && is_white(p->s[p->i])) p->i++;
+    while (p->i < p->n && pd_tool_white(p->s[p->i])) p->i++;
 }
 
 /* The next byte that is no space is `c`, and taken. */

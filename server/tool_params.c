@@ -6,6 +6,7 @@
  *
  * Costs linear time in the text. */
 #include "server/tool_params.h"
+#include "server/tool_text.h"
 
 #include <string.h>
 
@@ -34,14 +35,10 @@ static bool takes_strings(const json_t *schema) {
     return json_is_string(json_array_get(list, 0)) || json_is_string(pd_json_get(schema, "const"));
 }
 
-static bool is_white(char c) {
-    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
-}
-
 /* The value without the space around it, as JSON; false: it is none. */
 static bool as_json(const char *s, size_t n, pd_buf *out) {
-    while (n && is_white(*s)) s++, n--;
-    while (n && is_white(s[n - 1])) n--;
+    while (n && pd_tool_white(*s)) s++, n--;
+    while (n && pd_tool_white(s[n - 1])) n--;
     json_t *v = json_loadb(s, n, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
     if (v) pd_buf_add(out, s, n);
     json_decref(v);
@@ -70,13 +67,6 @@ void pd_tool_params_begin(pd_tool_params *p, const pd_tools *t, const pd_tool_sy
 
 void pd_tool_params_done(pd_tool_params *p) {
     pd_buf_done(&p->key);
-}
-
-/* s begins with `mark` (1), may yet (0), does not (-1). */
-static int starts(const char *s, size_t n, const char *mark) {
-    const size_t len = strlen(mark), k = n < len ? n : len;
-    if (k && memcmp(s, mark, k) != 0) return -1;
-    return k == len;
 }
 
 /* The bytes of s before `end`, each looked at once; false: it has not come. */
@@ -137,14 +127,14 @@ static pd_params_step read_tags(pd_tool_params *p, const char *s, size_t n, size
     int is = -1;
     switch (p->at) {
     case PD_PARAM_OPEN:
-        while (white < n && is_white(s[white])) white++;
+        while (white < n && pd_tool_white(s[white])) white++;
         *taken = white;
         if (white == n) return PD_PARAMS_MORE;
         if (!p->any && x->object && s[white] == '{') {
             *taken = white + 1;
             return PD_PARAMS_OBJECT;
         }
-        is = starts(s + white, n - white, x->open);
+        is = pd_tool_starts(s + white, n - white, x->open);
         if (is == 0) return PD_PARAMS_MORE;
         if (is < 0) return over(p, out);
         *taken = white + strlen(x->open);
@@ -158,8 +148,8 @@ static pd_params_step read_tags(pd_tool_params *p, const char *s, size_t n, size
         return PD_PARAMS_ON;
     case PD_PARAM_BETWEEN:
         if (!x->attributes) {
-            while (white < n && is_white(s[white])) white++;
-            is = starts(s + white, n - white, x->value);
+            while (white < n && pd_tool_white(s[white])) white++;
+            is = pd_tool_starts(s + white, n - white, x->value);
             if (is < 0) return over(p, out);
             if (is == 0) return PD_PARAMS_MORE;
             k = white;
@@ -187,7 +177,7 @@ static pd_params_step read_keywords(pd_tool_params *p, const char *s, size_t n, 
     const char assign = p->syntax->key_end[0], close = p->syntax->value_end[0];
     size_t k = 0;
     if (p->at == PD_PARAM_OPEN) {
-        while (k < n && (is_white(s[k]) || s[k] == ',')) k++;
+        while (k < n && (pd_tool_white(s[k]) || s[k] == ',')) k++;
         *taken = k;
         if (k == n) return PD_PARAMS_MORE;
         p->at = PD_PARAM_KEY;
@@ -203,7 +193,7 @@ static pd_params_step read_keywords(pd_tool_params *p, const char *s, size_t n, 
             return over(p, out);
         }
         *taken = k + 1;
-        while (is_white(s[k - 1]) && k > 1) k--;
+        while (pd_tool_white(s[k - 1]) && k > 1) k--;
         set_key(p, s, k);
         p->scan = (pd_literal_scan){0};
         p->at = PD_PARAM_VALUE;
