@@ -10,9 +10,9 @@
 #include "engine/run/seq.h"
 
 #include "compression/deferred.h"
-#include "engine/run/reverse.h"
 #include "compression/spec.h"
 #include "engine/base/num.h"
+#include "engine/run/reverse.h"
 
 static uint64_t layer_pages(const pd_hparams *hp, size_t slots) {
     const uint64_t heads = hp->n_head_kv;

@@ -48,18 +48,40 @@ int case_group_end(void **state) {
     return 0;
 }
 
+/* A file of what o->data makes; path is a template of mkstemp. */
+static void write_data(const char *model_path, const case_opts *o, char *data_path) {
+    pd_err err = {0};
+    pd_gguf *g;
+    uint64_t key = 0;
+    pd_hparams hp;
+    const int fd = mkstemp(data_path);
+    assert_true(fd >= 0);
+    close(fd);
+    if (pd_gguf_open(&g, model_path, &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK || pd_model_hparams(g, NULL, &hp, &err) != PD_OK)
+        fail_msg("%s", err.msg);
+    const pd_press_model model = {.n_layer = hp.n_layer, .n_head = hp.n_head, .n_head_kv = hp.n_head_kv, .head_dim = hp.head_dim,
+                                  .n_embd = hp.n_embd, .n_ff = hp.n_ff};
+    pd_press_data *d = o->data(&model, key, g, o->data_arg);
+    if (pd_press_data_save(d, data_path, "tiny", &err) != PD_OK) fail_msg("%s", err.msg);
+    pd_press_data_close(d);
+    pd_gguf_close(g);
+}
+
 pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o) {
     static const case_opts none;
     if (!o) o = &none;
+    char data_path[] = "/tmp/pressd-test-data-XXXXXX";
+    if (o->data) write_data(case_model(arch, type), o, data_path);
     const pd_engine_opts opts = {
         .model_path = case_model(arch, type), .compute = o->compute,
         .n_threads = o->threads ? o->threads : 1, .cpu_mask = o->scalar ? 0 : ~0u, .ctx_size = o->ctx,
         .parallel = o->parallel ? o->parallel : 16, .kv_bytes = o->kv_bytes ? o->kv_bytes : 8u << 20,
-        .queue_max = o->queue, .draft_tokens = o->draft_tokens,
+        .queue_max = o->queue, .draft_tokens = o->draft_tokens, .press_data = o->data ? data_path : NULL,
     };
     pd_engine *e = NULL;
     pd_err err = {0};
     if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
+    if (o->data) unlink(data_path);
     return e;
 }
 

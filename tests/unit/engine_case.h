@@ -3,6 +3,8 @@
 #ifndef PD_TESTS_UNIT_ENGINE_CASE_H
 #define PD_TESTS_UNIT_ENGINE_CASE_H
 
+#include "compression/press_data.h"
+#include "engine/gguf/gguf.h"
 #include "engine/run/engine.h"
 #include "tests/unit/tiny_model.h"
 
@@ -14,7 +16,10 @@ const char *case_model(tiny_arch arch, tiny_type type);
 void case_cleanup(void);
 int case_group_end(void **state); /* the same, for cmocka */
 
-/* parallel 16, pool 8 MiB, 1 thread, whatever the CPU has, unless `o` says more
+/* New press data of that model in file g. */
+typedef pd_press_data *(*case_data)(const pd_press_model *model, uint64_t key, const pd_gguf *g, const void *arg);
+
+/* parallel 16, pool 8 MiB, 1 thread, whatever the CPU has, no press data, unless `o` says more
  * (0 = as here; a mask of 0 is asked for by `scalar`). */
 typedef struct {
     pd_compute compute;
@@ -22,6 +27,8 @@ typedef struct {
     bool scalar;
     uint64_t kv_bytes;
     size_t ctx;
+    case_data data;
+    const void *data_arg;
 } case_opts;
 pd_engine *case_open(tiny_arch arch, tiny_type type, const case_opts *o);
 

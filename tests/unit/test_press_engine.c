@@ -8,31 +8,12 @@
 #include "engine/run/engine.h"
 #include "tests/unit/engine_case.h"
 
-#include <unistd.h>
-
 enum { N_PROMPT = 210, N_NEW = 40 };
 
-/* An engine with random press data of every set. */
-static pd_engine *open_with_data(tiny_arch arch, pd_engine **ret) {
-    char path[] = "/tmp/pressd-test-data-XXXXXX";
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
-    pd_err err = {0};
-    pd_gguf *g;
-    uint64_t key = 0;
-    pd_engine *e = case_open(arch, TINY_Q8_0, NULL);
-    if (pd_gguf_open(&g, case_model(arch, TINY_Q8_0), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK) fail_msg("%s", err.msg);
-    pd_gguf_close(g);
-    pd_press_data *d = pd_case_data_of(5, &pd_engine_get_info(e)->press_model, key);
-    if (pd_press_data_save(d, path, "tiny", &err) != PD_OK) fail_msg("%s", err.msg);
-    pd_press_data_close(d);
-    pd_engine_close(e);
-    const pd_engine_opts opts = {.model_path = case_model(arch, TINY_Q8_0), .press_data = path, .n_threads = 2, .cpu_mask = ~0u,
-                                 .parallel = 16, .kv_bytes = 8u << 20};
-    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
-    unlink(path);
-    return *ret = e;
+/* Random press data of every set. */
+static pd_press_data *drawn(const pd_press_model *model, uint64_t key, const pd_gguf *g, const void *arg) {
+    (void)g, (void)arg;
+    return pd_case_data_of(5, model, key);
 }
 
 static void expect_pages(const char *text, const answer *a) {
@@ -49,8 +30,8 @@ static void every_press_serves(void **state) {
     int32_t prompt[N_PROMPT];
     case_prompt(prompt, N_PROMPT, 31);
     for (size_t m = 0; m < 2; m++) {
-        pd_engine *e;
-        const pd_press_model *model = &pd_engine_get_info(open_with_data(archs[m], &e))->press_model;
+        pd_engine *e = case_open(archs[m], TINY_Q8_0, &(case_opts){.threads = 2, .data = drawn});
+        const pd_press_model *model = &pd_engine_get_info(e)->press_model;
         ask q = {.tokens = prompt, .n = N_PROMPT, .max_tokens = N_NEW, .logprobs = 10, .press_seed = 9};
         answer *dense = case_run(e, &q);
         size_t pressed = 0, reading = 0;

@@ -18,7 +18,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { M = 8, N = 200, RANK = 3 };
 static const int32_t row_ids[M] = {7, 250, 99, 3, 181, 64, 12, 140};
@@ -36,46 +35,33 @@ static void embeddings(const pd_gguf *g, bool gemma, size_t n_embd, float *x) {
     free(raw);
 }
 
-/* Both variants' rows, with a drawn adapter of all projections or none; with `opts`. */
-static pd_engine *open_with(tiny_arch arch, tiny_type type, bool adapter, pd_engine_opts opts) {
-    char path[] = "/tmp/pressd-test-restore-XXXXXX";
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
-    pd_err err = {0};
-    pd_gguf *g;
-    uint64_t key = 0;
-    pd_hparams hp;
+typedef struct {
+    bool gemma, adapter;
+} rows;
+
+/* Both variants' rows, with a drawn adapter of all projections or none. */
+static pd_press_data *drawn(const pd_press_model *model, uint64_t key, const pd_gguf *g, const void *arg) {
+    const rows *want = arg;
     pd_press_data *d = NULL;
-    if (pd_gguf_open(&g, case_model(arch, type), &err) != PD_OK || pd_model_key(g, &key, &err) != PD_OK ||
-        pd_model_hparams(g, NULL, &hp, &err) != PD_OK)
-        fail_msg("%s", err.msg);
-    const pd_press_model model = {.n_layer = hp.n_layer, .n_head = hp.n_head, .n_head_kv = hp.n_head_kv, .head_dim = hp.head_dim,
-                                  .n_embd = hp.n_embd, .n_ff = hp.n_ff};
-    assert_int_equal(pd_press_data_new(&d, &model, key, &err), PD_OK);
+    assert_int_equal(pd_press_data_new(&d, model, key, NULL), PD_OK);
     pd_rng rng = {77};
     for (int plus = 0; plus < 2; plus++) {
         const int first = plus ? PD_DATA_RESTORE_PLUS : PD_DATA_RESTORE;
         pd_press_data_set_added(d, plus ? PD_SET_RESTORE_PLUS : PD_SET_RESTORE, M, RANK);
-        embeddings(g, arch == TINY_GEMMA3, hp.n_embd, pd_press_data_put(d, (pd_data_id)first));
-        for (int id = first + 1; adapter && id < first + 1 + 2 * PD_PROJ_N; id++) {
+        embeddings(g, want->gemma, model->n_embd, pd_press_data_put(d, (pd_data_id)first));
+        for (int id = first + 1; want->adapter && id < first + 1 + 2 * PD_PROJ_N; id++) {
             float *t = pd_press_data_put(d, (pd_data_id)id);
             for (size_t i = 0; i < pd_press_data_elems(d, (pd_data_id)id); i++) t[i] = 0.3f * pd_rng_f32(&rng);
         }
     }
-    if (pd_press_data_save(d, path, "tiny", &err) != PD_OK) fail_msg("%s", err.msg);
-    pd_press_data_close(d);
-    pd_gguf_close(g);
-    opts.model_path = case_model(arch, type);
-    opts.press_data = path;
-    opts.cpu_mask = ~0u;
-    if (!opts.n_threads) opts.n_threads = 1;
-    if (!opts.parallel) opts.parallel = 16;
-    if (!opts.kv_bytes) opts.kv_bytes = 8u << 20;
-    pd_engine *e;
-    if (pd_engine_open(&e, &opts, NULL, NULL, &err) != PD_OK) fail_msg("%s", err.msg);
-    unlink(path);
-    return e;
+    return d;
+}
+
+static pd_engine *open_with(tiny_arch arch, tiny_type type, bool adapter, case_opts opts) {
+    const rows want = {arch == TINY_GEMMA3, adapter};
+    opts.data = drawn;
+    opts.data_arg = &want;
+    return case_open(arch, type, &opts);
 }
 
 /* ---- what follows, against the reference ---- */
@@ -127,7 +113,7 @@ static void added_tokens_equal_the_masked_reference(void **state) {
         const bool gemma = cases[c].arch == TINY_GEMMA3;
         int32_t prompt[N];
         case_prompt(prompt, N, 40 + c);
-        pd_engine *e = open_with(cases[c].arch, TINY_F32, false, (pd_engine_opts){.compute = PD_COMPUTE_F32});
+        pd_engine *e = open_with(cases[c].arch, TINY_F32, false, (case_opts){.compute = PD_COMPUTE_F32});
         ref_model *m = ref_open(case_model(cases[c].arch, TINY_F32));
         ask q = {.tokens = prompt, .n = N, .press = cases[c].press, .scope = cases[c].scope, .explain = true};
         answer *x = case_run(e, &q);
@@ -159,7 +145,7 @@ static void added_rows_are_of_the_budget(void **state) {
     } cases[] = {{"restorekv@0.5", 0.5, 0}, {"restorekv:kvzip_plus_normalization=true@0.75", 0.75, 0}, {"restorekv", 0, 40}, {"restorekv@0.99", 0.99, 0}};
     int32_t prompt[N];
     case_prompt(prompt, N, 3);
-    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (pd_engine_opts){0});
+    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (case_opts){0});
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         ask q = {.tokens = prompt, .n = N, .press = cases[c].press, .max_tokens = 30};
         if (cases[c].count) q.budget = PD_BUDGET_TOKENS, q.amount = cases[c].count;
@@ -197,7 +183,7 @@ static void without_eviction_nothing_is_added(void **state) {
     } cases[] = {{"restorekv@0", NULL, N}, {"restorekv@0.5", "scope shorter than the press needs", M}};
     int32_t prompt[N];
     case_prompt(prompt, N, 4);
-    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (pd_engine_opts){0});
+    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (case_opts){0});
     for (size_t c = 0; c < 2; c++) {
         ask q = {.tokens = prompt, .n = cases[c].n, .max_tokens = 20, .logprobs = 5};
         answer *dense = case_run(e, &q);
@@ -220,7 +206,7 @@ static void positions_are_taken(void **state) {
     (void)state;
     int32_t prompt[N];
     case_prompt(prompt, N, 4);
-    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (pd_engine_opts){.ctx_size = N + M + 10});
+    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (case_opts){.ctx = N + M + 10});
     ask q = {.tokens = prompt, .n = N, .max_tokens = 10, .press = "restorekv@0.5"};
     case_drop(case_run(e, &q));
     pd_job *job = NULL;
@@ -242,7 +228,7 @@ static void later_presses_leave_what_was_added(void **state) {
     (void)state;
     int32_t prompt[N];
     case_prompt(prompt, N, 5);
-    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (pd_engine_opts){0});
+    pd_engine *e = open_with(TINY_LLAMA, TINY_Q8_0, true, (case_opts){0});
     size_t least[2], most[2];
     for (int restore = 0; restore < 2; restore++) {
         answer *a = case_run(e, &(ask){.tokens = prompt, .n = N, .press = restore ? "restorekv@0.5" : "kvzip@0.5", .max_tokens = 33,
@@ -268,12 +254,12 @@ static void company_threads_and_guesses_change_nothing(void **state) {
     case_prompt(prompt, N, 6);
     for (int gemma = 0; gemma < 2; gemma++) {
         const tiny_arch arch = gemma ? TINY_GEMMA3 : TINY_LLAMA;
-        pd_engine *e = open_with(arch, TINY_Q4_1, true, (pd_engine_opts){0});
-        pd_engine *three = open_with(arch, TINY_Q4_1, true, (pd_engine_opts){.n_threads = 3});
+        pd_engine *e = open_with(arch, TINY_Q4_1, true, (case_opts){0});
+        pd_engine *three = open_with(arch, TINY_Q4_1, true, (case_opts){.threads = 3});
         const ask like = {.tokens = prompt, .n = N, .scope = 130, .max_tokens = 24, .logprobs = 5};
         case_expect_company(e, three, &like, press, 3);
         pd_engine_close(three);
-        pd_engine *guess = open_with(arch, TINY_Q4_1, true, (pd_engine_opts){.draft_tokens = 4});
+        pd_engine *guess = open_with(arch, TINY_Q4_1, true, (case_opts){.draft_tokens = 4});
         for (size_t i = 0; i < N; i++) prompt[i] = prompt[i % 10]; /* worth guessing */
         ask q = like;
         q.press = press[0];
@@ -337,7 +323,7 @@ static void the_adapter_matters(void **state) {
     case_prompt(prompt, N, 8);
     float first[2];
     for (int adapter = 0; adapter < 2; adapter++) {
-        pd_engine *e = open_with(TINY_LLAMA, TINY_Q4_1, adapter, (pd_engine_opts){0});
+        pd_engine *e = open_with(TINY_LLAMA, TINY_Q4_1, adapter, (case_opts){0});
         answer *a = case_run(e, &(ask){.tokens = prompt, .n = N, .scope = 150, .max_tokens = 1, .logprobs = 1, .press = "restorekv@0.8"});
         first[adapter] = a->top[0][0].logprob;
         case_drop(a);
