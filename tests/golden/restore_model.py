@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write data/restore_<name>.json.gz: what kvpress 0.5.5's RestoreKVPress keeps and says, for check_restore.py.
+"""Write what kvpress 0.5.5's RestoreKVPress keeps and says, for check_restore.py: data/restore_<name>.json.gz, or of a
+seeded model data/arch_<name>_restore.json.gz.
 
     restore_model.py NAME... [MODEL.gguf] [--out DIR]
 
@@ -118,7 +119,7 @@ def record(name, path, model, seeded, out):
                     entry["presses"][wire] = e = one_press(model, peer, tokenizer, lambda m: Restored(0.5, **options), ids, pressed)
                 print(f"  {name} {title}, {len(ids)} tokens, {wire}: {e['walk']['text']!r}", file=sys.stderr)
             doc["prompts"].append(entry)
-    recorded.save(os.path.join(out, f"restore_{name}.json.gz"), doc)
+    recorded.save(os.path.join(out, f"arch_{name}_restore.json.gz" if seeded else f"restore_{name}.json.gz"), doc)
 
 
 def main():

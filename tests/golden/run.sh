@@ -8,33 +8,34 @@
 #   PRESSD_TEST_VOCABS       a folder filled by fetch_vocabs.sh: published chat templates
 #   PRESSD_GOLDEN_MODES      "f32 int8"
 #   PRESSD_TEST_LONG         1: prompts of 3,000 tokens, longer walks, more texts too (some 20 minutes)
-#   PRESSD_READS             likewise golden_reads
-#   PRESSD_CODES             likewise golden_codes
-#   PRESSD_KV_TYPES          golden_kv_types, if it is not where the build puts it beside PRESSD_BIN
+#   PRESSD_PROGRAMS          the folder of golden_*, if it is not where the build puts it beside PRESSD_BIN
 #
 # A model that is not given is skipped, and said so; with none at all the suite fails.
 # Ends in `N passed, N failed`.
 set -uo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd) top=$(cd "$(dirname "$0")/../.." && pwd)
+programs=${PRESSD_PROGRAMS:-$(dirname "${PRESSD_BIN:-build/server/pressd}")/../tests/golden}
 python=${PRESSD_PYTHON:-python3}
 passed=0 failed=0 models=0
 
-# Run one checker against a fresh server and add its last line to the tally.
-check() { # model mode program golden [server's options]
-    local out
-    out=$("$python" "$here/with_server.py" "$1" --compute "$2" "${@:5}" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2" 2>&1 | tee >(cat >&2))
-    local code=$?
-    local good bad
+# Run a checker and add its last line to the count.
+tally() { # command ...
+    local out code good=0 bad=1
+    out=$("$@" 2>&1 | tee >(cat >&2))
+    code=$?
     if [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
         good=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
     elif [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]]; then
         bad=${BASH_REMATCH[2]} good=$((BASH_REMATCH[1] - bad))
-    else
-        good=0 bad=1
     fi
     # a checker that says it is fine must also have ended well, and the server with it
     if [ $code != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
     passed=$((passed + good)) failed=$((failed + bad))
+}
+
+# A checker of goldens against a fresh server.
+check() { # model mode program golden [server's options]
+    tally "$python" "$here/with_server.py" "$1" --compute "$2" "${@:5}" -- "$python" "$here/$3" {url} --golden "$4" --mode "$2"
 }
 
 suite() { # name model
@@ -54,22 +55,9 @@ suite() { # name model
     done
 }
 
-# fastkvzip, whose gates are drawn, imported and served
-gates() { # name model
-    [ -n "$2" ] || return 0
-    out=$("$python" "$here/check_gates.py" "$2" "$here/data/gates_$1.json.gz" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] || out="1 checks, 1 failures"
-    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] &&
-        passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
-}
-
-# restorekv, whose rows and adapters are drawn, imported and served
-restore() { # name model
-    [ -n "$2" ] && [ -f "$here/data/restore_$1.json.gz" ] || return 0
-    out=$("$python" "$here/check_restore.py" "$2" "$here/data/restore_$1.json.gz" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] || out="1 checks, 1 failures"
-    [[ $out =~ ([0-9]+)\ checks,\ ([0-9]+)\ failures$ ]] &&
-        passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2])) failed=$((failed + BASH_REMATCH[2]))
+# Presses whose data are drawn, imported and served: fastkvzip's gates, restorekv's rows and adapters.
+imported() { # gates|restore model golden
+    if [ -n "$2" ] && [ -f "$here/data/$3.json.gz" ]; then tally "$python" "$here/check_$1.py" "$2" "$here/data/$3.json.gz"; fi
 }
 
 # Small seeded models, one per architecture: made here, judged by recorded numbers (arch.py).
@@ -86,27 +74,22 @@ architectures() {
             [ -f "$here/data/arch_${name}_$kind.json.gz" ] || continue
             check "$dir/$name.gguf" f32 check_presses.py "$here/data/arch_${name}_$kind.json.gz" "${args[@]}"
         done
-        restore "$name" "$dir/$name.gguf"
+        imported restore "$dir/$name.gguf" "arch_${name}_restore"
     done
     rm -rf "$dir"
-    local out
-    out=$("$python" "$here/check_refused.py" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    tally "$python" "$here/check_refused.py"
 }
 
 # Published chat templates by our interpreter and by Jinja2, and the calls that they write by our reader.
 templates() {
-    local out vocabs=${PRESSD_TEST_VOCABS:-} tests script
+    local vocabs=${PRESSD_TEST_VOCABS:-} tests script
     tests=$(dirname "${PRESSD_BIN:-build/server/pressd}")/../tests/unit
     if [ -z "$vocabs" ]; then
         echo "skipped templates: no PRESSD_TEST_VOCABS"
         return
     fi
     for script in test_templates.py:render_template test_calls.py:read_calls; do
-        out=$("$python" "$here/${script%:*}" "$tests/${script#*:}" "$vocabs"/templates* 2>&1 | tee >(cat >&2))
-        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+        tally "$python" "$here/${script%:*}" "$tests/${script#*:}" "$vocabs"/templates*
     done
 }
 
@@ -114,57 +97,37 @@ templates
 architectures
 suite smollm2 "${PRESSD_TEST_MODEL:-}"
 suite gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
-gates smollm2 "${PRESSD_TEST_MODEL:-}"
-gates gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
-restore smollm2 "${PRESSD_TEST_MODEL:-}"
-restore gemma3 "${PRESSD_TEST_MODEL_GEMMA:-}"
-if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    out=$("$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-fi
-if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    kv_types=${PRESSD_KV_TYPES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_kv_types} top=$here/../..
-    out=$(PRESSD_KV_COMPUTE=f32 "$kv_types" "$PRESSD_TEST_MODEL" "$top/LICENSE" ${PRESSD_TEST_LONG:+"$top/engine/kernels/scalar.c"} 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-fi
+for kind in gates restore; do
+    imported "$kind" "${PRESSD_TEST_MODEL:-}" "${kind}_smollm2"
+    imported "$kind" "${PRESSD_TEST_MODEL_GEMMA:-}" "${kind}_gemma3"
+done
+# What the quality of stores and readings is held to, in programs of their own beside PRESSD_BIN.
 reads() { # MODEL values|flat|pages TEXT...; in f32, the README's numbers, minutes a text
-    out=$(PRESSD_KV_COMPUTE=${PRESSD_TEST_LONG:+f32} "${PRESSD_READS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_reads}" "$@" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    PRESSD_KV_COMPUTE=${PRESSD_TEST_LONG:+f32} tally "$programs/golden_reads" "$@"
 }
+
+# Data measured from the text that ships, judged on a licence: some five minutes.
+measured() { # model
+    local dir text=$top/config/examples/calibration.txt
+    dir=$(mktemp -d) || return
+    PRESSD_KV_COMPUTE=f32 tally "$programs/golden_kv_types" "$1" "$top/LICENSE" ${PRESSD_TEST_LONG:+"$top/engine/kernels/scalar.c"}
+    "$PRESSD_BIN" calibrate -m "$1" --text "$text" -o "$dir/data" --only eigen,joint --tokens 16384 2>"$dir/log" >"$dir/energy" || cat "$dir/log" >&2
+    tally "$python" "$here/check_energy.py" <"$dir/energy"
+    tally "$programs/golden_kv_types" "$1" --press-data "$dir/data" "$top/LICENSE"
+    tally "$programs/golden_sals" "$1" "$dir/data" "$top/LICENSE"
+    "$PRESSD_BIN" calibrate -m "$1" --text "$text" -o "$dir/codes" --only codes --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
+    tally "$programs/golden_codes" "$1" "$dir/codes" "$top/LICENSE"
+    rm -rf "$dir"
+}
+
 if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    reads "$PRESSD_TEST_MODEL" values "$here/../../LICENSE" ${PRESSD_TEST_LONG:+"$here/../../engine/kernels/scalar.c"}
-    reads "$PRESSD_TEST_MODEL" pages "$here/../../compression/README.md"
+    tally "$python" "$here/check_calibrate.py" "$PRESSD_TEST_MODEL"
+    reads "$PRESSD_TEST_MODEL" values "$top/LICENSE" ${PRESSD_TEST_LONG:+"$top/engine/kernels/scalar.c"}
+    reads "$PRESSD_TEST_MODEL" pages "$top/config/examples/calibration.txt"
+    measured "$PRESSD_TEST_MODEL"
 fi
 if [ -n "${PRESSD_TEST_MODEL_GEMMA:-}" ] && [ -n "${PRESSD_TEST_LONG:-}" ]; then
-    reads "$PRESSD_TEST_MODEL_GEMMA" flat "$here/../../LICENSE"
-fi
-# Keys and values in fewer numbers, their bases measured on our own words and judged on a licence: some three minutes.
-if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    dir=$(mktemp -d)
-    cat "$top"/*.md "$top"/compression/README.md "$top"/tests/*/README.md >"$dir/text"
-    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only eigen,joint --tokens 16384 2>"$dir/log" >"$dir/energy" || cat "$dir/log" >&2
-    out=$("$python" "$here/check_energy.py" <"$dir/energy" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-    for run in "$kv_types $PRESSD_TEST_MODEL --press-data" "${PRESSD_SALS:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_sals} $PRESSD_TEST_MODEL"; do
-        out=$($run "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
-        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-        [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-    done
-    rm -rf "$dir"
-fi
-# Keys as product codes, their books made from our own words and judged on a licence: some two minutes.
-if [ -n "${PRESSD_TEST_MODEL:-}" ]; then
-    dir=$(mktemp -d)
-    cat "$top"/*.md "$top"/compression/README.md "$top"/tests/*/README.md >"$dir/text"
-    "$PRESSD_BIN" calibrate -m "$PRESSD_TEST_MODEL" --text "$dir/text" -o "$dir/data" --only codes --tokens 16384 2>"$dir/log" || cat "$dir/log" >&2
-    out=$("${PRESSD_CODES:-$(dirname "$PRESSD_BIN")/../tests/golden/golden_codes}" "$PRESSD_TEST_MODEL" "$dir/data" "$top/LICENSE" 2>&1 | tee >(cat >&2))
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] || out="0 passed, 1 failed"
-    [[ $out =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-    rm -rf "$dir"
+    reads "$PRESSD_TEST_MODEL_GEMMA" flat "$top/LICENSE"
 fi
 if [ $models = 0 ]; then
     echo "set PRESSD_TEST_MODEL or PRESSD_TEST_MODEL_GEMMA to a GGUF file"
